@@ -1,0 +1,30 @@
+# `make` alone lists what there is to do.
+.DEFAULT_GOAL := help
+.PHONY: help run test lint fmt demo
+
+# The browser tests drive the binary that `cargo test` has just built.
+target_dir := $(abspath $(or $(CARGO_TARGET_DIR),target))
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## one instance for this machine, no set-up: http://127.0.0.1:8080
+	cargo run --release -- serve --dev
+
+test: ## install what is missing, then every test: Rust, SDK, browser
+	scripts/setup
+	cargo test
+	cd client-demo && npm test
+	GATEWAY_BIN=$(target_dir)/debug/tidings node --test tests/browser/*.test.*js
+
+lint: ## format, clippy, docs and dependencies, warnings denied
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	cargo deny check bans licenses sources
+
+fmt: ## format the Rust sources
+	cargo fmt
+
+demo: ## two instances on a Redis of their own; Ctrl-C stops all
+	@scripts/demo

@@ -1,0 +1,34 @@
+/** What the gateway answered when it refused. */
+export class Refusal extends Error {
+  constructor(status, code, message) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+async function post(path, body) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify(body),
+    });
+  } catch {
+    throw new Error('The gateway cannot be reached.');
+  }
+  const answer = await response.json().catch(() => null);
+  if (response.ok) return answer;
+  const { code = 'unknown', message = `It answered ${response.status}.` } = answer?.error ?? {};
+  throw new Refusal(response.status, code, message);
+}
+
+/** @returns {Promise<string>} a JWT for the user */
+export async function fetchToken(user) {
+  return (await post('demo/token', { user })).token;
+}
+
+export function publish(user, data) {
+  return post('demo/publish', { user, data });
+}

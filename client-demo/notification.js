@@ -1,0 +1,46 @@
+import { el, time } from './dom.js';
+
+const MOST_SHOWN = 4_000; // characters of one notification's data
+
+function clip(text, most) {
+  return text.length > most ? `${text.slice(0, most)}… (${text.length - most} more characters)` : text;
+}
+
+const isText = (value) => typeof value === 'string' && value.trim() !== '';
+
+/** The words a notification brings along: a title, a body, or both; null where it is data only. */
+function wordsOf(event, data) {
+  if (isText(data)) return { title: clip(data, 200), body: null };
+  const title = isText(data?.title) ? clip(data.title, 200) : null;
+  const body = isText(data?.body) ? clip(data.body, 500) : null;
+  return title || body ? { title: title ?? event, body } : null;
+}
+
+const nameOf = (event) => (event === 'notification' ? 'Notification' : event);
+
+/** What a toast says. */
+export function summary(event, data) {
+  const words = wordsOf(event, data);
+  if (words) return words;
+  const oneLine = JSON.stringify(data, null, 1).replace(/\s+/g, ' '); // With spaces, so that it may wrap.
+  return { title: nameOf(event), body: clip(oneLine, 120) };
+}
+
+/** One row of the list. Data that is more than its words is shown whole. */
+export function row({ event, data }) {
+  const words = wordsOf(event, data);
+  const saysAll = words && (isText(data) || Object.keys(data).every((key) => key === 'title' || key === 'body'));
+  return el(
+    'li.notification',
+    { 'data-testid': 'notification' },
+    el(
+      'div.notification-head',
+      {},
+      el('h3', {}, words?.title ?? nameOf(event)),
+      time(new Date()),
+    ),
+    words && event !== 'notification' ? el('p', {}, el('span.event', {}, event)) : null,
+    words?.body ? el('p', {}, words.body) : null,
+    saysAll ? null : el('pre', { tabindex: '0' }, clip(JSON.stringify(data, null, 2), MOST_SHOWN)),
+  );
+}

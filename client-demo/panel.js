@@ -1,0 +1,151 @@
+import { fetchToken, Refusal } from './api.js';
+import { command, el, shellWord } from './dom.js';
+import { row } from './notification.js';
+import { Tidings } from './tidings.js';
+import { toast } from './toasts.js';
+
+const MOST_ROWS = 200;
+const EXAMPLE = '{"title":"Hello","body":"From a terminal"}';
+
+/** Why a connection is not there, in words. */
+function why({ code, reason }) {
+  if (code === 1000) return '';
+  if (code === 1006 || code === 'token_failed') return 'The gateway did not answer.';
+  if (code === 'no_token') return 'The gateway gives this user no token.';
+  const text = reason || (typeof code === 'number' ? `Closed with ${code}` : code);
+  return `${text[0].toUpperCase()}${text.slice(1)}${typeof code === 'number' && reason ? ` (${code})` : ''}.`;
+}
+
+/** The line that says how the connection is, with a countdown while it waits. */
+function stateLine(client) {
+  const word = el('span');
+  const countdown = el('span.countdown', { 'aria-hidden': 'true' }); // Read out each second, it would drown the rest.
+  const line = el('p.state', { 'data-testid': 'state', role: 'status' }, el('span.dot'), word, countdown);
+  const again = el('button.quiet.small', { type: 'button', 'data-testid': 'retry-now' }, 'Retry now');
+  again.addEventListener('click', () => client.connect());
+  const words = { idle: 'Idle', connecting: 'Connecting…', live: 'Live', waiting: 'Reconnecting', closed: 'Closed' };
+  let ticking;
+
+  const tick = (state) => {
+    countdown.textContent = ` in ${Math.max(1, Math.ceil((state.retryAt - Date.now()) / 1_000))} s`;
+  };
+  const show = (state) => {
+    clearInterval(ticking);
+    countdown.textContent = '';
+    line.dataset.state = state.name;
+    word.textContent = words[state.name];
+    const stopped = state.name === 'waiting' || state.name === 'closed';
+    again.hidden = !stopped;
+    again.textContent = state.name === 'closed' ? 'Connect again' : 'Retry now';
+    if (state.name !== 'waiting') return;
+    tick(state);
+    ticking = setInterval(tick, 250, state);
+  };
+  client.on('state', show);
+  show(client.state);
+  return { line, again };
+}
+
+/** What to do while nothing has come yet. */
+function emptyState(user) {
+  return el(
+    'div.empty',
+    {},
+    el('p.empty-title', {}, 'Nothing yet'),
+    el('p', {}, 'Send one with the form, or from a terminal. Through Redis:'),
+    command(`redis-cli publish ${shellWord(`user:${user}`)} '${EXAMPLE}'`),
+    el('p', {}, 'Or with the command of tidings itself:'),
+    command(`tidings publish ${shellWord(user)} '${EXAMPLE}'`),
+  );
+}
+
+/** The bounded list of what has arrived, newest first. */
+function notificationList(user) {
+  const list = el('ol.notifications', { tabindex: '0', 'aria-label': `Notifications of ${user}` });
+  const empty = emptyState(user);
+  const count = el('span.count', { 'aria-label': 'notifications received' }, '0');
+  const clear = el('button.link', { type: 'button' }, 'Clear');
+  const head = el('div.list-head', { hidden: true }, el('span.list-title', {}, 'Notifications'), count, clear);
+  let received = 0;
+  list.hidden = true;
+  clear.addEventListener('click', () => {
+    list.replaceChildren();
+    received = 0;
+    head.hidden = list.hidden = true;
+    empty.hidden = false;
+  });
+  const add = (frame) => {
+    received += 1;
+    count.textContent = received.toLocaleString();
+    empty.hidden = true;
+    head.hidden = list.hidden = false;
+    list.prepend(row(frame));
+    while (list.childElementCount > MOST_ROWS) list.lastElementChild.remove();
+  };
+  return { nodes: [head, list, empty], add };
+}
+
+/** The user's token: the one signed in with first, then a fresh one each time. */
+function tokens(user, first) {
+  return async () => {
+    const token = first ?? (await fetchToken(user).catch((failure) => {
+      // Asking again for what was refused is of no use, but for a limit of how often.
+      if (failure instanceof Refusal && failure.status < 500 && failure.status !== 429) return null;
+      throw failure;
+    }));
+    first = null;
+    return token;
+  };
+}
+
+/** One user's connection and what arrives over it. */
+export function userPanel(user, token, { signOut }) {
+  const client = new Tidings('ws', { token: tokens(user, token) });
+  const { line, again } = stateLine(client);
+  const list = notificationList(user);
+  const ids = el('p.ids', {}, ' '); // The connection's names while there is one, else why there is none.
+  const problem = el('p.result.bad', { role: 'status' });
+
+  client.on('welcome', ({ instance, connection }) => {
+    problem.textContent = '';
+    ids.replaceChildren(
+      'instance ', el('code', {}, instance), ' connection ', el('code', {}, connection),
+    );
+  });
+  client.on('state', (state) => {
+    if (state.name === 'waiting' || state.name === 'closed') ids.textContent = why(state);
+  });
+  client.on('event', (data, frame) => {
+    list.add(frame);
+    toast(user, frame.event, data);
+  });
+  client.on('gap', () => (problem.textContent = 'Some notifications were missed and are gone from the history.'));
+  client.on('error', (error) => {
+    if (client.state.name === 'live') problem.textContent = `${error.message} (${error.code})`;
+  });
+
+  const leave = el(
+    'button.link',
+    { type: 'button', 'data-testid': 'sign-out', 'aria-label': `Sign out ${user}` },
+    'Sign out',
+  );
+  leave.addEventListener('click', () => {
+    client.close();
+    signOut();
+  });
+  const title = el('h2', { tabindex: '-1', title: user }, el('span.who', {}, 'User '), user);
+  const node = el(
+    'article.card.panel',
+    { 'aria-label': `User ${user}`, 'data-user': user },
+    el('div.card-head', {}, title, leave),
+    el('div.status', {}, line, again),
+    ids,
+    problem,
+    ...list.nodes,
+  );
+  const focus = () => {
+    title.focus({ preventScroll: true });
+    node.scrollIntoView({ block: 'nearest' });
+  };
+  return { node, focus, isLive: () => client.state.name === 'live' };
+}

@@ -1,0 +1,84 @@
+// A WebSocket that does what a test says, and tokens to open it with.
+import { mock } from 'node:test';
+import { Tidings } from '../tidings.js';
+
+export const START = 1_800_000_000_000;
+
+/** Everything that is only waiting for promises has happened once this resolves (setImmediate is never mocked). */
+export const settled = () => new Promise((resolve) => setImmediate(resolve));
+
+/** A JWT of no key: the client never verifies one. `name` makes it differ from another. */
+export function jwt(name = 'a', lifeMs = 3_600_000, now = START) {
+  const part = (value) => Buffer.from(JSON.stringify(value)).toString('base64url');
+  return `${part({ alg: 'HS256' })}.${part({ sub: '42', jti: name, exp: (now + lifeMs) / 1000 })}.sig`;
+}
+
+export class FakeSocket {
+  readyState = 0;
+  sent = [];
+  closedByClient = false;
+
+  constructor(url, protocols) {
+    this.url = url;
+    this.protocols = protocols;
+    this.constructor.all.push(this);
+  }
+
+  send(text) {
+    this.sent.push(JSON.parse(text));
+  }
+
+  close() {
+    this.closedByClient = true;
+    this.readyState = 2;
+  }
+
+  /** What the gateway does. */
+  frame(frame) {
+    this.readyState = 1;
+    this.onmessage?.({ data: typeof frame === 'string' ? frame : JSON.stringify(frame) });
+  }
+
+  welcome(more = {}) {
+    const welcome = { connection: 'c1', user: '42', instance: 'i1', cursor: null, recovered: false };
+    this.frame({ type: 'welcome', ...welcome, heartbeat_ms: 25_000, ...more });
+  }
+
+  drop(code = 1006, reason = '') {
+    this.readyState = 3;
+    this.onclose?.({ code, reason });
+  }
+}
+
+/** Mocked timers and clock, a client on fake sockets, and a record of what it said. */
+export async function start(t, options = {}) {
+  mock.timers.enable({ apis: ['setTimeout', 'Date'], now: START });
+  const sockets = [];
+  class Socket extends FakeSocket {
+    static all = sockets;
+  }
+  let tokens = 0;
+  const token = t.mock.fn(options.token ?? (() => jwt(`token-${(tokens += 1)}`)));
+  const { url = 'wss://gateway.test/ws', ...rest } = options;
+  const client = new Tidings(url, { WebSocket: Socket, random: () => 0.5, ...rest, token });
+  t.after(() => {
+    client.close();
+    mock.timers.reset();
+  });
+  const heard = { state: [client.state], error: [], notification: [], event: [], welcome: [], reconnect: [], gap: [] };
+  for (const name of Object.keys(heard)) client.on(name, (value) => heard[name].push(value));
+  await settled();
+  const pass = async (ms) => {
+    mock.timers.tick(ms);
+    await settled();
+  };
+  return { client, sockets, token, heard, pass, last: () => sockets.at(-1) };
+}
+
+/** A client that is live and has been for long enough to count as stable. */
+export async function startLive(t, options) {
+  const it = await start(t, options);
+  it.last().welcome();
+  await it.pass(5_000);
+  return it;
+}

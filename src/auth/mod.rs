@@ -1,0 +1,21 @@
+//! Credentials in, identities out.
+
+mod credential;
+mod jwt;
+mod origin;
+
+pub(crate) use credential::bearer;
+pub use credential::{Credential, OFFERED_PROTOCOL, offers_tidings_v1};
+pub use jwt::{TokenError, Verifier, mint};
+pub use origin::OriginPolicy;
+
+use crate::protocol::UserId;
+
+/// Who a verified token speaks for, and until when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The user.
+    pub user: UserId,
+    /// The end of the token, in seconds since 1970, leeway not included.
+    pub expires: u64,
+}

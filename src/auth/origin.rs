@@ -1,0 +1,93 @@
+//! Which pages may connect (RFC 6454): the browser says where a page is from, and cannot be made to lie about it.
+
+/// The configured origins.
+#[derive(Debug, Clone)]
+pub struct OriginPolicy {
+    allowed: Vec<String>,
+    loopback: bool,
+}
+
+impl OriginPolicy {
+    /// `allowed` as in `server.allowed_origins`; with `loopback`, also every origin on this machine, and no other.
+    #[must_use]
+    pub fn new(allowed: &[String], loopback: bool) -> Self {
+        Self { allowed: allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect(), loopback }
+    }
+
+    /// Whether a page of this origin may use a token. No origin at all is no browser, and so no page.
+    #[must_use]
+    pub fn allows_token(&self, origin: Option<&str>) -> bool {
+        let Some(origin) = origin else { return true };
+        let origin = origin.to_ascii_lowercase();
+        if self.loopback && is_loopback(&origin) {
+            return true;
+        }
+        let unrestricted = self.allowed.is_empty() && !self.loopback;
+        unrestricted || self.allowed.iter().any(|pattern| matches(pattern, &origin))
+    }
+}
+
+fn matches(pattern: &str, origin: &str) -> bool {
+    let Some((scheme, domain)) = pattern.split_once("://*.") else { return pattern == origin };
+    let Some((origin_scheme, host)) = origin.split_once("://") else { return false };
+    let below = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix('.'));
+    scheme == origin_scheme && below.is_some_and(|labels| !labels.is_empty())
+}
+
+fn is_loopback(origin: &str) -> bool {
+    let Some((_, host)) = origin.split_once("://") else { return false };
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let loopback = name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    loopback || name == "localhost" || name.ends_with(".localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(allowed: &[&str], loopback: bool, origin: &str) -> bool {
+        let allowed: Vec<String> = allowed.iter().map(|origin| (*origin).to_owned()).collect();
+        OriginPolicy::new(&allowed, loopback).allows_token(Some(origin))
+    }
+
+    #[test]
+    fn an_exact_origin_matches_itself_alone() {
+        let list = ["https://app.example.com"];
+        assert!(allows(&list, false, "https://APP.example.com"));
+        for other in ["http://app.example.com", "https://app.example.com:444", "https://app.example.com.evil.org"] {
+            assert!(!allows(&list, false, other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_matches_any_depth_below_but_not_the_apex() {
+        let list = ["https://*.example.com"];
+        assert!(allows(&list, false, "https://a.example.com"));
+        assert!(allows(&list, false, "https://a.b.example.com"));
+        for other in
+            ["https://example.com", "https://.example.com", "https://evilexample.com", "http://a.example.com", "null"]
+        {
+            assert!(!allows(&list, false, other), "{other}");
+        }
+    }
+
+    #[test]
+    fn without_a_list_any_page_may_use_a_token() {
+        assert!(allows(&[], false, "https://anything.example"));
+    }
+
+    #[test]
+    fn on_a_development_machine_only_loopback_pages_may() {
+        for origin in ["http://localhost:8080", "http://127.0.0.1", "http://[::1]:3000", "https://app.localhost"] {
+            assert!(allows(&[], true, origin), "{origin}");
+        }
+        for origin in ["https://evil.example", "http://localhost.evil.example", "http://127.0.0.1.evil.example", "null"]
+        {
+            assert!(!allows(&[], true, origin), "{origin}");
+        }
+        assert!(allows(&["https://app.example"], true, "https://app.example"));
+    }
+}

@@ -1,0 +1,63 @@
+//! Exponential backoff with full jitter, shared by everything that reconnects.
+
+use std::time::Duration;
+
+/// Delays drawn evenly between zero and a ceiling that doubles with each attempt.
+#[derive(Debug)]
+pub struct Backoff {
+    base: Duration,
+    cap: Duration,
+    attempt: u32,
+}
+
+impl Backoff {
+    /// The first ceiling is `base`, the last `cap`.
+    #[must_use]
+    pub fn new(base: Duration, cap: Duration) -> Self {
+        Self { base, cap, attempt: 0 }
+    }
+
+    /// The next delay to wait.
+    pub fn next_delay(&mut self) -> Duration {
+        let ceiling = self.ceiling();
+        self.attempt = self.attempt.saturating_add(1);
+        ceiling.mul_f64(fastrand::f64())
+    }
+
+    /// Starts over, after a success.
+    pub fn reset(&mut self) {
+        self.attempt = 0;
+    }
+
+    fn ceiling(&self) -> Duration {
+        let factor = 1_u32.checked_shl(self.attempt).unwrap_or(u32::MAX);
+        self.base.saturating_mul(factor).min(self.cap)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ceiling_doubles_up_to_the_cap_and_starts_over() {
+        let (base, cap) = (Duration::from_millis(100), Duration::from_secs(2));
+        let mut backoff = Backoff::new(base, cap);
+        let mut ceilings = Vec::new();
+        for _ in 0..40 {
+            ceilings.push(backoff.ceiling().as_millis());
+            assert!(backoff.next_delay() <= cap);
+        }
+        assert_eq!(ceilings[..6], [100, 200, 400, 800, 1600, 2000]);
+        assert_eq!(ceilings[39], 2000);
+        backoff.reset();
+        assert_eq!(backoff.ceiling(), base);
+    }
+
+    #[test]
+    fn delays_are_spread() {
+        let delay = || Backoff::new(Duration::from_secs(1), Duration::from_secs(1)).next_delay();
+        let delays: Vec<_> = (0..100).map(|_| delay()).collect();
+        assert!(delays.iter().any(|d| d.as_millis() < 400) && delays.iter().any(|d| d.as_millis() > 600));
+    }
+}

@@ -1,0 +1,205 @@
+//! What joins instances and backends: Redis, or this process alone.
+//!
+//! Both keep the same contract, which one set of tests holds against both:
+//!
+//! * what is published for a user is heard by every subscribed instance, in publishing order, at most once;
+//! * hearing never waits for a client: the sink must not block;
+//! * presence changes are applied as a batch, and the set and its event change together;
+//! * a lost subscription is found and mended by itself, counted as a gap, and [`Backplane::not_ready`] says so.
+
+mod lease;
+mod memory;
+mod redis;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::protocol::{InstanceId, UserId};
+use crate::shutdown::Shutdown;
+pub use lease::{Applied, Batch};
+pub use memory::Memory;
+pub use redis::Redis;
+
+/// What a channel's name starts with, before the user's id.
+pub const USER_CHANNEL: &str = "user:";
+
+/// What the backplane hands to the router.
+#[derive(Debug, Clone, Copy)]
+pub enum Heard<'a> {
+    /// One published message.
+    Message {
+        /// The channel's whole name.
+        channel: &'a [u8],
+        /// What was published.
+        payload: &'a [u8],
+    },
+    /// Nothing more is at hand: write what was routed.
+    Pause,
+}
+
+/// Takes what is heard. Called from one place at a time, and must not block.
+pub type Sink = Arc<dyn Fn(Heard<'_>) + Send + Sync>;
+
+/// Why the backplane did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum BackplaneError {
+    /// Its configuration cannot work.
+    #[error("{0}")]
+    Config(String),
+    /// Redis refused, or the link to it failed.
+    #[error("redis: {0}")]
+    Redis(#[from] ::redis::RedisError),
+    /// No answer in time.
+    #[error("redis: no answer within {0:?}")]
+    Timeout(Duration),
+    /// A script answered something that it never should.
+    #[error("redis: unexpected answer {0}")]
+    Answer(String),
+}
+
+impl BackplaneError {
+    /// The label in metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "config",
+            Self::Timeout(_) => "timeout",
+            Self::Answer(_) => "answer",
+            Self::Redis(error) if error.is_io_error() => "connection",
+            Self::Redis(_) => "refused",
+        }
+    }
+}
+
+/// The two kinds.
+#[derive(Debug)]
+pub enum Backplane {
+    /// This process alone.
+    Memory(Memory),
+    /// A Redis server that every instance and backend shares.
+    Redis(Arc<Redis>),
+}
+
+impl Backplane {
+    /// The configured one; nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`BackplaneError::Config`] where the Redis URL or its certificate cannot be used.
+    pub fn new(config: &Config, instance: &InstanceId, metrics: &Arc<Metrics>) -> Result<Self, BackplaneError> {
+        match &config.redis.url {
+            None => Ok(Self::Memory(Memory::new())),
+            Some(url) => Redis::new(config, url, instance, Arc::clone(metrics)).map(|redis| Self::Redis(redis.into())),
+        }
+    }
+
+    /// Starts hearing, for as long as the instance runs.
+    pub fn subscribe(&self, sink: Sink, shutdown: &Shutdown) {
+        match self {
+            Self::Memory(memory) => memory.subscribe(sink),
+            Self::Redis(redis) => redis.subscribe(sink, shutdown),
+        }
+    }
+
+    /// Publishes JSON for a user, at most once; nothing is stored.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not confirm it.
+    pub async fn publish(&self, user: &UserId, json: &str) -> Result<(), BackplaneError> {
+        match self {
+            Self::Memory(memory) => {
+                memory.publish(user, json);
+                Ok(())
+            }
+            Self::Redis(redis) => redis.publish(user, json).await.map(|_| ()),
+        }
+    }
+
+    /// Why this instance would not hear everything now; `None` while it would.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Redis(redis) => redis.not_ready(),
+        }
+    }
+
+    /// `memory` or `redis`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory",
+            Self::Redis(_) => "redis",
+        }
+    }
+
+    /// Takes a lease for a fresh incarnation, which holds nobody yet.
+    ///
+    /// # Errors
+    /// [`BackplaneError`]; the incarnation must then not be used.
+    pub async fn register(&self, incarnation: &str) -> Result<(), BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(()),
+            Self::Redis(redis) => redis.register(incarnation).await,
+        }
+    }
+
+    /// Writes a batch of presence changes, an empty one too, and renews the lease.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where it is not known whether it was written: the same batch must be sent again.
+    pub async fn apply(&self, batch: &Batch) -> Result<Applied, BackplaneError> {
+        match self {
+            Self::Memory(memory) => {
+                memory.apply(batch);
+                Ok(Applied::Done)
+            }
+            Self::Redis(redis) => redis.apply(batch).await,
+        }
+    }
+
+    /// Ends an incarnation and takes its users offline, unless another holds them.
+    ///
+    /// # Errors
+    /// [`BackplaneError`]; the lease then ends by itself.
+    pub async fn release(&self, incarnation: &str) -> Result<(), BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(()),
+            Self::Redis(redis) => redis.release(incarnation).await,
+        }
+    }
+
+    /// Takes the users of incarnations whose lease has ended offline; gives how many it took from them.
+    ///
+    /// # Errors
+    /// [`BackplaneError`]; any instance may go on with it later.
+    pub async fn reap(&self) -> Result<u64, BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(0),
+            Self::Redis(redis) => redis.reap().await,
+        }
+    }
+
+    /// Some of the users who are online, at most about `limit`, and how many there are in all.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not answer.
+    pub async fn online(&self, limit: usize) -> Result<(Vec<String>, u64), BackplaneError> {
+        match self {
+            Self::Memory(memory) => Ok(memory.online(limit)),
+            Self::Redis(redis) => redis.online(limit).await,
+        }
+    }
+
+    /// Presence changes as they are published, as JSON; with Redis only where `server.demo` asks for them.
+    #[must_use]
+    pub fn presence_events(&self) -> broadcast::Receiver<Arc<str>> {
+        match self {
+            Self::Memory(memory) => memory.presence_events(),
+            Self::Redis(redis) => redis.presence_events(),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Connections to Redis: how they are made, and the one that carries commands.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, IntoConnectionInfo, ScriptInvocation,
+    TlsCertificates,
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use crate::backplane::BackplaneError;
+use crate::config;
+
+/// From nothing to a connection that has said hello.
+pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// From a command to its answer.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A quiet connection is checked this often by the system.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Makes connections, and keeps the one for commands; it is made when first needed and again after it failed.
+pub(super) struct Link {
+    client: Client,
+    commands: Mutex<Option<MultiplexedConnection>>,
+}
+
+impl Link {
+    pub(super) fn new(config: &config::Redis, url: &SecretString) -> Result<Self, BackplaneError> {
+        let bad_url = |error: redis::RedisError| BackplaneError::Config(format!("redis.url: {error}"));
+        let info: ConnectionInfo = url.expose_secret().into_connection_info().map_err(bad_url)?;
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive).set_user_timeout(KEEPALIVE * 2);
+        let info = info.set_tcp_settings(tcp);
+        let client = match &config.ca_file {
+            None => Client::open(info).map_err(bad_url)?,
+            Some(path) => {
+                let fail = |error: String| BackplaneError::Config(format!("redis.ca_file = {path:?}: {error}"));
+                let root_cert = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
+                let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
+                Client::build_with_tls(info, certificates).map_err(|error| fail(error.to_string()))?
+            }
+        };
+        Ok(Self { client, commands: Mutex::default() })
+    }
+
+    /// A connection of its own for a subscription.
+    pub(super) async fn pubsub(&self) -> Result<redis::aio::PubSub, BackplaneError> {
+        deadline(CONNECT_DEADLINE, self.client.get_async_pubsub()).await
+    }
+
+    /// Sends one command.
+    pub(super) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BackplaneError> {
+        let mut connection = self.connection().await?;
+        let answer = deadline(COMMAND_DEADLINE, command.query_async(&mut connection)).await;
+        self.forget_if_broken(&answer).await;
+        answer
+    }
+
+    /// Runs one script, loading it where Redis does not know it.
+    pub(super) async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, BackplaneError> {
+        let mut connection = self.connection().await?;
+        let answer = deadline(COMMAND_DEADLINE, script.invoke_async(&mut connection)).await;
+        self.forget_if_broken(&answer).await;
+        answer
+    }
+
+    async fn connection(&self) -> Result<MultiplexedConnection, BackplaneError> {
+        let mut commands = self.commands.lock().await;
+        if let Some(connection) = commands.as_ref() {
+            return Ok(connection.clone());
+        }
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_DEADLINE))
+            .set_response_timeout(Some(COMMAND_DEADLINE));
+        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
+        let connection = deadline(CONNECT_DEADLINE, connecting).await?;
+        *commands = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn forget_if_broken<T>(&self, answer: &Result<T, BackplaneError>) {
+        let broken = match answer {
+            Err(BackplaneError::Timeout(_)) => true,
+            Err(BackplaneError::Redis(error)) => {
+                error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error()
+            }
+            _ => false,
+        };
+        if broken {
+            *self.commands.lock().await = None;
+        }
+    }
+}
+
+/// Waits for Redis, but not for ever.
+pub(super) async fn deadline<T>(
+    limit: Duration,
+    answer: impl Future<Output = redis::RedisResult<T>>,
+) -> Result<T, BackplaneError> {
+    match timeout(limit, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(BackplaneError::Timeout(limit)),
+    }
+}

@@ -1,0 +1,151 @@
+//! The Redis backplane: pub/sub for messages, a lease design in Lua for presence.
+
+mod link;
+mod presence;
+mod subscriber;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::cmd;
+use secrecy::SecretString;
+use tokio::sync::broadcast;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::debug;
+
+use super::memory::EVENTS_KEPT;
+use super::{Applied, BackplaneError, Batch, Sink, USER_CHANNEL};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::protocol::{InstanceId, UserId};
+use crate::shutdown::Shutdown;
+use link::Link;
+use presence::Presence;
+
+/// How often a message of our own goes once round, through the command connection and back on the subscription.
+const PROBE_EVERY: Duration = Duration::from_secs(3);
+
+/// A subscription that was silent for this long, probes included, is dead.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub struct Redis {
+    link: Link,
+    presence: Presence,
+    probe_channel: String,
+    /// Subscribed to only where the demo shows it.
+    presence_channel: Option<String>,
+    events: broadcast::Sender<Arc<str>>,
+    subscription: Mutex<Subscription>,
+    metrics: Arc<Metrics>,
+}
+
+/// Whether the instance hears.
+#[derive(Debug, Clone)]
+enum Subscription {
+    Down { why: String },
+    Up { last_heard: Instant },
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redis").field("subscription", &*self.subscription.lock()).finish_non_exhaustive()
+    }
+}
+
+impl Redis {
+    /// Prepares the link; nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`BackplaneError::Config`] where the URL or the certificate cannot be used.
+    pub fn new(
+        config: &Config,
+        url: &SecretString,
+        instance: &InstanceId,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BackplaneError> {
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        Ok(Self {
+            link: Link::new(&config.redis, url)?,
+            presence: Presence::new(&config.presence),
+            probe_channel: format!("{}probe:{instance}", config.redis.prefix),
+            presence_channel: config.server.demo.then(|| config.presence.channel.clone()),
+            events,
+            subscription: Mutex::new(Subscription::Down { why: "not subscribed yet".into() }),
+            metrics,
+        })
+    }
+
+    pub(super) fn subscribe(self: &Arc<Self>, sink: Sink, shutdown: &Shutdown) {
+        let (redis, stopping) = (Arc::clone(self), shutdown.stopping().clone());
+        shutdown.spawn_service(async move {
+            let _ = stopping.run_until_cancelled(subscriber::run(&redis, &sink)).await;
+        });
+        let (redis, stopping) = (Arc::clone(self), shutdown.stopping().clone());
+        shutdown.spawn_service(async move {
+            let _ = stopping.run_until_cancelled(redis.probe()).await;
+        });
+    }
+
+    /// Keeps something to be heard on a quiet subscription, the long way round.
+    async fn probe(&self) {
+        let mut ticks = interval(PROBE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let probe = cmd("PUBLISH").arg(&self.probe_channel).arg("").to_owned();
+            if let Err(error) = self.counted(self.link.command::<i64>(&probe).await) {
+                debug!(%error, "probe not sent");
+            }
+        }
+    }
+
+    pub(super) async fn publish(&self, user: &UserId, json: &str) -> Result<u64, BackplaneError> {
+        let publish = cmd("PUBLISH").arg(format!("{USER_CHANNEL}{user}")).arg(json).to_owned();
+        self.counted(self.link.command(&publish).await)
+    }
+
+    pub(super) fn not_ready(&self) -> Option<String> {
+        match &*self.subscription.lock() {
+            Subscription::Down { why } => Some(format!("not subscribed to redis: {why}")),
+            Subscription::Up { last_heard } if last_heard.elapsed() > SILENT_AFTER => {
+                Some(format!("nothing heard from redis for {} s", last_heard.elapsed().as_secs()))
+            }
+            Subscription::Up { .. } => None,
+        }
+    }
+
+    fn set_subscription(&self, subscription: Subscription) {
+        self.metrics.backplane_up.set(i64::from(matches!(subscription, Subscription::Up { .. })));
+        *self.subscription.lock() = subscription;
+    }
+
+    pub(super) async fn register(&self, incarnation: &str) -> Result<(), BackplaneError> {
+        self.counted(self.presence.register(&self.link, incarnation).await)
+    }
+
+    pub(super) async fn apply(&self, batch: &Batch) -> Result<Applied, BackplaneError> {
+        self.counted(self.presence.apply(&self.link, batch).await)
+    }
+
+    pub(super) async fn release(&self, incarnation: &str) -> Result<(), BackplaneError> {
+        self.counted(self.presence.reap_one(&self.link, incarnation, true).await).map(|_| ())
+    }
+
+    pub(super) async fn reap(&self) -> Result<u64, BackplaneError> {
+        self.counted(self.presence.reap(&self.link).await)
+    }
+
+    pub(super) async fn online(&self, limit: usize) -> Result<(Vec<String>, u64), BackplaneError> {
+        self.counted(self.presence.online(&self.link, limit).await)
+    }
+
+    pub(super) fn presence_events(&self) -> broadcast::Receiver<Arc<str>> {
+        self.events.subscribe()
+    }
+
+    fn counted<T>(&self, result: Result<T, BackplaneError>) -> Result<T, BackplaneError> {
+        result.inspect_err(|error| self.metrics.backplane_errors.with_label_values(&[error.kind()]).inc())
+    }
+}

@@ -1,0 +1,126 @@
+//! The command line: one file per command.
+
+mod check_config;
+mod publish;
+mod serve;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, Layers};
+
+/// A realtime notification gateway: Redis PUBLISH in, browsers' WebSockets out, exact presence.
+#[derive(Debug, Parser)]
+#[command(name = "tidings", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an instance in the foreground
+    Serve(serve::Serve),
+    /// Print a token for a user, signed with the configured secret
+    Token(token::Token),
+    /// Publish one notification the way a backend would
+    Publish(publish::Publish),
+    /// Validate the configuration and print it, secrets masked
+    CheckConfig(check_config::CheckConfig),
+}
+
+/// Where the configuration comes from. Later wins: the file, `TIDINGS_…` variables, flags.
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// A TOML file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where browsers connect [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<String>,
+    /// Where operators and backends connect [default: 127.0.0.1:9090]
+    #[arg(long, value_name = "IP:PORT")]
+    admin_listen: Option<String>,
+    /// redis://, rediss:// or unix://
+    #[arg(long, value_name = "URL")]
+    redis_url: Option<String>,
+    /// text or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// trace, debug, info, warn or error
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Any other key, such as presence.lease=20s; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArgs {
+    fn layers(self, dev: bool) -> Result<Layers, ConfigError> {
+        let named = [
+            ("--listen", "server.listen", self.listen),
+            ("--admin-listen", "server.admin_listen", self.admin_listen),
+            ("--redis-url", "redis.url", self.redis_url),
+            ("--log-format", "log.format", self.log_format),
+            ("--log-level", "log.level", self.log_level),
+        ];
+        let mut flags: Vec<_> = named
+            .into_iter()
+            .filter_map(|(flag, key, value)| Some((flag.to_owned(), key.to_owned(), value?)))
+            .collect();
+        for pair in self.set {
+            let Some((key, value)) = pair.split_once('=') else {
+                return Err(ConfigError::new("--set: accepted is KEY=VALUE, such as presence.lease=20s"));
+            };
+            flags.push(("--set".to_owned(), key.to_owned(), value.to_owned()));
+        }
+        let env = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+            .collect();
+        Ok(Layers { file: self.config, env, flags, dev })
+    }
+
+    fn load(self, dev: bool) -> Result<Config, ConfigError> {
+        Config::load(self.layers(dev)?)
+    }
+}
+
+/// A wrong argument; exits with 2, as a wrong configuration does.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Runs the command line and gives its exit status: 0, 2 for a wrong command line, configuration or argument, else 1.
+#[must_use]
+pub fn run() -> ExitCode {
+    // A wrong command line ends in here, with 2.
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Serve(command) => command.run(),
+        Command::Token(command) => command.run(),
+        Command::Publish(command) => command.run(),
+        Command::CheckConfig(command) => command.run(),
+    };
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    complain(&error);
+    if error.is::<ConfigError>() || error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+}
+
+#[allow(clippy::print_stderr, reason = "a command's complaints go to standard error")]
+fn complain(error: &anyhow::Error) {
+    for line in format!("{error:#}").lines() {
+        eprintln!("tidings: {line}");
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "a command's answer goes to standard output")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}

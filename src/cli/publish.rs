@@ -1,0 +1,94 @@
+//! `tidings publish`: one notification, the way a backend would send it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use redis::AsyncConnectionConfig;
+use reqwest::{Client, StatusCode, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::{ConfigArgs, Usage, runtime, say};
+use crate::backplane::USER_CHANNEL;
+use crate::config::Config;
+use crate::protocol::{UserId, is_json};
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+pub(super) struct Publish {
+    /// Whom it is for
+    user: String,
+    /// The notification, as JSON text
+    json: String,
+    /// Publish over an instance's admin listener, whatever Redis is configured [default without Redis:
+    /// http://127.0.0.1:9090]
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+    /// Store it, so that a client that is away gets it later
+    #[arg(long)]
+    durable: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+impl Publish {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let user = UserId::new(&self.user).map_err(|error| Usage(format!("USER {:?}: {error}", self.user)))?;
+        if !is_json(&self.json) {
+            let hint = "accepted is one JSON value, such as '{\"hello\":\"world\"}' or '\"hello\"'";
+            return Err(Usage(format!("JSON: this is no JSON: {hint}")).into());
+        }
+        if self.durable {
+            return Err(Usage("--durable: this version stores nothing; publish without it".into()).into());
+        }
+        let config = self.config.load(false)?;
+        let done = match (&self.admin, &config.redis.url) {
+            (None, Some(url)) => runtime()?.block_on(over_redis(url, &user, &self.json))?,
+            (admin, _) => {
+                let admin = admin.as_deref().unwrap_or("http://127.0.0.1:9090");
+                runtime()?.block_on(over_http(admin, &config, &user, &self.json))?
+            }
+        };
+        say(&done);
+        Ok(())
+    }
+}
+
+async fn over_redis(url: &SecretString, user: &UserId, json: &str) -> anyhow::Result<String> {
+    // The library's errors do not show the URL, which may hold a password.
+    let client = redis::Client::open(url.expose_secret()).context("redis.url")?;
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(DEADLINE)).set_response_timeout(Some(DEADLINE));
+    let mut connection =
+        client.get_multiplexed_async_connection_with_config(&config).await.context("no connection to Redis")?;
+    let channel = format!("{USER_CHANNEL}{user}");
+    let heard: u64 = redis::cmd("PUBLISH").arg(channel).arg(json).query_async(&mut connection).await?;
+    let instances = if heard == 1 { "instance" } else { "instances" };
+    Ok(format!("published to user {user}: heard by {heard} {instances}"))
+}
+
+async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str) -> anyhow::Result<String> {
+    let mut url = Url::parse(admin)
+        .ok()
+        .filter(|url| ["http", "https"].contains(&url.scheme()))
+        .ok_or_else(|| Usage(format!("--admin {admin:?}: accepted is a URL such as http://127.0.0.1:9090")))?;
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(["v1", "users", user.as_str(), "notifications"]);
+    }
+    let data = RawValue::from_string(json.to_owned()).context("JSON")?;
+    let client = Client::builder().timeout(DEADLINE).build()?;
+    let mut request = client.post(url).json(&json!({"data": data}));
+    if let Some((_, key)) = config.admin_keys.first() {
+        request = request.bearer_auth(key.expose_secret());
+    }
+    let answer = request.send().await.with_context(|| format!("no answer from the admin listener at {admin}"))?;
+    let status = answer.status();
+    let body = answer.text().await.unwrap_or_default();
+    if status != StatusCode::ACCEPTED {
+        bail!("the admin listener at {admin} answered {status}: {body}");
+    }
+    Ok(format!("published to user {user} over {admin}"))
+}

@@ -1,0 +1,85 @@
+//! `tidings serve`: an instance in the foreground, until a signal.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::{ConfigArgs, runtime, say};
+use crate::config::{Config, Redis, secret_bytes};
+use crate::shutdown::Signals;
+use crate::{Gateway, log};
+
+/// An HMAC key as long as its hash (RFC 7518, section 3.2).
+const GOOD_SECRET_BYTES: usize = 32;
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// For one machine, with no set-up: memory backplane, random secret, demo page; loopback only
+    #[arg(long)]
+    dev: bool,
+    /// Write {"public":…,"admin":…,"instance":…,"pid":…} here once both listeners accept
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let mut config = self.config.load(self.dev)?;
+        log::init(config.log);
+        let secret = config.require_token_key()?;
+        if secret_bytes(secret).len() < GOOD_SECRET_BYTES {
+            warn!("auth.hmac_secret is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed");
+        }
+        if !self.dev && config.redis.url.is_none() {
+            info!(url = Redis::DEFAULT_URL, "redis.url is not set: using the default");
+            config.redis.url = Some(Redis::DEFAULT_URL.to_owned().into());
+        }
+        if config.server.demo && !self.dev {
+            warn!("server.demo is on: anybody who reaches this listener may sign in as any user");
+        }
+        runtime()?.block_on(serve(config, self.ready_file.as_deref()))
+    }
+}
+
+async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
+    let mut signals = Signals::install().context("cannot listen for signals")?;
+    let (dev, demo) = (config.dev, config.server.demo);
+    let gateway = Gateway::start(config)?;
+    let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
+    info!(%public, %admin, %instance, "listening");
+    if let Some(path) = ready_file {
+        let ready = json!({
+            "public": public.to_string(),
+            "admin": admin.to_string(),
+            "instance": instance.as_str(),
+            "pid": std::process::id(),
+        });
+        write_whole(path, &ready.to_string()).with_context(|| format!("--ready-file {}", path.display()))?;
+    }
+    if demo {
+        say(&format!("tidings: the demo page is at http://{public}/"));
+    }
+    if dev {
+        say("tidings: --dev keeps everything in memory unless a Redis URL is given: nothing survives a restart");
+    }
+
+    signals.next().await;
+    tokio::select! {
+        () = gateway.stop() => info!("stopped"),
+        () = signals.next() => anyhow::bail!("a second signal: stopped at once"),
+    }
+    Ok(())
+}
+
+/// Writes a file so that a reader sees all of it or none.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(format!(".{}", std::process::id()));
+    std::fs::write(&part, text)?;
+    std::fs::rename(&part, path)
+}

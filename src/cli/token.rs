@@ -1,0 +1,35 @@
+//! `tidings token`: a token for a user, and nothing else on standard output.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{ConfigArgs, Usage, say};
+use crate::auth::mint;
+use crate::config::parse_duration;
+use crate::protocol::UserId;
+
+#[derive(Debug, Args)]
+pub(super) struct Token {
+    /// Whom the token speaks for
+    user: String,
+    /// How long it lives: 30s, 5m, 1h, 7d
+    #[arg(long, default_value = "1h", value_parser = ttl)]
+    ttl: Duration,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "accepted is a duration such as 30s, 5m, 1h or 7d".to_owned())
+}
+
+impl Token {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let config = self.config.load(false)?;
+        let secret = config.require_token_key()?;
+        let user = UserId::new(&self.user).map_err(|error| Usage(format!("USER {:?}: {error}", self.user)))?;
+        say(&mint(&config.auth, secret, &user, self.ttl)?);
+        Ok(())
+    }
+}

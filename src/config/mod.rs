@@ -1,0 +1,444 @@
+//! File, environment and flags, merged and validated into one [`Config`] before any socket is opened.
+
+mod settings;
+mod value;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use toml::Value;
+
+use settings::{Settings, mask_url, text};
+pub use value::parse_duration;
+use value::{DURATION, boolean, format_duration, integer, list};
+
+/// Everything wrong with a configuration, one line each: the key, what was given, what is accepted.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(Vec<String>);
+
+impl ConfigError {
+    /// An error of one line.
+    #[must_use]
+    pub fn new(problem: impl Into<String>) -> Self {
+        Self(vec![problem.into()])
+    }
+}
+
+/// Where the layers come from, lowest first: file, environment, flags.
+#[derive(Debug, Default)]
+pub struct Layers {
+    /// `--config FILE`.
+    pub file: Option<PathBuf>,
+    /// Environment variables; those that do not start with `TIDINGS_` are ignored.
+    pub env: Vec<(String, String)>,
+    /// Flags, as (flag, key, value).
+    pub flags: Vec<(String, String, String)>,
+    /// `--dev`: one machine, no set-up.
+    pub dev: bool,
+}
+
+/// The configuration of one instance, valid as a whole.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The listeners and what they accept.
+    pub server: Server,
+    /// The backplane; without a URL it is the in-process one.
+    pub redis: Redis,
+    /// How tokens are verified.
+    pub auth: Auth,
+    /// Named keys of the admin listener; none leaves it open, on loopback only.
+    pub admin_keys: Vec<(String, SecretString)>,
+    /// Who is online.
+    pub presence: Presence,
+    /// The bound of each connection's queue.
+    pub outbox: Outbox,
+    /// Over how long the last connections are closed at a stop.
+    pub drain_window: Duration,
+    /// Sizes that are too much.
+    pub limits: Limits,
+    /// How it logs.
+    pub log: Log,
+    /// Run by `--dev`.
+    pub dev: bool,
+    effective: String,
+}
+
+/// Keys under `server.`.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Browsers connect here.
+    pub listen: SocketAddr,
+    /// Operators and backends connect here.
+    pub admin_listen: SocketAddr,
+    /// Origins that may connect; empty: any, for tokens.
+    pub allowed_origins: Vec<String>,
+    /// From accept to the end of the upgrade.
+    pub handshake_timeout: Duration,
+    /// From the upgrade to the `hello`.
+    pub hello_timeout: Duration,
+    /// How long a client may be silent before it is pinged.
+    pub heartbeat: Duration,
+    /// How long it may then stay silent.
+    pub pong_timeout: Duration,
+    /// Serves the demo page with its open sign-in.
+    pub demo: bool,
+}
+
+/// Keys under `redis.`.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// The server; none means the in-process backplane.
+    pub url: Option<SecretString>,
+    /// What every name of ours in Redis starts with.
+    pub prefix: String,
+    /// PEM of the authority that signed the server's certificate; else the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Keys under `auth.`.
+#[derive(Debug, Clone)]
+pub struct Auth {
+    /// Signs and verifies HS256, HS384 and HS512.
+    pub hmac_secret: Option<SecretString>,
+    /// Still verifies, during a rotation.
+    pub previous_hmac_secret: Option<SecretString>,
+    /// Required `iss`.
+    pub issuer: Option<String>,
+    /// Required `aud`.
+    pub audience: Option<String>,
+    /// The claim that names the user.
+    pub user_claim: String,
+    /// Whether `?token=` is looked at.
+    pub query_token: bool,
+    /// How far clocks may differ.
+    pub leeway: Duration,
+}
+
+/// Keys under `presence.`.
+#[derive(Debug, Clone)]
+pub struct Presence {
+    /// The Redis set of who is online.
+    pub set: String,
+    /// The Redis channel of changes.
+    pub channel: String,
+    /// How long a killed instance's users stay online.
+    pub lease: Duration,
+    /// How long a user without a connection stays online.
+    pub offline_delay: Duration,
+}
+
+/// Keys under `outbox.`.
+#[derive(Debug, Clone, Copy)]
+pub struct Outbox {
+    /// Most queued frames of one connection.
+    pub max_messages: usize,
+    /// Most queued bytes of one connection.
+    pub max_bytes: usize,
+    /// What happens when one of them is reached.
+    pub slow_client: SlowClient,
+    /// How long a queue may make no progress.
+    pub write_timeout: Duration,
+}
+
+/// What happens to a client whose outbox is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlowClient {
+    /// It is closed with 4203.
+    Disconnect,
+    /// Its oldest queued events are dropped and counted.
+    DropOldest,
+}
+
+/// Keys under `limits.`.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest message from a client, inclusive, in bytes.
+    pub max_inbound_bytes: usize,
+    /// Largest published notification, in bytes.
+    pub max_payload_bytes: usize,
+}
+
+/// Keys under `log.`.
+#[derive(Debug, Clone, Copy)]
+pub struct Log {
+    /// One JSON object a line instead of text.
+    pub json: bool,
+    /// The least severe level that is written.
+    pub level: tracing::Level,
+}
+
+impl Config {
+    /// Merges the layers, validates all of them, and opens nothing but the files they name.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every problem found.
+    pub fn load(layers: Layers) -> Result<Self, ConfigError> {
+        let mut settings = Settings::default();
+        if let Some(path) = &layers.file {
+            settings.add_file(path)?;
+        }
+        settings.add_env(layers.env);
+        for (flag, key, value) in &layers.flags {
+            settings.add_flag(flag, key, value);
+        }
+        let mut config = Self {
+            server: Server::read(&mut settings, layers.dev),
+            redis: Redis::read(&mut settings),
+            auth: Auth::read(&mut settings, layers.dev),
+            admin_keys: admin_keys(&mut settings),
+            presence: Presence::read(&mut settings),
+            outbox: Outbox::read(&mut settings),
+            drain_window: settings.duration("drain.window", "10s", Duration::ZERO),
+            limits: Limits::read(&mut settings),
+            log: Log::read(&mut settings),
+            dev: layers.dev,
+            effective: String::new(),
+        };
+        config.check(&mut settings);
+        config.effective = settings.finish()?;
+        Ok(config)
+    }
+
+    fn check(&self, settings: &mut Settings) {
+        let listeners = [("server.listen", self.server.listen), ("server.admin_listen", self.server.admin_listen)];
+        for (key, address) in listeners {
+            if self.dev && !address.ip().is_loopback() {
+                settings.problem(format!(
+                    "{key} = {address}: with --dev, accepted is a loopback address such as 127.0.0.1:8080"
+                ));
+            }
+        }
+        if self.admin_keys.is_empty() && !self.server.admin_listen.ip().is_loopback() {
+            settings.problem(format!(
+                "server.admin_listen = {}: off loopback, accepted only with admin.api_key (or admin.api_keys) set",
+                self.server.admin_listen
+            ));
+        }
+        if self.server.listen.port() != 0 && self.server.listen == self.server.admin_listen {
+            settings.problem("server.listen and server.admin_listen are the same address".into());
+        }
+    }
+
+    /// The whole effective configuration as TOML, secrets masked.
+    #[must_use]
+    pub fn to_toml(&self) -> &str {
+        &self.effective
+    }
+
+    /// That there is a way to verify a token.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the keys which would do.
+    pub fn require_token_key(&self) -> Result<&SecretString, ConfigError> {
+        self.auth.hmac_secret.as_ref().ok_or_else(|| {
+            ConfigError::new(
+                "no way to verify a token: set auth.hmac_secret (TIDINGS_AUTH__HMAC_SECRET) or \
+                 auth.hmac_secret_file (TIDINGS_AUTH__HMAC_SECRET_FILE), or run `tidings serve --dev`",
+            )
+        })
+    }
+}
+
+impl Server {
+    fn read(settings: &mut Settings, dev: bool) -> Self {
+        const MIN: Duration = Duration::from_millis(10);
+        Self {
+            listen: settings.address("server.listen", "127.0.0.1:8080"),
+            admin_listen: settings.address("server.admin_listen", "127.0.0.1:9090"),
+            allowed_origins: settings.origins("server.allowed_origins"),
+            handshake_timeout: settings.duration("server.handshake_timeout", "10s", MIN),
+            hello_timeout: settings.duration("server.hello_timeout", "5s", MIN),
+            heartbeat: settings.duration("server.heartbeat", "25s", MIN),
+            pong_timeout: settings.duration("server.pong_timeout", "10s", MIN),
+            demo: settings.boolean("server.demo", dev),
+        }
+    }
+}
+
+impl Redis {
+    /// Where `tidings serve` looks for Redis when nothing names one.
+    pub const DEFAULT_URL: &'static str = "redis://127.0.0.1:6379";
+
+    fn read(settings: &mut Settings) -> Self {
+        const URL: &str = "redis://, rediss:// or unix://, such as redis://user:password@127.0.0.1:6379/0";
+        let parse = |value: &Value| {
+            let url = text(value)?;
+            let scheme = url.split_once("://")?.0.to_owned();
+            let known = ["redis", "rediss", "unix"].contains(&scheme.as_str());
+            (known && redis::parse_redis_url(&url).is_some()).then_some(url)
+        };
+        let url = settings.read("redis.url", URL, parse, |url| mask_url(url).into());
+        Self {
+            url: url.map(SecretString::from),
+            prefix: settings.name("redis.prefix", "tidings:"),
+            ca_file: settings.optional_text("redis.ca_file").map(PathBuf::from),
+        }
+    }
+}
+
+impl Auth {
+    fn read(settings: &mut Settings, dev: bool) -> Self {
+        const DAY: Duration = Duration::from_secs(86_400);
+        let leeway = settings.duration("auth.leeway", "30s", Duration::ZERO);
+        if leeway > DAY {
+            settings.problem("auth.leeway: accepted is at most 1d".into());
+        }
+        Self {
+            hmac_secret: settings.secret("auth.hmac_secret").or_else(|| dev.then(random_secret)),
+            previous_hmac_secret: settings.secret("auth.previous_hmac_secret"),
+            issuer: settings.optional_text("auth.issuer"),
+            audience: settings.optional_text("auth.audience"),
+            user_claim: settings.name("auth.user_claim", "sub"),
+            query_token: settings.boolean("auth.query_token", dev),
+            leeway,
+        }
+    }
+}
+
+/// For one run of `--dev`; where the system has no randomness to give, there is none.
+fn random_secret() -> SecretString {
+    let mut bytes = [0_u8; 32];
+    #[allow(clippy::expect_used, reason = "a guessable secret would be worse than no start")]
+    getrandom::fill(&mut bytes).expect("randomness from the system");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+fn admin_keys(settings: &mut Settings) -> Vec<(String, SecretString)> {
+    let mut keys = settings.secrets_under("admin.api_keys");
+    if let Some(key) = settings.secret("admin.api_key") {
+        keys.push(("default".into(), key));
+    }
+    keys
+}
+
+impl Presence {
+    fn read(settings: &mut Settings) -> Self {
+        Self {
+            set: settings.name("presence.set", "online_users"),
+            channel: settings.name("presence.channel", "presence"),
+            lease: settings.duration("presence.lease", "10s", Duration::from_millis(500)),
+            offline_delay: settings.duration("presence.offline_delay", "5s", Duration::ZERO),
+        }
+    }
+}
+
+impl Outbox {
+    fn read(settings: &mut Settings) -> Self {
+        let slow_client = settings.choice(
+            "outbox.slow_client",
+            &[("disconnect", SlowClient::Disconnect), ("drop_oldest", SlowClient::DropOldest)],
+        );
+        Self {
+            max_messages: settings.size("outbox.max_messages", 256),
+            max_bytes: settings.size("outbox.max_bytes", 1_048_576),
+            slow_client,
+            write_timeout: settings.duration("outbox.write_timeout", "10s", Duration::from_millis(10)),
+        }
+    }
+}
+
+impl Limits {
+    fn read(settings: &mut Settings) -> Self {
+        Self {
+            max_inbound_bytes: settings.size("limits.max_inbound_bytes", 16_384),
+            max_payload_bytes: settings.size("limits.max_payload_bytes", 1_048_576),
+        }
+    }
+}
+
+impl Log {
+    fn read(settings: &mut Settings) -> Self {
+        use tracing::Level;
+        let levels = [
+            ("info", Level::INFO),
+            ("trace", Level::TRACE),
+            ("debug", Level::DEBUG),
+            ("warn", Level::WARN),
+            ("error", Level::ERROR),
+        ];
+        Self {
+            json: settings.choice("log.format", &[("text", false), ("json", true)]),
+            level: settings.choice("log.level", &levels),
+        }
+    }
+}
+
+/// The kinds of value that keys have.
+impl Settings {
+    fn boolean(&mut self, key: &str, default: bool) -> bool {
+        self.read_or(key, "true or false", default, boolean, |value| (*value).into())
+    }
+
+    fn duration(&mut self, key: &str, default: &str, least: Duration) -> Duration {
+        let accepted = format!("{DURATION}, at least {}", format_duration(least));
+        let default = parse_duration(default).unwrap_or(least);
+        let parse = |value: &Value| parse_duration(value.as_str()?).filter(|given| *given >= least);
+        self.read_or(key, &accepted, default, parse, |value| format_duration(*value).into())
+    }
+
+    fn size(&mut self, key: &str, default: u32) -> usize {
+        let parse = |value: &Value| integer(value).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+        let accepted = "a whole number from 1 to 4294967295";
+        let size = self.read_or(key, accepted, default, parse, |n| i64::from(*n).into());
+        usize::try_from(size).unwrap_or(usize::MAX)
+    }
+
+    fn address(&mut self, key: &str, default: &str) -> SocketAddr {
+        let default = default.parse().unwrap_or_else(|_| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let parse = |value: &Value| value.as_str()?.parse().ok();
+        let accepted = "an address with a port, such as 127.0.0.1:8080 or [::]:8080";
+        self.read_or(key, accepted, default, parse, |address| address.to_string().into())
+    }
+
+    /// A name that goes into Redis keys; no braces, since those mark a hash tag.
+    fn name(&mut self, key: &str, default: &str) -> String {
+        let accepted = "1 to 128 characters without white space, braces or control characters";
+        let bad = |c: char| c.is_whitespace() || c.is_control() || c == '{' || c == '}';
+        let parse = |value: &Value| text(value).filter(|name| name.len() <= 128 && !name.contains(bad));
+        self.read_or(key, accepted, default.to_owned(), parse, |name| name.clone().into())
+    }
+
+    fn optional_text(&mut self, key: &str) -> Option<String> {
+        self.read(key, "a text that is not empty", text, |value| value.clone().into())
+    }
+
+    /// One of a few words; the first is the default.
+    fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        let find = |word: &str| choices.iter().find(|(name, _)| *name == word).copied();
+        let default = choices.first().copied();
+        let parse = |value: &Value| value.as_str().and_then(find).map(Some);
+        let render = |choice: &Option<(&str, T)>| choice.map_or("", |(word, _)| word).into();
+        let chosen = self.read_or(key, &words.join(", "), default, parse, render);
+        #[allow(clippy::expect_used, reason = "every caller gives at least one choice")]
+        let (_, value) = chosen.expect("a choice");
+        value
+    }
+
+    fn origins(&mut self, key: &str) -> Vec<String> {
+        let accepted = "a list of origins such as https://app.example.com or https://*.example.com, without a path";
+        let parse = |value: &Value| list(value).filter(|origins| origins.iter().all(|origin| is_origin(origin)));
+        self.read_or(key, accepted, Vec::new(), parse, |origins| {
+            Value::Array(origins.iter().cloned().map(Value::String).collect())
+        })
+    }
+}
+
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, host)) = text.split_once("://") else { return false };
+    let host = host.strip_prefix("*.").unwrap_or(host);
+    let scheme_ok = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    scheme_ok && !host.is_empty() && !host.contains(|c: char| "/*?#@".contains(c) || c.is_whitespace())
+}
+
+/// The secret's bytes, where a library must have them.
+#[must_use]
+pub fn secret_bytes(secret: &SecretString) -> &[u8] {
+    secret.expose_secret().as_bytes()
+}
+
+#[cfg(test)]
+mod tests;

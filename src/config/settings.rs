@@ -1,0 +1,239 @@
+//! The three layers (file, environment, flags) merged into one flat map of `section.key`, read once, key by key.
+//!
+//! Reading a key records its effective value and that it exists, so `check-config` and the refusal of unknown keys
+//! follow from the reading itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+use toml::{Table, Value};
+
+use super::ConfigError;
+
+/// What stands for a secret wherever a configuration is shown.
+pub(super) const MASK: &str = "***";
+
+const ENV_PREFIX: &str = "TIDINGS_";
+
+#[derive(Debug, Clone)]
+enum Source {
+    File(PathBuf),
+    Env(String),
+    Flag(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "in {}", path.display()),
+            Self::Env(name) => write!(f, "in the environment variable {name}"),
+            Self::Flag(name) => write!(f, "in the flag {name}"),
+        }
+    }
+}
+
+struct Setting {
+    value: Value,
+    source: Source,
+}
+
+/// The merged layers, and what was found wrong in them so far.
+#[derive(Default)]
+pub(super) struct Settings {
+    given: BTreeMap<String, Setting>,
+    known: Vec<String>,
+    effective: BTreeMap<String, Value>,
+    problems: Vec<String>,
+}
+
+impl Settings {
+    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let fail = |why: String| ConfigError(vec![format!("--config {}: {why}", path.display())]);
+        let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+        let table: Table = text.parse().map_err(|error: toml::de::Error| {
+            // Only the message and the line: an excerpt could hold a secret.
+            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+            fail(format!("line {line}: {}", error.message()))
+        })?;
+        self.flatten("", table, &Source::File(path.to_path_buf()));
+        Ok(())
+    }
+
+    fn flatten(&mut self, prefix: &str, table: Table, source: &Source) {
+        for (name, value) in table {
+            let key = format!("{prefix}{name}");
+            match value {
+                Value::Table(inner) => self.flatten(&format!("{key}."), inner, source),
+                value => self.insert(key, value, source.clone()),
+            }
+        }
+    }
+
+    pub(super) fn add_env(&mut self, vars: impl IntoIterator<Item = (String, String)>) {
+        for (name, value) in vars {
+            if let Some(key) = name.strip_prefix(ENV_PREFIX) {
+                let key = key.to_lowercase().replace("__", ".");
+                self.insert(key, Value::String(value), Source::Env(name));
+            }
+        }
+    }
+
+    pub(super) fn add_flag(&mut self, flag: &str, key: &str, value: &str) {
+        self.insert(key.into(), Value::String(value.into()), Source::Flag(flag.into()));
+    }
+
+    fn insert(&mut self, key: String, value: Value, source: Source) {
+        self.given.insert(key, Setting { value, source });
+    }
+
+    /// Whether any layer gives this key.
+    pub(super) fn gives(&self, key: &str) -> bool {
+        self.given.contains_key(key)
+    }
+
+    pub(super) fn problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    /// Reads a key through `parse`; a value that it refuses is a problem that says what is `accepted`.
+    pub(super) fn read<T>(
+        &mut self,
+        key: &str,
+        accepted: &str,
+        parse: impl FnOnce(&Value) -> Option<T>,
+        render: impl FnOnce(&T) -> Value,
+    ) -> Option<T> {
+        self.known.push(key.to_owned());
+        let Setting { value, source } = self.given.remove(key)?;
+        if let Some(parsed) = parse(&value) {
+            self.effective.insert(key.to_owned(), render(&parsed));
+            Some(parsed)
+        } else {
+            let given = mask_url(&value.to_string());
+            self.problem(format!("{key} = {given} ({source}): accepted is {accepted}"));
+            None
+        }
+    }
+
+    /// As [`Settings::read`], with a default that `check-config` shows too.
+    pub(super) fn read_or<T>(
+        &mut self,
+        key: &str,
+        accepted: &str,
+        default: T,
+        parse: impl FnOnce(&Value) -> Option<T>,
+        render: impl Fn(&T) -> Value,
+    ) -> T {
+        if let Some(value) = self.read(key, accepted, parse, &render) {
+            return value;
+        }
+        self.effective.insert(key.to_owned(), render(&default));
+        default
+    }
+
+    /// Reads a secret, from `key` itself or from the file that `key_file` names.
+    pub(super) fn secret(&mut self, key: &str) -> Option<SecretString> {
+        let file_key = format!("{key}_file");
+        let both = self.gives(key) && self.gives(&file_key);
+        let path = self.read(&file_key, "the path of a file", text, |path| path.clone().into());
+        let inline = self.secret_value(key);
+        if both {
+            self.problem(format!("{key} and {file_key} are both given: accepted is one of them"));
+        }
+        let Some(path) = path else { return inline };
+        match std::fs::read_to_string(&path) {
+            Ok(secret) if !secret.trim().is_empty() => Some(secret.trim().to_owned().into()),
+            Ok(_) => {
+                self.problem(format!("{file_key} = {path:?}: the file is empty: accepted is a file with the secret"));
+                None
+            }
+            Err(error) => {
+                self.problem(format!("{file_key} = {path:?}: {error}: accepted is a readable file with the secret"));
+                None
+            }
+        }
+    }
+
+    fn secret_value(&mut self, key: &str) -> Option<SecretString> {
+        self.known.push(key.to_owned());
+        let Setting { value, source } = self.given.remove(key)?;
+        match text(&value) {
+            Some(secret) => {
+                self.effective.insert(key.to_owned(), MASK.into());
+                Some(secret.into())
+            }
+            None => {
+                self.problem(format!("{key} = {MASK} ({source}): accepted is a text that is not empty"));
+                None
+            }
+        }
+    }
+
+    /// Reads every `prefix.NAME` as a secret.
+    pub(super) fn secrets_under(&mut self, prefix: &str) -> Vec<(String, SecretString)> {
+        self.known.push(format!("{prefix}.NAME"));
+        let dotted = format!("{prefix}.");
+        let keys: Vec<String> = self.given.keys().filter(|key| key.starts_with(&dotted)).cloned().collect();
+        keys.into_iter()
+            .filter_map(|key| {
+                let name = key.trim_start_matches(&dotted).to_owned();
+                self.secret_value(&key).map(|secret| (name, secret))
+            })
+            .collect()
+    }
+
+    /// Ends the reading: what nobody read is unknown. Gives the effective configuration as TOML.
+    pub(super) fn finish(mut self) -> Result<String, ConfigError> {
+        for (key, setting) in std::mem::take(&mut self.given) {
+            let section = key.rsplit_once('.').map_or("", |(section, _)| section);
+            let mut near: Vec<&str> = self
+                .known
+                .iter()
+                .filter(|known| known.rsplit_once('.').is_some_and(|(s, _)| s == section))
+                .map(String::as_str)
+                .collect();
+            if near.is_empty() {
+                near = self.known.iter().map(String::as_str).collect();
+            }
+            near.sort_unstable();
+            let accepted = near.join(", ");
+            self.problem(format!("unknown key {key} ({}): accepted are {accepted}", setting.source));
+        }
+        if self.problems.is_empty() { Ok(render(self.effective)) } else { Err(ConfigError(self.problems)) }
+    }
+}
+
+fn render(effective: BTreeMap<String, Value>) -> String {
+    let mut root = Table::new();
+    for (key, value) in effective {
+        let mut table = &mut root;
+        let mut parts = key.split('.').peekable();
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                table.insert(part.into(), value);
+                break;
+            }
+            let inner = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
+            let Value::Table(inner) = inner else { break };
+            table = inner;
+        }
+    }
+    root.to_string()
+}
+
+/// A text that is not empty.
+pub(super) fn text(value: &Value) -> Option<String> {
+    value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// A URL with its password, if it has one, masked.
+pub(super) fn mask_url(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
+    // A password with an unescaped '/' in it is a mistake that must not show it either.
+    let Some(at) = rest.rfind('@').filter(|at| *at > 0) else { return url.to_owned() };
+    let user = rest[..at.min(authority_end)].split(':').next().unwrap_or_default();
+    format!("{scheme}://{user}:{MASK}{}", &rest[at..])
+}

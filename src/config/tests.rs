@@ -1,0 +1,126 @@
+use super::*;
+
+fn load(env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    Config::load(Layers { env, ..Layers::default() })
+}
+
+fn problem(env: &[(&str, &str)]) -> String {
+    load(env).unwrap_err().to_string()
+}
+
+#[test]
+fn the_defaults_are_those_of_the_documentation() {
+    let config = load(&[]).unwrap();
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.server.heartbeat, Duration::from_secs(25));
+    assert_eq!(config.presence.lease, Duration::from_secs(10));
+    assert_eq!(config.outbox.max_messages, 256);
+    assert_eq!(config.limits.max_inbound_bytes, 16_384);
+    assert!(config.require_token_key().unwrap_err().to_string().contains("auth.hmac_secret"));
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "[presence]\nlease = \"20s\"\noffline_delay = \"1s\"\n[limits]\nmax_inbound_bytes = 5\n";
+    std::fs::write(file.path(), text).unwrap();
+    let config = Config::load(Layers {
+        file: Some(file.path().into()),
+        env: vec![
+            ("TIDINGS_PRESENCE__LEASE".into(), "30s".into()),
+            ("TIDINGS_PRESENCE__OFFLINE_DELAY".into(), "2s".into()),
+        ],
+        flags: vec![("--set".into(), "presence.lease".into(), "40s".into())],
+        dev: false,
+    })
+    .unwrap();
+    assert_eq!(config.presence.lease, Duration::from_secs(40));
+    assert_eq!(config.presence.offline_delay, Duration::from_secs(2));
+    assert_eq!(config.limits.max_inbound_bytes, 5);
+}
+
+#[test]
+fn a_wrong_value_names_its_key_what_was_given_and_what_is_accepted() {
+    let text = problem(&[("TIDINGS_SERVER__HEARTBEAT", "soon")]);
+    for part in ["server.heartbeat", "soon", "TIDINGS_SERVER__HEARTBEAT", "12s"] {
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
+}
+
+#[test]
+fn every_problem_is_told_at_once() {
+    let text = problem(&[("TIDINGS_LOG__LEVEL", "loud"), ("TIDINGS_OUTBOX__MAX_BYTES", "-1")]);
+    assert!(text.contains("log.level") && text.contains("outbox.max_bytes"), "{text}");
+}
+
+#[test]
+fn unknown_keys_and_variables_are_refused_by_name() {
+    let text = problem(&[("TIDINGS_SERVER__LISTN", "127.0.0.1:1")]);
+    assert!(text.contains("TIDINGS_SERVER__LISTN") && text.contains("server.listen"), "{text}");
+    assert!(problem(&[("TIDINGS_NONSENSE", "1")]).contains("TIDINGS_NONSENSE"));
+}
+
+#[test]
+fn no_secret_shows_in_an_error_nor_in_the_printed_configuration() {
+    let url = "redis://app:hunter2@127.0.0.1:6379/0";
+    let config = load(&[
+        ("TIDINGS_REDIS__URL", url),
+        ("TIDINGS_AUTH__HMAC_SECRET", "hunter2"),
+        ("TIDINGS_ADMIN__API_KEYS__BILLING", "hunter2"),
+    ])
+    .unwrap();
+    assert!(!config.to_toml().contains("hunter2"), "{}", config.to_toml());
+    assert!(config.to_toml().contains("redis://app:***@127.0.0.1:6379/0"));
+    assert!(config.to_toml().contains("BILLING") || config.to_toml().contains("billing"));
+    assert!(!format!("{config:?}").contains("hunter2"));
+    for url in ["ftp://a:hunter2@b", "redis://a:hunter2@b:port", "redis://a:hun/hunter2@b:port"] {
+        let text = problem(&[("TIDINGS_REDIS__URL", url)]);
+        assert!(text.contains("redis.url") && !text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn a_secret_may_be_given_as_a_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "s3cret\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let config = load(&[("TIDINGS_AUTH__HMAC_SECRET_FILE", path)]).unwrap();
+    assert_eq!(secret_bytes(config.require_token_key().unwrap()), b"s3cret");
+
+    let both = [("TIDINGS_AUTH__HMAC_SECRET_FILE", path), ("TIDINGS_AUTH__HMAC_SECRET", "x")];
+    assert!(problem(&both).contains("both"));
+    let missing = problem(&[("TIDINGS_AUTH__HMAC_SECRET_FILE", "/does/not/exist")]);
+    assert!(missing.contains("auth.hmac_secret_file") && missing.contains("/does/not/exist"), "{missing}");
+}
+
+#[test]
+fn an_admin_listener_off_loopback_needs_a_key() {
+    let address = ("TIDINGS_SERVER__ADMIN_LISTEN", "0.0.0.0:9090");
+    assert!(problem(&[address]).contains("admin.api_key"));
+    assert!(load(&[address, ("TIDINGS_ADMIN__API_KEY", "k")]).is_ok());
+}
+
+#[test]
+fn dev_stays_on_loopback() {
+    let listen = |key: &str| Layers {
+        flags: vec![("--set".into(), key.into(), "0.0.0.0:0".into())],
+        env: vec![("TIDINGS_ADMIN__API_KEY".into(), "k".into())],
+        dev: true,
+        ..Layers::default()
+    };
+    for key in ["server.listen", "server.admin_listen"] {
+        let text = Config::load(listen(key)).unwrap_err().to_string();
+        assert!(text.contains(key) && text.contains("loopback"), "{text}");
+    }
+}
+
+#[test]
+fn origins_are_checked_when_they_are_read() {
+    let key = "TIDINGS_SERVER__ALLOWED_ORIGINS";
+    let config = load(&[(key, "https://a.example, https://*.b.example:8443")]).unwrap();
+    assert_eq!(config.server.allowed_origins.len(), 2);
+    for wrong in ["a.example", "https://a.example/", "https://a.*.example", "https://"] {
+        assert!(problem(&[(key, wrong)]).contains("server.allowed_origins"), "{wrong}");
+    }
+}

@@ -1,0 +1,134 @@
+//! One instance, whole: every part made, wired, started and stopped.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::auth::{OriginPolicy, Verifier};
+use crate::backplane::{Backplane, BackplaneError};
+use crate::config::Config;
+use crate::connection::{self, Context};
+use crate::metrics::Metrics;
+use crate::presence::{self, Presence};
+use crate::protocol::InstanceId;
+use crate::router::Router;
+use crate::server::{self, App, Listener};
+use crate::shutdown::Shutdown;
+
+/// What a stop may take beyond the drain window: closes on their way, presence given up.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Why an instance did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port that cannot be had.
+    #[error("cannot listen on {address} ({key}): {error}")]
+    Listen {
+        /// The address as configured.
+        address: SocketAddr,
+        /// The key that configures it.
+        key: &'static str,
+        /// The system's reason.
+        error: std::io::Error,
+    },
+    /// A backplane that cannot be used.
+    #[error(transparent)]
+    Backplane(#[from] BackplaneError),
+}
+
+/// A running instance.
+#[derive(Debug)]
+pub struct Gateway {
+    app: Arc<App>,
+    public: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Gateway {
+    /// Binds both listeners and starts everything. It accepts as soon as this returns, ready or not.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        let listen = |address, key| Listener::bind(address).map_err(|error| StartError::Listen { address, key, error });
+        let public = listen(config.server.listen, "server.listen")?;
+        let admin = listen(config.server.admin_listen, "server.admin_listen")?;
+        let app = Arc::new(App::new(config)?);
+        start_routing(&app);
+        start_presence(&app);
+
+        let gateway = Self { public: public.address, admin: admin.address, app: Arc::clone(&app) };
+        for (listener, router) in [(public, server::public(&app)), (admin, server::admin(&app))] {
+            let Context { metrics, shutdown, .. } = &*app.context;
+            let deadline = app.config.server.handshake_timeout;
+            let serving = server::serve(listener, router, deadline, Arc::clone(metrics), shutdown.clone());
+            shutdown.spawn_service(serving);
+        }
+        Ok(gateway)
+    }
+
+    /// Where browsers connect.
+    #[must_use]
+    pub fn public(&self) -> SocketAddr {
+        self.public
+    }
+
+    /// Where operators and backends connect.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// This instance's id.
+    #[must_use]
+    pub fn instance(&self) -> &InstanceId {
+        &self.app.context.instance
+    }
+
+    /// Sends the clients away over `drain.window`, gives presence up, and ends every task.
+    pub async fn stop(self) {
+        let Context { registry, shutdown, .. } = &*self.app.context;
+        shutdown.draining().cancel();
+        connection::drain(registry, self.app.config.drain_window).await;
+        shutdown.connections_ended(GRACE).await;
+        shutdown.stop(GRACE * 2).await;
+    }
+}
+
+impl App {
+    fn new(config: Config) -> Result<Self, BackplaneError> {
+        let (instance, metrics) = (InstanceId::random(), Arc::new(Metrics::new()));
+        let backplane = Arc::new(Backplane::new(&config, &instance, &metrics)?);
+        let context = Arc::new(Context {
+            instance,
+            server: config.server.clone(),
+            outbox: config.outbox,
+            limits: config.limits,
+            verifier: Verifier::new(&config.auth),
+            registry: Arc::default(),
+            metrics,
+            shutdown: Shutdown::default(),
+        });
+        let origins = OriginPolicy::new(&config.server.allowed_origins, config.dev);
+        Ok(Self { config, context, backplane, origins, started: Instant::now() })
+    }
+}
+
+fn start_routing(app: &App) {
+    let Context { registry, metrics, outbox, limits, shutdown, .. } = &*app.context;
+    let router = Router::new(Arc::clone(registry), Arc::clone(metrics), *outbox, limits.max_payload_bytes);
+    app.backplane.subscribe(Arc::new(move |heard| router.take(heard)), shutdown);
+}
+
+fn start_presence(app: &App) {
+    let Context { instance, registry, metrics, shutdown, .. } = &*app.context;
+    let (backplane, registry) = (Arc::clone(&app.backplane), Arc::clone(registry));
+    let presence = Presence::new(&app.config.presence, instance.clone(), backplane, registry, Arc::clone(metrics));
+    shutdown.spawn_service(presence.run(shutdown.stopping().clone().cancelled_owned(), GRACE));
+
+    let (backplane, metrics) = (Arc::clone(&app.backplane), Arc::clone(metrics));
+    let stopping = shutdown.stopping().clone();
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(presence::reap(&backplane, &metrics)).await;
+    });
+}

@@ -1,0 +1,30 @@
+//! tidings: a realtime notification gateway.
+//!
+//! Backends `PUBLISH user:42 '{…}'` to Redis; every instance hears it and writes it to that user's WebSockets; a plain
+//! Redis set says who is online. The modules, from the bottom up, each importing only from those above it in this list:
+//!
+//! | layer | modules |
+//! | --- | --- |
+//! | 0 | [`protocol`], [`config`], [`metrics`], [`log`], [`shutdown`], [`backoff`] |
+//! | 1 | [`auth`], [`registry`], [`backplane`] |
+//! | 2 | [`router`], [`presence`], [`connection`] |
+//! | 3 | [`server`] |
+//! | 4 | [`Gateway`], which wires them, and [`cli`] |
+
+pub mod auth;
+pub mod backoff;
+pub mod backplane;
+pub mod cli;
+pub mod config;
+pub mod connection;
+mod gateway;
+pub mod log;
+pub mod metrics;
+pub mod presence;
+pub mod protocol;
+pub mod registry;
+pub mod router;
+pub mod server;
+pub mod shutdown;
+
+pub use gateway::{Gateway, StartError};

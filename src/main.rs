@@ -1,0 +1,7 @@
+//! The `tidings` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidings::cli::run()
+}

@@ -1,0 +1,142 @@
+//! Every counter and gauge of an instance, each with a line that says what it counts.
+
+use prometheus::core::Collector;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+
+/// The content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// What one instance counts.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Open connections, greeted or not.
+    pub connections: IntGauge,
+    /// Users with at least one greeted connection here.
+    pub users: IntGauge,
+    /// Upgrades done.
+    pub connections_opened: IntCounter,
+    /// Ends of connections, by close code.
+    pub connections_closed: IntCounterVec,
+    /// Handshakes refused, by HTTP status.
+    pub handshakes_refused: IntCounterVec,
+    /// Accepts that failed.
+    pub accept_errors: IntCounter,
+    /// Messages heard from the backplane, whoever they are for.
+    pub messages_received: IntCounter,
+    /// Messages for users who have no connection here.
+    pub messages_missed: IntCounter,
+    /// Messages that were nobody's to have, by reason.
+    pub messages_dropped: IntCounterVec,
+    /// Events handed to a connection.
+    pub deliveries: IntCounter,
+    /// Events that a slow connection did not get.
+    pub deliveries_dropped: IntCounter,
+    /// Notifications published over HTTP.
+    pub published: IntCounter,
+    /// 1 while the backplane is subscribed.
+    pub backplane_up: IntGauge,
+    /// Subscriptions that were lost: each is a gap in what was heard.
+    pub backplane_gaps: IntCounter,
+    /// Failed operations on the backplane, by kind.
+    pub backplane_errors: IntCounterVec,
+    /// Batches of presence changes written.
+    pub presence_batches: IntCounter,
+    /// Incarnations taken; more than one means that a lease was lost.
+    pub presence_incarnations: IntCounter,
+    /// Users of dead instances taken offline by this one.
+    pub presence_reaped: IntCounter,
+}
+
+impl Metrics {
+    /// All at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        Self {
+            connections: gauge(r, "connections", "Open connections, greeted or not."),
+            users: gauge(r, "users", "Users with at least one greeted connection on this instance."),
+            connections_opened: counter(r, "connections_opened_total", "WebSocket upgrades done."),
+            connections_closed: labelled(r, "connections_closed_total", "Ended connections, by close code.", "code"),
+            handshakes_refused: labelled(r, "handshakes_refused_total", "Refused handshakes, by status.", "status"),
+            accept_errors: counter(r, "accept_errors_total", "Connections that could not be accepted."),
+            messages_received: counter(r, "messages_received_total", "Messages heard from the backplane."),
+            messages_missed: counter(r, "messages_missed_total", "Messages for users without a connection here."),
+            messages_dropped: labelled(
+                r,
+                "messages_dropped_total",
+                "Messages that no connection could be given, by reason: json, utf8, size or user_id.",
+                "reason",
+            ),
+            deliveries: counter(r, "deliveries_total", "Events handed to a connection."),
+            deliveries_dropped: counter(r, "deliveries_dropped_total", "Events that a slow connection did not get."),
+            published: counter(r, "published_total", "Notifications published over HTTP."),
+            backplane_up: gauge(r, "backplane_up", "1 while subscribed to the backplane, else 0."),
+            backplane_gaps: counter(r, "backplane_gaps_total", "Lost subscriptions, each a gap in what was heard."),
+            backplane_errors: labelled(r, "backplane_errors_total", "Failed backplane operations, by kind.", "kind"),
+            presence_batches: counter(r, "presence_batches_total", "Batches of presence changes written."),
+            presence_incarnations: counter(
+                r,
+                "presence_incarnations_total",
+                "Presence incarnations taken; each beyond the first means that a lease was lost.",
+            ),
+            presence_reaped: counter(r, "presence_reaped_total", "Users of dead instances taken offline."),
+            registry,
+        }
+    }
+
+    /// Everything, as Prometheus text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// The names are constants of this file and all different, which a test holds: none of these can fail.
+
+fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+    #[allow(clippy::expect_used, reason = "names are constants, and a test makes them all")]
+    let metric = metric.expect("a valid name");
+    #[allow(clippy::expect_used, reason = "names are constants, and a test makes them all")]
+    registry.register(Box::new(metric.clone())).expect("a name of its own");
+    metric
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("tidings_{name}"), help)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::with_opts(opts(name, help)))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::with_opts(opts(name, help)))
+}
+
+fn labelled(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+    register(registry, IntCounterVec::new(opts(name, help), &[label]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_rendered_with_its_help() {
+        let metrics = Metrics::new();
+        metrics.backplane_gaps.inc();
+        metrics.messages_dropped.with_label_values(&["json"]).inc();
+        let text = metrics.render();
+        assert!(text.contains("# HELP tidings_backplane_gaps_total "));
+        assert!(text.contains("tidings_backplane_gaps_total 1"));
+        assert!(text.contains(r#"tidings_messages_dropped_total{reason="json"} 1"#));
+    }
+}

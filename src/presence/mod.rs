@@ -1,0 +1,188 @@
+//! Keeps the fleet's set of who is online true to this instance's registry.
+//!
+//! One task writes the difference between whom the registry wants and whom the backplane has confirmed, in batches,
+//! under a lease that each batch renews. Nothing is sent per connection or per tick; a backplane that is away only
+//! makes the difference longer.
+
+mod ledger;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use crate::backoff::Backoff;
+use crate::backplane::{Applied, Backplane, BackplaneError, Batch};
+use crate::config;
+use crate::metrics::Metrics;
+use crate::protocol::InstanceId;
+use crate::registry::Registry;
+use ledger::Ledger;
+
+/// Changes within this while share a batch.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How often dead instances are looked for.
+const REAP_EVERY: Duration = Duration::from_secs(1);
+
+/// The task's state.
+pub struct Presence {
+    backplane: Arc<Backplane>,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    instance: InstanceId,
+    offline_delay: Duration,
+    heartbeat: Duration,
+    ledger: Ledger,
+    incarnation: Option<Incarnation>,
+}
+
+impl std::fmt::Debug for Presence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Presence").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+struct Incarnation {
+    name: String,
+    applied: u64,
+    /// Sent, but not known to be written: sent again before anything else.
+    unconfirmed: Option<Batch>,
+    renew_at: Instant,
+}
+
+impl Presence {
+    /// Nobody is held yet.
+    #[must_use]
+    pub fn new(
+        config: &config::Presence,
+        instance: InstanceId,
+        backplane: Arc<Backplane>,
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            backplane,
+            registry,
+            metrics,
+            instance,
+            offline_delay: config.offline_delay,
+            heartbeat: config.lease / 3,
+            ledger: Ledger::default(),
+            incarnation: None,
+        }
+    }
+
+    /// Runs until `stopping`, then gives everybody up within `grace`.
+    pub async fn run(mut self, stopping: impl Future<Output = ()>, grace: Duration) {
+        tokio::pin!(stopping);
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        loop {
+            let delay = match self.step().await {
+                Ok(()) => {
+                    backoff.reset();
+                    Duration::ZERO
+                }
+                Err(error) => {
+                    debug!(%error, "presence not written");
+                    backoff.next_delay()
+                }
+            };
+            tokio::select! {
+                () = &mut stopping => break,
+                () = self.pause(delay) => {}
+            }
+        }
+        if let Some(Incarnation { name, .. }) = self.incarnation {
+            match timeout(grace, self.backplane.release(&name)).await {
+                Ok(Ok(())) => info!("presence given up"),
+                Ok(Err(error)) => warn!(%error, "presence not given up: the lease will end by itself"),
+                Err(_) => warn!("presence not given up in time: the lease will end by itself"),
+            }
+        }
+    }
+
+    /// Waits until there is something to do, and then a little more, so that changes gather.
+    async fn pause(&self, delay: Duration) {
+        sleep(delay).await;
+        if delay.is_zero() && !self.ledger.differs() {
+            let renew_at = self.incarnation.as_ref().map(|incarnation| incarnation.renew_at);
+            let wake_at = [renew_at, self.ledger.next_expiry(self.offline_delay)].into_iter().flatten().min();
+            tokio::select! {
+                () = self.registry.changed() => sleep(GATHER).await,
+                () = sleep_until(wake_at.unwrap_or_else(Instant::now)) => {}
+            }
+        }
+    }
+
+    /// Takes in what changed and writes one batch, if there is one or the lease wants it.
+    async fn step(&mut self) -> Result<(), BackplaneError> {
+        let now = Instant::now();
+        for user in self.registry.take_changes() {
+            let connected = self.registry.holds(user.as_str());
+            self.ledger.observe(user, connected, now);
+        }
+        self.ledger.expire(now, self.offline_delay);
+
+        let mut incarnation = match self.incarnation.take() {
+            Some(incarnation) => incarnation,
+            None => self.incarnate().await?,
+        };
+        let batch = match incarnation.unconfirmed.take() {
+            Some(batch) => batch,
+            None if self.ledger.differs() || now >= incarnation.renew_at => {
+                self.ledger.batch(&incarnation.name, incarnation.applied + 1)
+            }
+            None => {
+                self.incarnation = Some(incarnation);
+                return Ok(());
+            }
+        };
+        match self.backplane.apply(&batch).await {
+            Ok(Applied::Done) => {
+                self.ledger.confirm(&batch);
+                self.metrics.presence_batches.inc();
+                incarnation.applied = batch.sequence;
+                incarnation.renew_at = now + self.heartbeat;
+                self.incarnation = Some(incarnation);
+                Ok(())
+            }
+            Ok(Applied::Stale(why)) => {
+                warn!(incarnation = incarnation.name, why, "presence starts over");
+                Ok(())
+            }
+            Err(error) => {
+                incarnation.unconfirmed = Some(batch);
+                self.incarnation = Some(incarnation);
+                Err(error)
+            }
+        }
+    }
+
+    async fn incarnate(&mut self) -> Result<Incarnation, BackplaneError> {
+        let name = format!("{}-{:08x}", self.instance, fastrand::u32(..));
+        self.backplane.register(&name).await?;
+        self.metrics.presence_incarnations.inc();
+        self.ledger.start_over();
+        info!(incarnation = name, "presence lease taken");
+        Ok(Incarnation { name, applied: 0, unconfirmed: None, renew_at: Instant::now() + self.heartbeat })
+    }
+}
+
+/// Looks for dead instances and takes their users offline, for ever; ends by being dropped.
+pub async fn reap(backplane: &Backplane, metrics: &Metrics) {
+    let mut ticks = interval(REAP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match backplane.reap().await {
+            Ok(0) => {}
+            Ok(users) => {
+                metrics.presence_reaped.inc_by(users);
+                info!(users, "took the users of a dead instance");
+            }
+            Err(error) => debug!(%error, "dead instances not looked for"),
+        }
+    }
+}

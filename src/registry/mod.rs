@@ -1,0 +1,204 @@
+//! Who is connected here: users and their connections, in one concurrent map. Nothing in here awaits.
+
+mod outbox;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::protocol::{ConnectionId, Dialect, UserId};
+pub use outbox::{Driven, Outbox, Pushed};
+
+/// One connection, as everybody but its own task sees it.
+#[derive(Debug)]
+pub struct Member {
+    /// Its id.
+    pub id: ConnectionId,
+    /// How it is spoken to.
+    pub dialect: Dialect,
+    /// Its queue.
+    pub outbox: Outbox,
+}
+
+/// The concurrent map of users and their connections.
+#[derive(Debug, Default)]
+pub struct Registry {
+    users: DashMap<UserId, Vec<Arc<Member>>, RandomState>,
+    connections: AtomicUsize,
+    /// Users whose first connection came or whose last one went since presence last looked.
+    changed: Mutex<HashSet<UserId, RandomState>>,
+    change: Notify,
+}
+
+impl Registry {
+    /// Adds a connection; it stays until the registration is dropped.
+    #[must_use]
+    pub fn register(self: &Arc<Self>, user: UserId, member: Arc<Member>) -> Registration {
+        let first = match self.users.entry(user.clone()) {
+            Entry::Occupied(mut entry) => {
+                entry.get_mut().push(Arc::clone(&member));
+                false
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(vec![Arc::clone(&member)]);
+                true
+            }
+        };
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        if first {
+            self.note_change(user.clone());
+        }
+        Registration { registry: Arc::clone(self), user, member }
+    }
+
+    fn remove(&self, user: &UserId, member: &Arc<Member>) {
+        // Under the entry's lock: a connection that arrives meanwhile is never taken out with the one that leaves.
+        let Entry::Occupied(mut entry) = self.users.entry(user.clone()) else { return };
+        let members = entry.get_mut();
+        members.retain(|other| !Arc::ptr_eq(other, member));
+        let last = members.is_empty();
+        if last {
+            entry.remove();
+        } else {
+            members.shrink_to_fit();
+            drop(entry);
+        }
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        if last {
+            self.note_change(user.clone());
+        }
+    }
+
+    fn note_change(&self, user: UserId) {
+        self.changed.lock().insert(user);
+        self.change.notify_one();
+    }
+
+    /// Calls `each` for every connection of a user, in the order they came; gives whether there was one.
+    pub fn each_of(&self, user: &str, mut each: impl FnMut(&Arc<Member>)) -> bool {
+        self.users.get(user).is_some_and(|members| {
+            members.iter().for_each(&mut each);
+            true
+        })
+    }
+
+    /// Whether a user has a connection here.
+    #[must_use]
+    pub fn holds(&self, user: &str) -> bool {
+        self.users.contains_key(user)
+    }
+
+    /// Every connection, for a drain.
+    #[must_use]
+    pub fn members(&self) -> Vec<Arc<Member>> {
+        self.users.iter().flat_map(|entry| entry.value().clone()).collect()
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// How many users have one.
+    #[must_use]
+    pub fn users(&self) -> usize {
+        self.users.len()
+    }
+
+    /// Waits until [`Registry::take_changes`] has something to give.
+    pub async fn changed(&self) {
+        self.change.notified().await;
+    }
+
+    /// The users to look at again. Level-triggered: it says that something changed, [`Registry::holds`] says to what.
+    #[must_use]
+    pub fn take_changes(&self) -> HashSet<UserId, RandomState> {
+        std::mem::take(&mut *self.changed.lock())
+    }
+}
+
+/// A connection's place in the registry; dropping it leaves.
+#[derive(Debug)]
+pub struct Registration {
+    registry: Arc<Registry>,
+    user: UserId,
+    member: Arc<Member>,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registry.remove(&self.user, &self.member);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::{TcpListener, TcpStream};
+
+    async fn member() -> Arc<Member> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let outbox = Outbox::new(socket);
+        Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, outbox })
+    }
+
+    fn user(text: &str) -> UserId {
+        UserId::new(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_user_is_held_from_the_first_connection_to_the_end_of_the_last() {
+        let registry = Arc::new(Registry::default());
+        let first = registry.register(user("42"), member().await);
+        let second = registry.register(user("42"), member().await);
+        assert_eq!((registry.users(), registry.connections()), (1, 2));
+        drop(first);
+        assert!(registry.holds("42"));
+        drop(second);
+        assert!(!registry.holds("42"));
+        assert_eq!((registry.users(), registry.connections()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn only_a_first_and_a_last_connection_are_changes() {
+        let registry = Arc::new(Registry::default());
+        let first = registry.register(user("42"), member().await);
+        assert_eq!(registry.take_changes().len(), 1);
+        let second = registry.register(user("42"), member().await);
+        drop(first);
+        assert!(registry.take_changes().is_empty());
+        drop(second);
+        assert_eq!(registry.take_changes().into_iter().collect::<Vec<_>>(), [user("42")]);
+    }
+
+    #[tokio::test]
+    async fn concurrent_arrivals_and_departures_leave_nothing_behind() {
+        let registry = Arc::new(Registry::default());
+        let mut members = Vec::new();
+        for _ in 0..8 {
+            members.push(member().await);
+        }
+        std::thread::scope(|scope| {
+            for (thread, member) in members.iter().enumerate() {
+                let registry = &registry;
+                scope.spawn(move || {
+                    for round in 0..2_000 {
+                        let user = user(&((thread + round) % 3).to_string());
+                        let registration = registry.register(user.clone(), Arc::clone(member));
+                        assert!(registry.holds(user.as_str()));
+                        drop(registration);
+                    }
+                });
+            }
+        });
+        assert_eq!((registry.users(), registry.connections()), (0, 0));
+    }
+}

@@ -1,0 +1,140 @@
+//! From what the backplane heard to the connections it is for: look the user up, encode once, queue for each.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tracing::warn;
+
+use crate::backplane::{Heard, USER_CHANNEL};
+use crate::config::Outbox as Bound;
+use crate::log::LogRate;
+use crate::metrics::Metrics;
+use crate::protocol::{Encoded, Event, UserId, is_json};
+use crate::registry::{Member, Pushed, Registry};
+
+/// The event's name where the backend named none.
+pub const DEFAULT_EVENT: &str = "notification";
+
+/// See the module.
+#[derive(Debug)]
+pub struct Router {
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    bound: Bound,
+    max_payload_bytes: usize,
+    /// Connections that got something since the last pause and whose outbox was empty before it.
+    to_flush: Mutex<Vec<Arc<Member>>>,
+    drops: LogRate,
+    slow: LogRate,
+}
+
+/// Why a message is nobody's.
+#[derive(Debug, Clone, Copy)]
+enum Drop {
+    Json,
+    Utf8,
+    Size,
+    UserId,
+}
+
+impl Drop {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Utf8 => "utf8",
+            Self::Size => "size",
+            Self::UserId => "user_id",
+        }
+    }
+}
+
+impl Router {
+    /// Routes to the connections of this registry.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>, bound: Bound, max_payload_bytes: usize) -> Self {
+        Self {
+            registry,
+            metrics,
+            bound,
+            max_payload_bytes,
+            to_flush: Mutex::default(),
+            drops: LogRate::new(),
+            slow: LogRate::new(),
+        }
+    }
+
+    /// Takes one thing heard. Never waits: what a socket does not take is its connection's affair.
+    pub fn take(&self, heard: Heard<'_>) {
+        match heard {
+            Heard::Message { channel, payload } => {
+                self.metrics.messages_received.inc();
+                if let Err(drop) = self.route(channel, payload) {
+                    self.count_drop(drop, payload.len());
+                }
+            }
+            Heard::Pause => self.flush(),
+        }
+    }
+
+    fn route(&self, channel: &[u8], payload: &[u8]) -> Result<(), Drop> {
+        let id = channel.strip_prefix(USER_CHANNEL.as_bytes()).ok_or(Drop::UserId)?;
+        let user = str::from_utf8(id).map_err(|_| Drop::UserId)?;
+        if !self.registry.holds(user) {
+            // Most messages of a large fleet end here: the payload has not been touched.
+            UserId::check(user).map_err(|_| Drop::UserId)?;
+            self.metrics.messages_missed.inc();
+            return Ok(());
+        }
+        if payload.len() > self.max_payload_bytes {
+            return Err(Drop::Size);
+        }
+        let text = str::from_utf8(payload).map_err(|_| Drop::Utf8)?;
+        let data = text.trim_matches([' ', '\t', '\r', '\n']);
+        if !is_json(data) {
+            return Err(Drop::Json);
+        }
+        self.deliver(user, Event { name: DEFAULT_EVENT, data });
+        Ok(())
+    }
+
+    fn deliver(&self, user: &str, event: Event<'_>) {
+        let mut encoded = Encoded::new(event);
+        let mut to_flush = self.to_flush.lock();
+        self.registry.each_of(user, |member| {
+            let lost = match member.outbox.push(encoded.frame(member.dialect), &self.bound) {
+                Pushed::First => {
+                    to_flush.push(Arc::clone(member));
+                    0
+                }
+                Pushed::Behind => 0,
+                Pushed::Closed => return,
+                Pushed::Displaced(lost) | Pushed::Full(lost) => lost,
+            };
+            self.metrics.deliveries.inc();
+            if lost > 0 {
+                self.count_slow(member, lost);
+            }
+        });
+    }
+
+    /// Writes what was queued since the last pause: several events for one connection are one write.
+    fn flush(&self) {
+        for member in self.to_flush.lock().drain(..) {
+            member.outbox.flush();
+        }
+    }
+
+    fn count_drop(&self, drop: Drop, bytes: usize) {
+        self.metrics.messages_dropped.with_label_values(&[drop.label()]).inc();
+        if let Some(held_back) = self.drops.admit() {
+            warn!(reason = drop.label(), bytes, held_back, "message dropped");
+        }
+    }
+
+    fn count_slow(&self, member: &Member, lost: usize) {
+        self.metrics.deliveries_dropped.inc_by(lost as u64);
+        if let Some(held_back) = self.slow.admit() {
+            warn!(connection = %member.id, lost, held_back, "slow connection: its outbox is full");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The demo page, embedded in the binary, and what it needs: an open sign-in, presence as a stream, a way to publish.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures::Stream;
+use futures::stream::unfold;
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::App;
+use super::admin::publish;
+use super::public::check_origin;
+use super::reply::{Refusal, not_found};
+use crate::auth::mint;
+use crate::protocol::UserId;
+
+const MAX_BODY: usize = 64 * 1024;
+
+/// Most users in a snapshot of presence.
+const SNAPSHOT_USERS: usize = 1_000;
+
+/// How long a page's token lives: long enough for a demo, short enough to see it refreshed.
+const TOKEN_TTL: Duration = Duration::from_secs(3_600);
+
+const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; frame-ancestors 'none'";
+
+/// Between two tries for a snapshot.
+const RETRY: Duration = Duration::from_secs(1);
+
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const SVG: &str = "image/svg+xml";
+
+/// Every file of the page: its name, its type, what is in it.
+const FILES: &[(&str, &str, &str)] = &[
+    ("index.html", HTML, include_str!("../../client-demo/index.html")),
+    ("style.css", CSS, include_str!("../../client-demo/style.css")),
+    ("logo.svg", SVG, include_str!("../../client-demo/logo.svg")),
+    ("app.js", SCRIPT, include_str!("../../client-demo/app.js")),
+    ("api.js", SCRIPT, include_str!("../../client-demo/api.js")),
+    ("dom.js", SCRIPT, include_str!("../../client-demo/dom.js")),
+    ("notification.js", SCRIPT, include_str!("../../client-demo/notification.js")),
+    ("panel.js", SCRIPT, include_str!("../../client-demo/panel.js")),
+    ("presence.js", SCRIPT, include_str!("../../client-demo/presence.js")),
+    ("publish.js", SCRIPT, include_str!("../../client-demo/publish.js")),
+    ("signin.js", SCRIPT, include_str!("../../client-demo/signin.js")),
+    ("tidings.js", SCRIPT, include_str!("../../client-demo/tidings.js")),
+    ("toasts.js", SCRIPT, include_str!("../../client-demo/toasts.js")),
+];
+
+pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
+    axum::Router::new()
+        .route("/", get(|| std::future::ready(file("index.html"))))
+        .route("/demo/{file}", get(|Path(name): Path<String>| std::future::ready(file(&name))))
+        .route("/demo/token", post(sign_in))
+        .route("/demo/publish", post(send))
+        .route("/demo/presence", get(presence))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn_with_state(Arc::clone(app), same_origins))
+}
+
+fn file(wanted: &str) -> Response {
+    let Some((_, kind, text)) = FILES.iter().find(|(name, ..)| *name == wanted) else {
+        return not_found().into_response();
+    };
+    let headers: [(HeaderName, &str); 3] = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        // The page changes with the binary, and the binary does not say when.
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, *text).into_response()
+}
+
+#[derive(Debug, Deserialize)]
+struct SignIn {
+    user: String,
+}
+
+async fn sign_in(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {
+    let body = std::future::ready(body).await?;
+    let SignIn { user } = serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(error.to_string()))?;
+    let bad_user = |why: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_user", why);
+    let user = UserId::new(&user).map_err(|error| bad_user(error.to_string()))?;
+    let auth = &app.config.auth;
+    let secret = auth.hmac_secret.as_ref().ok_or_else(|| Refusal::unavailable("no secret to sign with"))?;
+    let token = mint(auth, secret, &user, TOKEN_TTL).map_err(|error| Refusal::unavailable(error.to_string()))?;
+    Ok(Json(json!({"token": token})).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message {
+    user: String,
+    data: Box<RawValue>,
+}
+
+async fn send(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {
+    let Message { user, data } =
+        serde_json::from_slice(&body?).map_err(|error| Refusal::bad_request(error.to_string()))?;
+    publish(&app, &user, data.get()).await
+}
+
+/// Pages of other origins may not use the demo's open sign-in.
+async fn same_origins(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match check_origin(&app, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// A snapshot of who is online, then each change; a new snapshot where a change may have been missed.
+async fn presence(State(app): State<Arc<App>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let changes = app.backplane.presence_events();
+    let stopping = app.context.shutdown.draining().clone();
+    let watch = Watch { app, changes, stopping, snapshot_due: true };
+    let stream = unfold(watch, |mut watch| async move { watch.next().await.map(|event| (Ok(event), watch)) });
+    std::future::ready(Sse::new(stream).keep_alive(KeepAlive::default())).await
+}
+
+struct Watch {
+    app: Arc<App>,
+    changes: Receiver<Arc<str>>,
+    stopping: CancellationToken,
+    snapshot_due: bool,
+}
+
+impl Watch {
+    async fn next(&mut self) -> Option<Event> {
+        let stopping = self.stopping.clone();
+        stopping.run_until_cancelled(self.event()).await
+    }
+
+    async fn event(&mut self) -> Event {
+        loop {
+            if self.snapshot_due {
+                match self.app.backplane.online(SNAPSHOT_USERS).await {
+                    Ok((users, online)) => {
+                        self.snapshot_due = false;
+                        let snapshot = json!({"users": users, "online": online});
+                        return Event::default().event("snapshot").data(snapshot.to_string());
+                    }
+                    // Redis is away: its return is worth waiting for.
+                    Err(_) => sleep(RETRY).await,
+                }
+                continue;
+            }
+            match self.changes.recv().await {
+                Ok(change) => return Event::default().event("change").data(change.as_ref()),
+                Err(RecvError::Lagged(_)) => self.snapshot_due = true,
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_page_is_embedded() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/client-demo");
+        for entry in std::fs::read_dir(page).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let served = [".html", ".css", ".js", ".svg"].iter().any(|ending| name.ends_with(ending));
+            assert!(!served || FILES.iter().any(|(file, ..)| *file == name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Accepts connections and speaks HTTP/1.1 on them, with a deadline on every stage.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::log::LogRate;
+use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
+
+/// Enough for a herd of reconnects to wait in.
+const BACKLOG: u32 = 4_096;
+
+/// Most bytes of a request's head.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// From a request's head to the end of its answer, streams aside.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long to leave accepting alone when the system refuses, as it does without free file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound port.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    /// Where it listens, the port never 0.
+    pub address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds an address.
+    ///
+    /// # Errors
+    /// The system's, such as a port that is taken.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+}
+
+/// Accepts until the instance stops. Each connection's head must come within `head_deadline`.
+pub async fn serve(
+    listener: Listener,
+    router: axum::Router,
+    head_deadline: Duration,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+) {
+    let refused = LogRate::new();
+    let stopping = shutdown.stopping().clone();
+    loop {
+        let Some(accepted) = stopping.run_until_cancelled(listener.listener.accept()).await else { return };
+        match accepted {
+            Ok((socket, _)) => {
+                socket.set_nodelay(true).ok();
+                let (router, stopping) = (router.clone(), stopping.clone());
+                shutdown.spawn_service(async move {
+                    stopping.run_until_cancelled(http(socket, router, head_deadline)).await;
+                });
+            }
+            Err(error) => {
+                metrics.accept_errors.inc();
+                if let Some(held_back) = refused.admit() {
+                    warn!(%error, held_back, "connection not accepted");
+                }
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn http(socket: TcpStream, router: axum::Router, head_deadline: Duration) {
+    let router = router.layer(axum::middleware::from_fn(answer_in_time));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_deadline)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        debug!(%error, "http connection ended");
+    }
+}
+
+async fn answer_in_time(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
+    use axum::response::IntoResponse;
+    timeout(REQUEST_DEADLINE, next.run(request))
+        .await
+        .unwrap_or_else(|_| super::reply::Refusal::unavailable("the request took too long").into_response())
+}

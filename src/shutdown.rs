@@ -1,0 +1,86 @@
+//! How an instance stops: signals, the two phases of a stop, and the tracker of every task.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+/// The phases of a stop, and every task that must have ended after it. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    draining: CancellationToken,
+    stopping: CancellationToken,
+    connections: TaskTracker,
+    services: TaskTracker,
+}
+
+impl Shutdown {
+    /// Phase one: clients are sent away, while the listeners still answer.
+    #[must_use]
+    pub fn draining(&self) -> &CancellationToken {
+        &self.draining
+    }
+
+    /// Phase two: every other task ends.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// Spawns a task that a drain waits for: one of a client.
+    pub fn spawn_connection(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.connections.spawn(task);
+    }
+
+    /// Spawns a task of the instance itself; it must end once [`Shutdown::stopping`] is cancelled.
+    pub fn spawn_service(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.services.spawn(task);
+    }
+
+    /// Waits until no client's task is left, or the grace ends.
+    pub async fn connections_ended(&self, grace: Duration) {
+        self.connections.close();
+        if tokio::time::timeout(grace, self.connections.wait()).await.is_err() {
+            warn!(left = self.connections.len(), "clients' tasks were still running when the grace ended");
+        }
+    }
+
+    /// Tells every service to end and waits for it, or for the grace to end.
+    pub async fn stop(&self, grace: Duration) {
+        self.stopping.cancel();
+        self.services.close();
+        if tokio::time::timeout(grace, self.services.wait()).await.is_err() {
+            warn!(left = self.services.len(), "tasks were still running when the grace ended");
+        }
+    }
+}
+
+/// SIGTERM and SIGINT, listened for from creation on.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// Installs the handlers.
+    ///
+    /// # Errors
+    /// Where the system refuses a handler.
+    pub fn install() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next of either.
+    pub async fn next(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        info!(signal = name, "signal received");
+    }
+}

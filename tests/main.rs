@@ -1,0 +1,2 @@
+//! The promises of tidings, one file each, held against real processes and a real Redis.
+fn main() {}
