@@ -1,2 +1,5 @@
 //! The promises of tidings, one file each, held against real processes and a real Redis.
-fn main() {}
+
+mod architecture;
+mod delivery;
+mod support;

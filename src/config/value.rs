@@ -25,8 +25,11 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 /// Writes a duration in the largest unit that holds it whole.
 pub(super) fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
-    let (unit, size) =
-        UNITS.iter().rev().find(|(_, size)| millis > 0 && millis.is_multiple_of(u128::from(*size))).unwrap_or(&("s", 1_000));
+    let (unit, size) = UNITS
+        .iter()
+        .rev()
+        .find(|(_, size)| millis > 0 && millis.is_multiple_of(u128::from(*size)))
+        .unwrap_or(&("s", 1_000));
     format!("{}{unit}", millis / u128::from(*size))
 }
 

@@ -1,0 +1,138 @@
+//! A WebSocket client that shows everything the server says.
+
+use std::net::SocketAddr;
+
+use futures::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Response;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use super::{Gateway, token, within};
+
+/// A refused handshake.
+#[derive(Debug)]
+pub struct Refused {
+    pub status: u16,
+    /// The `error.code` of the body.
+    pub code: String,
+    pub headers: tokio_tungstenite::tungstenite::http::HeaderMap,
+}
+
+/// An open WebSocket.
+pub struct Client {
+    socket: WebSocketStream<TcpStream>,
+    /// The headers of the 101.
+    pub response: Response,
+}
+
+/// A handshake with any path, query and headers.
+pub async fn handshake(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Client, Refused> {
+    let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
+    for (name, value) in headers {
+        let name: tokio_tungstenite::tungstenite::http::HeaderName = name.parse().unwrap();
+        request.headers_mut().append(name, value.parse().unwrap());
+    }
+    let tcp = within("a TCP connection", TcpStream::connect(address)).await.unwrap();
+    tcp.set_nodelay(true).unwrap();
+    let config = WebSocketConfig::default().read_buffer_size(4_096);
+    let upgrade = tokio_tungstenite::client_async_with_config(request, tcp, Some(config));
+    match within("an answer to the handshake", upgrade).await {
+        Ok((socket, response)) => Ok(Client { socket, response }),
+        Err(Error::Http(response)) => {
+            let body = response.body().clone().unwrap_or_default();
+            let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let code = body["error"]["code"].as_str().unwrap_or_default().to_owned();
+            assert!(body["error"]["message"].is_string(), "a refusal says why: {body}");
+            Err(Refused { status: response.status().as_u16(), code, headers: response.headers().clone() })
+        }
+        Err(error) => panic!("the handshake failed: {error}"),
+    }
+}
+
+impl Client {
+    /// Connects a user the browser's way and takes the `welcome`.
+    pub async fn connect(gateway: &Gateway, user: &str) -> Self {
+        Self::connect_with_welcome(gateway, user).await.0
+    }
+
+    /// As [`Client::connect`], with the `welcome`.
+    pub async fn connect_with_welcome(gateway: &Gateway, user: &str) -> (Self, Value) {
+        let protocols = format!("tidings.v1, bearer.{}", token(user));
+        let headers = [("Sec-WebSocket-Protocol", protocols.as_str())];
+        let mut client = handshake(gateway.public, "/ws", &headers).await.expect("admitted");
+        let welcome = client.frame().await;
+        assert_eq!(welcome["type"], "welcome", "{welcome}");
+        (client, welcome)
+    }
+
+    /// Opens a WebSocket that has not said who it is.
+    pub async fn anonymous(gateway: &Gateway) -> Self {
+        let headers = [("Sec-WebSocket-Protocol", "tidings.v1")];
+        handshake(gateway.public, "/ws", &headers).await.expect("admitted")
+    }
+
+    pub async fn send(&mut self, text: &str) {
+        self.send_message(Message::text(text)).await;
+    }
+
+    pub async fn send_message(&mut self, message: Message) {
+        within("a message is sent", self.socket.send(message)).await.unwrap();
+    }
+
+    /// The next message of any kind; `None` at the end of the connection.
+    pub async fn message(&mut self) -> Option<Message> {
+        match within("a message", self.socket.next()).await {
+            Some(Ok(message)) => Some(message),
+            Some(Err(_)) | None => None,
+        }
+    }
+
+    /// The next text.
+    pub async fn text(&mut self) -> String {
+        loop {
+            match self.message().await {
+                Some(Message::Text(text)) => return text.to_string(),
+                Some(Message::Ping(_) | Message::Pong(_)) => {}
+                other => panic!("a text was expected, not {other:?}"),
+            }
+        }
+    }
+
+    /// The next text, as JSON.
+    pub async fn frame(&mut self) -> Value {
+        let text = self.text().await;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// The next text, which must be an event: its data.
+    pub async fn event(&mut self) -> Value {
+        let mut frame = self.frame().await;
+        assert_eq!(frame["type"], "event", "{frame}");
+        frame["data"].take()
+    }
+
+    /// Reads to the end, past anything else; the close code, 1006 where there was none.
+    pub async fn close_code(&mut self) -> u16 {
+        let mut code = 1006;
+        while let Some(message) = self.message().await {
+            if let Message::Close(Some(frame)) = message {
+                code = frame.code.into();
+            }
+        }
+        code
+    }
+
+    /// Says goodbye.
+    pub async fn close(mut self) {
+        within("the connection closes", self.socket.close(None)).await.ok();
+    }
+
+    /// The socket itself, for a client that misbehaves.
+    pub fn tcp(&mut self) -> &mut TcpStream {
+        self.socket.get_mut()
+    }
+}

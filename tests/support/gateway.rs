@@ -1,0 +1,191 @@
+//! Real instances, as real processes.
+
+use std::net::SocketAddr;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use super::token::SECRET;
+use super::{RedisServer, eventually, within};
+
+/// How an instance is started: `serve` with the suite's secret, on free ports, unless told otherwise.
+pub struct Options {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Options {
+    /// On this Redis.
+    pub fn redis(redis: &RedisServer) -> Self {
+        Self::bare().arg("--redis-url").arg(&redis.url())
+    }
+
+    /// `--dev`, on the memory backplane.
+    pub fn dev() -> Self {
+        Self::bare().arg("--dev")
+    }
+
+    /// Nothing but the secret and free ports.
+    pub fn bare() -> Self {
+        let args = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new() }
+            .env("TIDINGS_AUTH__HMAC_SECRET", SECRET)
+            .set("drain.window", "200ms")
+    }
+
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A key of the configuration; the last word wins.
+    pub fn set(self, key: &str, value: &str) -> Self {
+        self.arg("--set").arg(&format!("{key}={value}"))
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start(self) -> Gateway {
+        let gateway = self.start_unready().await;
+        gateway.ready().await;
+        gateway
+    }
+
+    /// Starts it and waits until its listeners accept.
+    pub async fn start_unready(self) -> Gateway {
+        let dir = TempDir::new().unwrap();
+        let (ready_file, log) = (dir.path().join("ready.json"), dir.path().join("log"));
+        let mut child = command(&[])
+            .args(&self.args)
+            .arg("--ready-file")
+            .arg(&ready_file)
+            .envs(self.env)
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        eventually("the instance listens", async || {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "the instance ended: {}", std::fs::read_to_string(&log).unwrap());
+            ready_file.exists()
+        })
+        .await;
+        let ready: Value = serde_json::from_slice(&std::fs::read(&ready_file).unwrap()).unwrap();
+        let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
+        Gateway {
+            public: address("public"),
+            admin: address("admin"),
+            instance: ready["instance"].as_str().unwrap().to_owned(),
+            child,
+            dir,
+        }
+    }
+}
+
+/// One running instance; killed when dropped.
+pub struct Gateway {
+    pub public: SocketAddr,
+    pub admin: SocketAddr,
+    pub instance: String,
+    child: Child,
+    dir: TempDir,
+}
+
+impl Gateway {
+    pub async fn redis(redis: &RedisServer) -> Self {
+        Options::redis(redis).start().await
+    }
+
+    pub async fn dev() -> Self {
+        Options::dev().start().await
+    }
+
+    pub async fn ready(&self) {
+        eventually("the instance is ready", async || self.get(self.public, "/readyz").await.0 == 200).await;
+    }
+
+    pub async fn not_ready(&self) {
+        eventually("the instance is not ready", async || self.get(self.public, "/readyz").await.0 == 503).await;
+    }
+
+    /// The status and the body of a GET on one of its listeners.
+    pub async fn get(&self, listener: SocketAddr, path: &str) -> (u16, String) {
+        let answer = within(path, reqwest::get(format!("http://{listener}{path}"))).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// A POST of JSON to one of its listeners.
+    pub async fn post(&self, listener: SocketAddr, path: &str, body: &str) -> (u16, String) {
+        let request = reqwest::Client::new().post(format!("http://{listener}{path}"));
+        let request = request.header("content-type", "application/json").body(body.to_owned());
+        let answer = within(path, request.send()).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// One metric's value, by its whole name with labels; 0 where it was never counted.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.get(self.admin, "/metrics").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("still running")
+    }
+
+    /// Resident memory, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Sends a signal by name: `TERM`, `INT`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+
+    /// Waits for its end.
+    pub async fn exit(&mut self) -> ExitStatus {
+        within("the instance ends", self.child.wait()).await.unwrap()
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+}
+
+/// The `tidings` binary with arguments, killed when dropped, in an environment without configuration.
+pub fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDINGS_")) {
+        command.env_remove(name);
+    }
+    command.args(args).kill_on_drop(true);
+    command
+}
+
+/// Runs a command that ends by itself.
+pub async fn output(mut command: Command) -> Output {
+    within("the command ends", command.output()).await.unwrap()
+}
+
+pub fn signal(pid: u32, name: &str) {
+    let status = std::process::Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
+    assert!(status.success(), "kill -{name} {pid}");
+    // The kernel delivers it before `kill` returns, but a stopped process may still be finishing a system call.
+    std::thread::sleep(Duration::from_millis(10));
+}

@@ -1,0 +1,37 @@
+//! Real servers and real clients for the tests: each starts what it needs on free ports and cleans up after itself.
+
+mod client;
+mod gateway;
+mod redis;
+mod token;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+pub use client::{Client, Refused, handshake};
+pub use gateway::{Gateway, Options, command};
+pub use redis::RedisServer;
+pub use token::{SECRET, sign, token, token_for};
+
+/// How long a test waits for something that must come: far longer than it takes, so that only its absence fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for `event`, or fails saying what did not come.
+pub async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, event).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
+}
+
+/// Asks again and again until `holds` gives true, or fails saying what never held.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    eventually_within(PATIENCE, what, &mut holds).await;
+}
+
+/// As [`eventually`], with a limit that is part of the promise.
+pub async fn eventually_within(limit: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
