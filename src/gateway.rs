@@ -129,6 +129,6 @@ fn start_presence(app: &App) {
     let (backplane, metrics) = (Arc::clone(&app.backplane), Arc::clone(metrics));
     let stopping = shutdown.stopping().clone();
     shutdown.spawn_service(async move {
-        stopping.run_until_cancelled(presence::reap(&backplane, &metrics)).await;
+        stopping.run_until_cancelled(presence::keep_true(&backplane, &metrics)).await;
     });
 }

@@ -46,6 +46,8 @@ pub struct Metrics {
     pub presence_incarnations: IntCounter,
     /// Users of dead instances taken offline by this one.
     pub presence_reaped: IntCounter,
+    /// Times that the presence keys did not agree and were put right.
+    pub presence_audits: IntCounter,
 }
 
 impl Metrics {
@@ -82,6 +84,7 @@ impl Metrics {
                 "Presence incarnations taken; each beyond the first means that a lease was lost.",
             ),
             presence_reaped: counter(r, "presence_reaped_total", "Users of dead instances taken offline."),
+            presence_audits: counter(r, "presence_audits_total", "Times presence keys disagreed and were put right."),
             registry,
         }
     }

@@ -72,6 +72,11 @@ impl Router {
                     self.count_drop(drop, payload.len());
                 }
             }
+            Heard::Oversize { channel } => {
+                self.metrics.messages_received.inc();
+                // Whoever it was for: a payload that was not kept is dropped for everybody.
+                self.count_drop(Drop::Size, channel.len());
+            }
             Heard::Pause => self.flush(),
         }
     }

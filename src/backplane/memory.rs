@@ -1,24 +1,35 @@
 //! The in-process backplane: one instance, nothing to install, nothing survives the process.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-use super::{Batch, Heard, Sink, USER_CHANNEL};
+use super::{Batch, Heard, Page, PageCursor, Sink, USER_CHANNEL, UserPresence};
 use crate::protocol::UserId;
 
 /// Presence events that a slow reader may lag behind before it is told to start over.
 pub(super) const EVENTS_KEPT: usize = 256;
 
+/// Most users of whom it is remembered when they were last seen; beyond, the longest unseen are forgotten.
+const LAST_SEEN_USERS: usize = 100_000;
+
 /// See the module.
 pub struct Memory {
     /// Locked while it delivers, which keeps the publishing order.
     sink: Mutex<Option<Sink>>,
-    online: Mutex<BTreeSet<UserId>>,
+    directory: Mutex<Directory>,
     events: broadcast::Sender<Arc<str>>,
+}
+
+#[derive(Default)]
+struct Directory {
+    online: BTreeMap<UserId, u32>,
+    last_seen: HashMap<UserId, u64>,
+    by_last_seen: BTreeSet<(u64, UserId)>,
 }
 
 impl std::fmt::Debug for Memory {
@@ -32,7 +43,7 @@ impl Memory {
     #[must_use]
     pub fn new() -> Self {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
-        Self { sink: Mutex::default(), online: Mutex::default(), events }
+        Self { sink: Mutex::default(), directory: Mutex::default(), events }
     }
 
     pub(super) fn subscribe(&self, sink: Sink) {
@@ -48,29 +59,59 @@ impl Memory {
     }
 
     pub(super) fn apply(&self, batch: &Batch) {
-        let mut online = self.online.lock();
-        for user in &batch.online {
-            if online.insert(user.clone()) {
-                self.tell(user, "online");
+        let now = wall_clock_ms();
+        let mut directory = self.directory.lock();
+        for (user, connections) in &batch.held {
+            if directory.online.insert(user.clone(), *connections).is_none() {
+                self.tell(user, "online", now);
             }
         }
-        for user in &batch.offline {
-            if online.remove(user) {
-                self.tell(user, "offline");
+        for user in &batch.released {
+            if directory.online.remove(user).is_some() {
+                directory.seen(user, now);
+                self.tell(user, "offline", now);
             }
         }
     }
 
-    fn tell(&self, user: &UserId, status: &str) {
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let event = serde_json::json!({"user": user.as_str(), "status": status, "at": u64::try_from(at).ok()});
+    fn tell(&self, user: &UserId, status: &str, at: u64) {
+        let event = serde_json::json!({"user": user.as_str(), "status": status, "at": at});
         // Nobody listening is fine.
         self.events.send(event.to_string().into()).ok();
     }
 
-    pub(super) fn online(&self, limit: usize) -> (Vec<String>, u64) {
-        let online = self.online.lock();
-        (online.iter().take(limit).map(ToString::to_string).collect(), online.len() as u64)
+    pub(super) fn presence_of(&self, users: &[UserId]) -> Vec<UserPresence> {
+        let (now, directory) = (wall_clock_ms(), self.directory.lock());
+        let one = |user: &UserId| {
+            let connections = directory.online.get(user).copied();
+            let last_seen = if connections.is_some() { Some(now) } else { directory.last_seen.get(user).copied() };
+            UserPresence {
+                user: user.to_string(),
+                online: connections.is_some(),
+                connections: connections.unwrap_or_default().into(),
+                last_seen,
+            }
+        };
+        users.iter().map(one).collect()
+    }
+
+    pub(super) fn online_count(&self) -> u64 {
+        self.directory.lock().online.len() as u64
+    }
+
+    pub(super) fn online_page(&self, limit: usize, from: &PageCursor) -> Page {
+        let directory = self.directory.lock();
+        let start = from.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut users: Vec<String> = directory
+            .online
+            .range::<str, _>((start, Bound::Unbounded))
+            .take(limit + 1)
+            .map(|(user, _)| user.to_string())
+            .collect();
+        let more = users.len() > limit;
+        users.truncate(limit);
+        let next = PageCursor { position: 0, after: users.last().cloned() };
+        Page { users, next: more.then(|| next.to_string()) }
     }
 
     pub(super) fn presence_events(&self) -> broadcast::Receiver<Arc<str>> {
@@ -78,8 +119,27 @@ impl Memory {
     }
 }
 
+impl Directory {
+    fn seen(&mut self, user: &UserId, now: u64) {
+        if let Some(earlier) = self.last_seen.insert(user.clone(), now) {
+            self.by_last_seen.remove(&(earlier, user.clone()));
+        }
+        self.by_last_seen.insert((now, user.clone()));
+        if self.last_seen.len() > LAST_SEEN_USERS
+            && let Some((_, longest_unseen)) = self.by_last_seen.pop_first()
+        {
+            self.last_seen.remove(&longest_unseen);
+        }
+    }
+}
+
 impl Default for Memory {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn wall_clock_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

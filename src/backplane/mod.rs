@@ -20,9 +20,9 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::protocol::{InstanceId, UserId};
 use crate::shutdown::Shutdown;
-pub use lease::{Applied, Batch};
+pub use lease::{Applied, BadCursor, Batch, LiveInstance, Page, PageCursor, UserPresence};
 pub use memory::Memory;
-pub use redis::Redis;
+pub use redis::{Malformed, Redis};
 
 /// What a channel's name starts with, before the user's id.
 pub const USER_CHANNEL: &str = "user:";
@@ -37,6 +37,11 @@ pub enum Heard<'a> {
         /// What was published.
         payload: &'a [u8],
     },
+    /// A message larger than `limits.max_payload_bytes`, which was not kept.
+    Oversize {
+        /// The channel's whole name.
+        channel: &'a [u8],
+    },
     /// Nothing more is at hand: write what was routed.
     Pause,
 }
@@ -50,9 +55,29 @@ pub enum BackplaneError {
     /// Its configuration cannot work.
     #[error("{0}")]
     Config(String),
-    /// Redis refused, or the link to it failed.
+    /// The client library's word.
     #[error("redis: {0}")]
     Redis(#[from] ::redis::RedisError),
+    /// Redis answered with an error: its code, and the rest of the line.
+    #[error("redis: {code} {message}")]
+    Refused {
+        /// Such as `NOAUTH`.
+        code: String,
+        /// For the operator.
+        message: String,
+    },
+    /// The connection could not be made, or broke.
+    #[error("redis: {0}")]
+    Io(#[from] std::io::Error),
+    /// Redis closed the connection.
+    #[error("redis: the connection ended")]
+    Ended,
+    /// Nothing came on a subscription for so long that it must be dead.
+    #[error("redis: nothing heard for {0:?}")]
+    Silent(Duration),
+    /// What came is not what Redis sends.
+    #[error("redis: {0}")]
+    Malformed(#[from] Malformed),
     /// No answer in time.
     #[error("redis: no answer within {0:?}")]
     Timeout(Duration),
@@ -61,16 +86,31 @@ pub enum BackplaneError {
     Answer(String),
 }
 
+/// Codes of Redis's errors that an operator may want to tell apart.
+const KNOWN_CODES: [&str; 9] =
+    ["LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "NOREPLICAS", "OOM", "READONLY", "WRONGPASS"];
+
 impl BackplaneError {
-    /// The label in metrics.
+    /// From the line of an error reply.
+    fn refused(line: &str) -> Self {
+        let (code, message) = line.split_once(' ').unwrap_or((line, ""));
+        Self::Refused { code: code.to_owned(), message: message.to_owned() }
+    }
+
+    /// The label in metrics and logs: an error code of Redis as it is written, or a word of ours.
     #[must_use]
     pub fn kind(&self) -> &'static str {
+        let known = |code: &str| KNOWN_CODES.into_iter().find(|known| *known == code).unwrap_or("refused");
         match self {
             Self::Config(_) => "config",
             Self::Timeout(_) => "timeout",
-            Self::Answer(_) => "answer",
-            Self::Redis(error) if error.is_io_error() => "connection",
-            Self::Redis(_) => "refused",
+            Self::Silent(_) => "silent",
+            Self::Answer(_) | Self::Malformed(_) => "malformed",
+            Self::Io(_) | Self::Ended => "connection",
+            Self::Redis(error) if error.is_timeout() => "timeout",
+            Self::Redis(error) if error.is_io_error() || error.is_connection_dropped() => "connection",
+            Self::Redis(error) => error.code().map_or("refused", known),
+            Self::Refused { code, .. } => known(code),
         }
     }
 }
@@ -136,13 +176,14 @@ impl Backplane {
         }
     }
 
-    /// Takes a lease for a fresh incarnation, which holds nobody yet.
+    /// Takes a lease for a fresh incarnation, which holds nobody yet. Gives the name of the backplane's memory: another
+    /// one than before means that it has forgotten everything.
     ///
     /// # Errors
     /// [`BackplaneError`]; the incarnation must then not be used.
-    pub async fn register(&self, incarnation: &str) -> Result<(), BackplaneError> {
+    pub async fn register(&self, incarnation: &str) -> Result<String, BackplaneError> {
         match self {
-            Self::Memory(_) => Ok(()),
+            Self::Memory(_) => Ok(String::new()),
             Self::Redis(redis) => redis.register(incarnation).await,
         }
     }
@@ -183,14 +224,59 @@ impl Backplane {
         }
     }
 
-    /// Some of the users who are online, at most about `limit`, and how many there are in all.
+    /// Compares the presence keys, and where they do not agree puts them right from what instances hold; gives how many
+    /// users were wrong then.
+    ///
+    /// # Errors
+    /// [`BackplaneError`]; any instance may go on with it later.
+    pub async fn audit(&self) -> Result<Option<u64>, BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(None),
+            Self::Redis(redis) => redis.audit().await,
+        }
+    }
+
+    /// What the fleet knows of these users, in the order asked.
     ///
     /// # Errors
     /// [`BackplaneError`] where Redis did not answer.
-    pub async fn online(&self, limit: usize) -> Result<(Vec<String>, u64), BackplaneError> {
+    pub async fn presence_of(&self, users: &[UserId]) -> Result<Vec<UserPresence>, BackplaneError> {
         match self {
-            Self::Memory(memory) => Ok(memory.online(limit)),
-            Self::Redis(redis) => redis.online(limit).await,
+            Self::Memory(memory) => Ok(memory.presence_of(users)),
+            Self::Redis(redis) => redis.presence_of(users).await,
+        }
+    }
+
+    /// How many users are online.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not answer.
+    pub async fn online_count(&self) -> Result<u64, BackplaneError> {
+        match self {
+            Self::Memory(memory) => Ok(memory.online_count()),
+            Self::Redis(redis) => redis.online_count().await,
+        }
+    }
+
+    /// At most `limit` of the users who are online.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not answer.
+    pub async fn online_page(&self, limit: usize, from: PageCursor) -> Result<Page, BackplaneError> {
+        match self {
+            Self::Memory(memory) => Ok(memory.online_page(limit, &from)),
+            Self::Redis(redis) => redis.online_page(limit, from).await,
+        }
+    }
+
+    /// Every live instance that others know of; the in-process backplane has none.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not answer.
+    pub async fn instances(&self) -> Result<Vec<LiveInstance>, BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(Vec::new()),
+            Self::Redis(redis) => redis.instances().await,
         }
     }
 

@@ -12,11 +12,14 @@ use crate::protocol::UserId;
 /// Most changes in one batch, so that no script holds Redis for long.
 pub(super) const BATCH_USERS: usize = 1_000;
 
+/// With how many connections a user is held; `None`: not held.
+type Held = Option<u32>;
+
 #[derive(Debug, Default, Clone, Copy)]
 struct Standing {
-    wanted: bool,
-    confirmed: bool,
-    /// When the last connection ended; the user is wanted until the delay after it is over.
+    wanted: Held,
+    confirmed: Held,
+    /// When the last connection ended; the user is wanted, with none, until the delay after it is over.
     left_at: Option<Instant>,
 }
 
@@ -28,38 +31,39 @@ pub(super) struct Ledger {
     leaving: VecDeque<(Instant, UserId)>,
     /// Users whose `wanted` and `confirmed` may differ.
     differing: HashSet<UserId, RandomState>,
-    confirmed: usize,
+    /// How many are confirmed.
+    size: usize,
+    /// Users to add again without telling anybody, because the backplane forgot them.
+    silent: HashSet<UserId, RandomState>,
 }
 
 impl Ledger {
-    /// A user has a connection, or has none any more.
-    pub(super) fn observe(&mut self, user: UserId, connected: bool, now: Instant) {
-        if connected {
-            let standing = self.users.entry(user.clone()).or_default();
+    /// A user has this many connections now.
+    pub(super) fn observe(&mut self, user: UserId, connections: usize, now: Instant) {
+        let connections = u32::try_from(connections).unwrap_or(u32::MAX);
+        if connections == 0 && self.users.get(&user).is_none_or(|standing| standing.wanted.is_none()) {
+            return;
+        }
+        let standing = self.users.entry(user.clone()).or_default();
+        standing.wanted = Some(connections);
+        if connections > 0 {
             standing.left_at = None;
-            if !standing.wanted {
-                standing.wanted = true;
-                self.differing.insert(user);
-            }
-        } else if let Some(standing) = self.users.get_mut(&user)
-            && standing.wanted
-            && standing.left_at.is_none()
-        {
+        } else if standing.left_at.is_none() {
             standing.left_at = Some(now);
-            self.leaving.push_back((now, user));
+            self.leaving.push_back((now, user.clone()));
+        }
+        if standing.wanted != standing.confirmed {
+            self.differing.insert(user);
         }
     }
 
     /// Gives up those who left at least `delay` ago.
     pub(super) fn expire(&mut self, now: Instant, delay: Duration) {
-        while let Some((left_at, _)) = self.leaving.front() {
-            if now.duration_since(*left_at) < delay {
-                return;
-            }
+        while self.leaving.front().is_some_and(|(left_at, _)| now.duration_since(*left_at) >= delay) {
             let Some((left_at, user)) = self.leaving.pop_front() else { return };
             let Some(standing) = self.users.get_mut(&user) else { continue };
             if standing.left_at == Some(left_at) {
-                *standing = Standing { wanted: false, left_at: None, ..*standing };
+                *standing = Standing { wanted: None, left_at: None, ..*standing };
                 self.differing.insert(user);
             }
         }
@@ -72,59 +76,80 @@ impl Ledger {
 
     /// Whether there is something to write.
     pub(super) fn differs(&self) -> bool {
-        !self.differing.is_empty()
+        !self.differing.is_empty() || !self.silent.is_empty()
     }
 
     /// The next batch, empty where nothing differs. What it holds stays different until it is confirmed.
     pub(super) fn batch(&mut self, incarnation: &str, sequence: u64) -> Batch {
-        let (mut online, mut offline, mut settled) = (Vec::new(), Vec::new(), Vec::new());
-        for user in &self.differing {
-            if online.len() + offline.len() == BATCH_USERS {
+        let silent = !self.silent.is_empty();
+        let source = if silent { &self.silent } else { &self.differing };
+        let (mut held, mut released, mut settled, mut size) = (Vec::new(), Vec::new(), Vec::new(), self.size);
+        for user in source {
+            if held.len() + released.len() == BATCH_USERS {
                 break;
             }
-            match self.users.get(user) {
-                Some(Standing { wanted: true, confirmed: false, .. }) => online.push(user.clone()),
-                Some(Standing { wanted: false, confirmed: true, .. }) => offline.push(user.clone()),
+            let Standing { wanted, confirmed, .. } = self.users.get(user).copied().unwrap_or_default();
+            // Forgotten by the backplane and gone since: added once more, so that somebody is told of the going.
+            let wanted = if silent { wanted.or(Some(0)) } else { wanted };
+            match (wanted, confirmed) {
+                (Some(connections), confirmed) if wanted != confirmed => {
+                    held.push((user.clone(), connections));
+                    size += usize::from(confirmed.is_none());
+                }
+                (None, Some(_)) => {
+                    released.push(user.clone());
+                    size -= 1;
+                }
                 _ => settled.push(user.clone()),
             }
         }
         for user in settled {
-            self.differing.remove(&user);
-            self.forget_if_gone(&user);
+            self.settle(&user);
         }
-        let held = self.confirmed + online.len() - offline.len();
-        Batch { incarnation: incarnation.to_owned(), sequence, online, offline, held }
+        Batch { incarnation: incarnation.to_owned(), sequence, held, released, size, silent }
     }
 
     /// The backplane has written this batch.
     pub(super) fn confirm(&mut self, batch: &Batch) {
-        let changes = batch.online.iter().map(|user| (user, true));
-        for (user, confirmed) in changes.chain(batch.offline.iter().map(|user| (user, false))) {
-            let Some(standing) = self.users.get_mut(user) else { continue };
-            standing.confirmed = confirmed;
-            if standing.wanted == confirmed {
-                self.differing.remove(user);
+        let held = batch.held.iter().map(|(user, connections)| (user, Some(*connections)));
+        for (user, confirmed) in held.chain(batch.released.iter().map(|user| (user, None))) {
+            if let Some(standing) = self.users.get_mut(user) {
+                standing.confirmed = confirmed;
             }
-            self.forget_if_gone(user);
+            self.settle(user);
         }
-        self.confirmed = batch.held;
+        self.size = batch.size;
     }
 
-    /// A new incarnation holds nobody yet: everybody who is wanted differs.
-    pub(super) fn start_over(&mut self) {
-        self.confirmed = 0;
+    /// A new incarnation holds nobody yet: everybody who is wanted differs. Where the backplane `forgot` everything,
+    /// those who had been confirmed are added again in silence. Where in doubt, news is told twice rather than never.
+    pub(super) fn start_over(&mut self, forgot: bool) {
+        self.size = 0;
         self.differing.clear();
-        self.users.retain(|user, standing| {
-            standing.confirmed = false;
-            if standing.wanted {
-                self.differing.insert(user.clone());
+        let earlier = std::mem::take(&mut self.silent);
+        let Self { users, differing, silent, .. } = self;
+        users.retain(|user, standing| {
+            let confirmed = standing.confirmed.take().is_some();
+            let still_silent = earlier.contains(user) && (forgot || standing.wanted.is_none());
+            if still_silent || (forgot && confirmed) {
+                silent.insert(user.clone());
             }
-            standing.wanted
+            let keep = standing.wanted.is_some() || silent.contains(user);
+            if keep {
+                differing.insert(user.clone());
+            }
+            keep
         });
     }
 
-    fn forget_if_gone(&mut self, user: &UserId) {
-        if self.users.get(user).is_some_and(|standing| !standing.wanted && !standing.confirmed) {
+    /// Takes a user off the lists where nothing differs any more.
+    fn settle(&mut self, user: &UserId) {
+        self.silent.remove(user);
+        let Standing { wanted, confirmed, .. } = self.users.get(user).copied().unwrap_or_default();
+        if wanted == confirmed {
+            self.differing.remove(user);
+        }
+        if wanted.is_none() && confirmed.is_none() {
             self.users.remove(user);
         }
     }
@@ -140,52 +165,68 @@ mod tests {
         UserId::new(text).unwrap()
     }
 
-    fn names(users: &[UserId]) -> Vec<&str> {
-        users.iter().map(UserId::as_str).collect()
+    fn held(batch: &Batch) -> Vec<(&str, u32)> {
+        let mut held: Vec<_> = batch.held.iter().map(|(user, connections)| (user.as_str(), *connections)).collect();
+        held.sort_unstable();
+        held
     }
 
-    /// A ledger in which `42` is connected and confirmed.
+    fn released(batch: &Batch) -> Vec<&str> {
+        batch.released.iter().map(UserId::as_str).collect()
+    }
+
+    /// A ledger in which `42` is connected once and confirmed.
     fn settled(now: Instant) -> Ledger {
         let mut ledger = Ledger::default();
-        ledger.observe(user("42"), true, now);
+        ledger.observe(user("42"), 1, now);
         let batch = ledger.batch("i", 1);
-        assert_eq!((names(&batch.online), batch.held), (vec!["42"], 1));
+        assert_eq!((held(&batch), batch.size), (vec![("42", 1)], 1));
         ledger.confirm(&batch);
         assert!(!ledger.differs());
         ledger
     }
 
     #[test]
-    fn a_reload_within_the_delay_is_no_change() {
+    fn a_reload_within_the_delay_releases_nobody() {
         let now = Instant::now();
         let mut ledger = settled(now);
-        ledger.observe(user("42"), false, now);
-        ledger.observe(user("42"), true, now + Duration::from_secs(1));
+        ledger.observe(user("42"), 0, now);
+        ledger.observe(user("42"), 1, now + Duration::from_secs(1));
         ledger.expire(now + DELAY * 2, DELAY);
-        assert!(!ledger.differs());
+        let batch = ledger.batch("i", 2);
+        assert!(batch.held.is_empty() && batch.released.is_empty() && !ledger.differs());
     }
 
     #[test]
     fn a_second_departure_counts_from_its_own_moment() {
         let now = Instant::now();
         let mut ledger = settled(now);
-        ledger.observe(user("42"), false, now);
-        ledger.observe(user("42"), true, now + Duration::from_secs(3));
-        ledger.observe(user("42"), false, now + Duration::from_secs(4));
+        ledger.observe(user("42"), 0, now);
+        ledger.observe(user("42"), 1, now + Duration::from_secs(3));
+        ledger.observe(user("42"), 0, now + Duration::from_secs(4));
         ledger.expire(now + DELAY, DELAY);
-        assert!(!ledger.differs());
+        assert_eq!(held(&ledger.batch("i", 2)), [("42", 0)]);
         ledger.expire(now + DELAY + Duration::from_secs(4), DELAY);
-        assert_eq!(names(&ledger.batch("i", 2).offline), ["42"]);
+        assert_eq!(released(&ledger.batch("i", 2)), ["42"]);
+    }
+
+    #[test]
+    fn the_number_of_connections_is_told_too() {
+        let now = Instant::now();
+        let mut ledger = settled(now);
+        ledger.observe(user("42"), 3, now);
+        let batch = ledger.batch("i", 2);
+        assert_eq!((held(&batch), batch.size), (vec![("42", 3)], 1));
     }
 
     #[test]
     fn a_user_who_left_is_forgotten_once_that_is_confirmed() {
         let now = Instant::now();
         let mut ledger = settled(now);
-        ledger.observe(user("42"), false, now);
+        ledger.observe(user("42"), 0, now);
         ledger.expire(now + DELAY, DELAY);
         let batch = ledger.batch("i", 2);
-        assert_eq!(batch.held, 0);
+        assert_eq!((released(&batch), batch.size), (vec!["42"], 0));
         ledger.confirm(&batch);
         assert!(ledger.users.is_empty() && ledger.leaving.is_empty() && !ledger.differs());
     }
@@ -194,25 +235,25 @@ mod tests {
     fn a_change_of_mind_while_a_batch_is_under_way_is_written_by_the_next() {
         let now = Instant::now();
         let mut ledger = Ledger::default();
-        ledger.observe(user("42"), true, now);
+        ledger.observe(user("42"), 1, now);
         let batch = ledger.batch("i", 1);
-        ledger.observe(user("42"), false, now);
+        ledger.observe(user("42"), 0, now);
         ledger.expire(now, Duration::ZERO);
         ledger.confirm(&batch);
         assert!(ledger.differs());
         let next = ledger.batch("i", 2);
-        assert_eq!((names(&next.offline), next.held), (vec!["42"], 0));
+        assert_eq!((released(&next), next.size), (vec!["42"], 0));
     }
 
     #[test]
     fn a_user_who_came_and_went_before_any_batch_is_never_written() {
         let now = Instant::now();
         let mut ledger = Ledger::default();
-        ledger.observe(user("42"), true, now);
-        ledger.observe(user("42"), false, now);
+        ledger.observe(user("42"), 1, now);
+        ledger.observe(user("42"), 0, now);
         ledger.expire(now, Duration::ZERO);
         let batch = ledger.batch("i", 1);
-        assert!(batch.online.is_empty() && batch.offline.is_empty());
+        assert!(batch.held.is_empty() && batch.released.is_empty());
         assert!(ledger.users.is_empty() && !ledger.differs());
     }
 
@@ -220,26 +261,65 @@ mod tests {
     fn starting_over_adds_everybody_who_is_wanted_again() {
         let now = Instant::now();
         let mut ledger = settled(now);
-        ledger.observe(user("7"), true, now);
-        ledger.observe(user("42"), false, now);
-        ledger.start_over();
-        let mut batch = ledger.batch("j", 1);
-        batch.online.sort();
-        assert_eq!((names(&batch.online), batch.held), (vec!["42", "7"], 2));
+        ledger.observe(user("7"), 1, now);
+        ledger.observe(user("42"), 0, now);
+        ledger.start_over(false);
+        let batch = ledger.batch("j", 1);
+        assert_eq!((held(&batch), batch.size, batch.silent), (vec![("42", 0), ("7", 1)], 2, false));
         ledger.confirm(&batch);
         ledger.expire(now + DELAY, DELAY);
-        assert_eq!(names(&ledger.batch("j", 2).offline), ["42"]);
+        assert_eq!(released(&ledger.batch("j", 2)), ["42"]);
+    }
+
+    #[test]
+    fn whom_the_backplane_forgot_is_added_in_silence_and_who_left_meanwhile_is_told_of() {
+        let now = Instant::now();
+        let mut ledger = settled(now);
+        ledger.observe(user("7"), 1, now);
+        let batch = ledger.batch("i", 2);
+        ledger.confirm(&batch);
+        ledger.observe(user("42"), 0, now);
+        ledger.expire(now + DELAY, DELAY);
+        ledger.observe(user("new"), 1, now);
+
+        ledger.start_over(true);
+        let silent = ledger.batch("j", 1);
+        assert_eq!((held(&silent), silent.size, silent.silent), (vec![("42", 0), ("7", 1)], 2, true));
+        ledger.confirm(&silent);
+        let told = ledger.batch("j", 2);
+        assert_eq!((held(&told), released(&told)), (vec![("new", 1)], vec!["42"]));
+        assert_eq!((told.size, told.silent), (2, false));
+        ledger.confirm(&told);
+        assert!(!ledger.differs());
+    }
+
+    #[test]
+    fn a_lease_lost_in_the_midst_of_a_silent_return_is_told_of_in_full() {
+        let now = Instant::now();
+        let mut ledger = settled(now);
+        ledger.observe(user("7"), 1, now);
+        let batch = ledger.batch("i", 2);
+        ledger.confirm(&batch);
+        ledger.observe(user("42"), 0, now);
+        ledger.expire(now + DELAY, DELAY);
+        ledger.start_over(true);
+        ledger.start_over(false);
+        let silent = ledger.batch("k", 1);
+        assert_eq!((held(&silent), silent.silent), (vec![("42", 0)], true));
+        ledger.confirm(&silent);
+        let told = ledger.batch("k", 2);
+        assert_eq!((held(&told), released(&told), told.silent), (vec![("7", 1)], vec!["42"], false));
     }
 
     #[test]
     fn many_changes_are_split_into_batches() {
         let mut ledger = Ledger::default();
         for number in 0..BATCH_USERS + 1 {
-            ledger.observe(user(&number.to_string()), true, Instant::now());
+            ledger.observe(user(&number.to_string()), 1, Instant::now());
         }
         let first = ledger.batch("i", 1);
-        assert_eq!((first.online.len(), first.held), (BATCH_USERS, BATCH_USERS));
+        assert_eq!((first.held.len(), first.size), (BATCH_USERS, BATCH_USERS));
         ledger.confirm(&first);
-        assert_eq!(ledger.batch("i", 2).held, BATCH_USERS + 1);
+        assert_eq!(ledger.batch("i", 2).size, BATCH_USERS + 1);
     }
 }

@@ -26,6 +26,9 @@ const GATHER: Duration = Duration::from_millis(20);
 /// How often dead instances are looked for.
 const REAP_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the keys are compared, in rounds of reaping.
+const AUDIT_EVERY: u32 = 5;
+
 /// The task's state.
 pub struct Presence {
     backplane: Arc<Backplane>,
@@ -36,6 +39,8 @@ pub struct Presence {
     heartbeat: Duration,
     ledger: Ledger,
     incarnation: Option<Incarnation>,
+    /// What the backplane's memory was called at the last registration: another name means that it lost everything.
+    epoch: Option<String>,
 }
 
 impl std::fmt::Debug for Presence {
@@ -71,6 +76,7 @@ impl Presence {
             heartbeat: config.lease / 3,
             ledger: Ledger::default(),
             incarnation: None,
+            epoch: None,
         }
     }
 
@@ -120,8 +126,8 @@ impl Presence {
     async fn step(&mut self) -> Result<(), BackplaneError> {
         let now = Instant::now();
         for user in self.registry.take_changes() {
-            let connected = self.registry.holds(user.as_str());
-            self.ledger.observe(user, connected, now);
+            let connections = self.registry.connections_of(user.as_str());
+            self.ledger.observe(user, connections, now);
         }
         self.ledger.expire(now, self.offline_delay);
 
@@ -162,19 +168,21 @@ impl Presence {
 
     async fn incarnate(&mut self) -> Result<Incarnation, BackplaneError> {
         let name = format!("{}-{:08x}", self.instance, fastrand::u32(..));
-        self.backplane.register(&name).await?;
+        let epoch = self.backplane.register(&name).await?;
+        let forgot = self.epoch.replace(epoch.clone()).is_some_and(|earlier| earlier != epoch);
         self.metrics.presence_incarnations.inc();
-        self.ledger.start_over();
-        info!(incarnation = name, "presence lease taken");
+        self.ledger.start_over(forgot);
+        info!(incarnation = name, forgot, "presence lease taken");
         Ok(Incarnation { name, applied: 0, unconfirmed: None, renew_at: Instant::now() + self.heartbeat })
     }
 }
 
-/// Looks for dead instances and takes their users offline, for ever; ends by being dropped.
-pub async fn reap(backplane: &Backplane, metrics: &Metrics) {
+/// Looks for dead instances and takes their users offline, and now and then for what a hand or a bug has put out of
+/// order; for ever, ends by being dropped.
+pub async fn keep_true(backplane: &Backplane, metrics: &Metrics) {
     let mut ticks = interval(REAP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    for tick in 0_u32.. {
         ticks.tick().await;
         match backplane.reap().await {
             Ok(0) => {}
@@ -183,6 +191,17 @@ pub async fn reap(backplane: &Backplane, metrics: &Metrics) {
                 info!(users, "took the users of a dead instance");
             }
             Err(error) => debug!(%error, "dead instances not looked for"),
+        }
+        if tick % AUDIT_EVERY != 0 {
+            continue;
+        }
+        match backplane.audit().await {
+            Ok(None) => {}
+            Ok(Some(users)) => {
+                metrics.presence_audits.inc();
+                warn!(users, "presence keys did not agree: put right from what instances hold");
+            }
+            Err(error) => debug!(%error, "presence not audited"),
         }
     }
 }

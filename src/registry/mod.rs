@@ -31,7 +31,7 @@ pub struct Member {
 pub struct Registry {
     users: DashMap<UserId, Vec<Arc<Member>>, RandomState>,
     connections: AtomicUsize,
-    /// Users whose first connection came or whose last one went since presence last looked.
+    /// Users whose connections came or went since presence last looked.
     changed: Mutex<HashSet<UserId, RandomState>>,
     change: Notify,
 }
@@ -40,20 +40,12 @@ impl Registry {
     /// Adds a connection; it stays until the registration is dropped.
     #[must_use]
     pub fn register(self: &Arc<Self>, user: UserId, member: Arc<Member>) -> Registration {
-        let first = match self.users.entry(user.clone()) {
-            Entry::Occupied(mut entry) => {
-                entry.get_mut().push(Arc::clone(&member));
-                false
-            }
-            Entry::Vacant(entry) => {
-                entry.insert(vec![Arc::clone(&member)]);
-                true
-            }
-        };
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        if first {
-            self.note_change(user.clone());
+        match self.users.entry(user.clone()) {
+            Entry::Occupied(mut entry) => entry.get_mut().push(Arc::clone(&member)),
+            Entry::Vacant(entry) => drop(entry.insert(vec![Arc::clone(&member)])),
         }
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.note_change(user.clone());
         Registration { registry: Arc::clone(self), user, member }
     }
 
@@ -62,17 +54,14 @@ impl Registry {
         let Entry::Occupied(mut entry) = self.users.entry(user.clone()) else { return };
         let members = entry.get_mut();
         members.retain(|other| !Arc::ptr_eq(other, member));
-        let last = members.is_empty();
-        if last {
+        if members.is_empty() {
             entry.remove();
         } else {
             members.shrink_to_fit();
             drop(entry);
         }
         self.connections.fetch_sub(1, Ordering::Relaxed);
-        if last {
-            self.note_change(user.clone());
-        }
+        self.note_change(user.clone());
     }
 
     fn note_change(&self, user: UserId) {
@@ -92,6 +81,12 @@ impl Registry {
     #[must_use]
     pub fn holds(&self, user: &str) -> bool {
         self.users.contains_key(user)
+    }
+
+    /// How many connections a user has here.
+    #[must_use]
+    pub fn connections_of(&self, user: &str) -> usize {
+        self.users.get(user).map_or(0, |members| members.len())
     }
 
     /// Every connection, for a drain.
@@ -117,7 +112,8 @@ impl Registry {
         self.change.notified().await;
     }
 
-    /// The users to look at again. Level-triggered: it says that something changed, [`Registry::holds`] says to what.
+    /// The users to look at again. Level-triggered: it says that something changed, [`Registry::connections_of`] says
+    /// to what.
     #[must_use]
     pub fn take_changes(&self) -> HashSet<UserId, RandomState> {
         std::mem::take(&mut *self.changed.lock())
@@ -168,15 +164,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_first_and_a_last_connection_are_changes() {
+    async fn every_arrival_and_departure_is_a_change_and_many_of_one_user_are_one() {
         let registry = Arc::new(Registry::default());
         let first = registry.register(user("42"), member().await);
-        assert_eq!(registry.take_changes().len(), 1);
         let second = registry.register(user("42"), member().await);
-        drop(first);
-        assert!(registry.take_changes().is_empty());
-        drop(second);
         assert_eq!(registry.take_changes().into_iter().collect::<Vec<_>>(), [user("42")]);
+        assert_eq!(registry.connections_of("42"), 2);
+        drop(first);
+        assert_eq!(registry.take_changes().len(), 1);
+        drop(second);
+        assert_eq!(registry.take_changes().len(), 1);
+        assert_eq!(registry.connections_of("42"), 0);
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use subtle::ConstantTimeEq;
 use tracing::warn;
 
 use super::reply::Refusal;
-use super::{App, healthz, readyz};
+use super::{App, healthz, presence, readyz};
 use crate::auth::bearer;
 use crate::config::secret_bytes;
 use crate::metrics;
@@ -30,6 +30,9 @@ const MAX_BODY: usize = 64 * 1024;
 pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
     let guarded = axum::Router::new()
         .route("/v1/users/{id}/notifications", post(notify))
+        .route("/v1/users/{id}/presence", get(presence::one))
+        .route("/v1/presence", get(presence::page).post(presence::many))
+        .route("/v1/presence/count", get(presence::count))
         .route("/v1/info", get(info))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .route_layer(from_fn_with_state(Arc::clone(app), require_key));
@@ -60,17 +63,21 @@ async fn render_metrics(State(app): State<Arc<App>>) -> Response {
     std::future::ready(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)).await.into_response()
 }
 
+/// This instance, and every other that lives, as far as the backplane can tell now.
 async fn info(State(app): State<Arc<App>>) -> Json<serde_json::Value> {
     let registry = &app.context.registry;
-    let info = json!({
-        "instance": app.context.instance.as_str(),
+    let own = app.context.instance.as_str();
+    let others = app.backplane.instances().await.ok();
+    let others = others.map(|all| all.into_iter().filter(|other| other.instance != own).collect::<Vec<_>>());
+    Json(json!({
+        "instance": own,
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": app.started.elapsed().as_secs(),
         "connections": registry.connections(),
         "users": registry.users(),
         "backplane": app.backplane.name(),
-    });
-    std::future::ready(Json(info)).await
+        "instances": others,
+    }))
 }
 
 /// A notification as a backend sends it; the data is kept byte for byte.

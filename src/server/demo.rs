@@ -28,6 +28,7 @@ use super::admin::publish;
 use super::public::check_origin;
 use super::reply::{Refusal, not_found};
 use crate::auth::mint;
+use crate::backplane::{BackplaneError, PageCursor};
 use crate::protocol::UserId;
 
 const MAX_BODY: usize = 64 * 1024;
@@ -148,14 +149,20 @@ impl Watch {
         stopping.run_until_cancelled(self.event()).await
     }
 
+    async fn snapshot(&self) -> Result<Event, BackplaneError> {
+        let page = self.app.backplane.online_page(SNAPSHOT_USERS, PageCursor::default()).await?;
+        let online = self.app.backplane.online_count().await?;
+        let snapshot = json!({"users": page.users, "online": online});
+        Ok(Event::default().event("snapshot").data(snapshot.to_string()))
+    }
+
     async fn event(&mut self) -> Event {
         loop {
             if self.snapshot_due {
-                match self.app.backplane.online(SNAPSHOT_USERS).await {
-                    Ok((users, online)) => {
+                match self.snapshot().await {
+                    Ok(snapshot) => {
                         self.snapshot_due = false;
-                        let snapshot = json!({"users": users, "online": online});
-                        return Event::default().event("snapshot").data(snapshot.to_string());
+                        return snapshot;
                     }
                     // Redis is away: its return is worth waiting for.
                     Err(_) => sleep(RETRY).await,

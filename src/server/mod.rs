@@ -3,6 +3,7 @@
 mod admin;
 mod demo;
 mod listener;
+mod presence;
 mod public;
 mod reply;
 

@@ -1,17 +1,19 @@
 //! Connections to Redis: how they are made, and the one that carries commands.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, IntoConnectionInfo, ScriptInvocation,
-    TlsCertificates,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, ScriptInvocation,
+    TlsCertificates, cmd,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use super::stream::{KEEPALIVE, Stream};
 use crate::backplane::BackplaneError;
 use crate::config;
 
@@ -21,17 +23,17 @@ pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// From a command to its answer.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A quiet connection is checked this often by the system.
-const KEEPALIVE: Duration = Duration::from_secs(5);
-
 /// Makes connections, and keeps the one for commands; it is made when first needed and again after it failed.
 pub(super) struct Link {
     client: Client,
+    ca_file: Option<PathBuf>,
+    /// What `CLIENT LIST` shows, before what a connection is for.
+    name: String,
     commands: Mutex<Option<MultiplexedConnection>>,
 }
 
 impl Link {
-    pub(super) fn new(config: &config::Redis, url: &SecretString) -> Result<Self, BackplaneError> {
+    pub(super) fn new(config: &config::Redis, url: &SecretString, name: String) -> Result<Self, BackplaneError> {
         let bad_url = |error: redis::RedisError| BackplaneError::Config(format!("redis.url: {error}"));
         let info: ConnectionInfo = url.expose_secret().into_connection_info().map_err(bad_url)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
@@ -46,18 +48,27 @@ impl Link {
                 Client::build_with_tls(info, certificates).map_err(|error| fail(error.to_string()))?
             }
         };
-        Ok(Self { client, commands: Mutex::default() })
+        Ok(Self { client, ca_file: config.ca_file.clone(), name, commands: Mutex::default() })
     }
 
     /// A connection of its own for a subscription.
-    pub(super) async fn pubsub(&self) -> Result<redis::aio::PubSub, BackplaneError> {
-        deadline(CONNECT_DEADLINE, self.client.get_async_pubsub()).await
+    pub(super) async fn stream(&self, purpose: &str, max_part: usize) -> Result<Stream, BackplaneError> {
+        let name = format!("{}-{purpose}", self.name);
+        Stream::connect(self.client.get_connection_info(), self.ca_file.as_deref(), &name, max_part).await
     }
 
     /// Sends one command.
     pub(super) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BackplaneError> {
         let mut connection = self.connection().await?;
         let answer = deadline(COMMAND_DEADLINE, command.query_async(&mut connection)).await;
+        self.forget_if_broken(&answer).await;
+        answer
+    }
+
+    /// Sends several commands at once.
+    pub(super) async fn pipeline<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BackplaneError> {
+        let mut connection = self.connection().await?;
+        let answer = deadline(COMMAND_DEADLINE, commands.query_async(&mut connection)).await;
         self.forget_if_broken(&answer).await;
         answer
     }
@@ -79,7 +90,9 @@ impl Link {
             .set_connection_timeout(Some(CONNECT_DEADLINE))
             .set_response_timeout(Some(COMMAND_DEADLINE));
         let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        let connection = deadline(CONNECT_DEADLINE, connecting).await?;
+        let mut connection = deadline(CONNECT_DEADLINE, connecting).await?;
+        let name = cmd("CLIENT").arg("SETNAME").arg(format!("{}-commands", self.name)).to_owned();
+        deadline(COMMAND_DEADLINE, name.query_async::<()>(&mut connection)).await?;
         *commands = Some(connection.clone());
         Ok(connection)
     }
@@ -88,7 +101,9 @@ impl Link {
         let broken = match answer {
             Err(BackplaneError::Timeout(_)) => true,
             Err(BackplaneError::Redis(error)) => {
-                error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error()
+                // A server that has become a replica is not the one to talk to any more: look the name up again.
+                let replica = error.code() == Some("READONLY");
+                error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() || replica
             }
             _ => false,
         };

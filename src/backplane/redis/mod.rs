@@ -1,7 +1,10 @@
 //! The Redis backplane: pub/sub for messages, a lease design in Lua for presence.
 
+mod directory;
 mod link;
 mod presence;
+mod resp;
+mod stream;
 mod subscriber;
 
 use std::sync::Arc;
@@ -12,16 +15,18 @@ use redis::cmd;
 use secrecy::SecretString;
 use tokio::sync::broadcast;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tracing::debug;
+use tracing::warn;
 
 use super::memory::EVENTS_KEPT;
-use super::{Applied, BackplaneError, Batch, Sink, USER_CHANNEL};
+use super::{Applied, BackplaneError, Batch, LiveInstance, Page, PageCursor, Sink, USER_CHANNEL, UserPresence};
 use crate::config::Config;
+use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{InstanceId, UserId};
 use crate::shutdown::Shutdown;
 use link::Link;
 use presence::Presence;
+pub use resp::Malformed;
 
 /// How often a message of our own goes once round, through the command connection and back on the subscription.
 const PROBE_EVERY: Duration = Duration::from_secs(3);
@@ -38,7 +43,9 @@ pub struct Redis {
     presence_channel: Option<String>,
     events: broadcast::Sender<Arc<str>>,
     subscription: Mutex<Subscription>,
+    max_payload_bytes: usize,
     metrics: Arc<Metrics>,
+    failures: LogRate,
 }
 
 /// Whether the instance hears.
@@ -67,13 +74,15 @@ impl Redis {
     ) -> Result<Self, BackplaneError> {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         Ok(Self {
-            link: Link::new(&config.redis, url)?,
+            link: Link::new(&config.redis, url, format!("tidings-{instance}"))?,
             presence: Presence::new(&config.presence),
             probe_channel: format!("{}probe:{instance}", config.redis.prefix),
             presence_channel: config.server.demo.then(|| config.presence.channel.clone()),
             events,
             subscription: Mutex::new(Subscription::Down { why: "not subscribed yet".into() }),
+            max_payload_bytes: config.limits.max_payload_bytes,
             metrics,
+            failures: LogRate::new(),
         })
     }
 
@@ -95,9 +104,8 @@ impl Redis {
         loop {
             ticks.tick().await;
             let probe = cmd("PUBLISH").arg(&self.probe_channel).arg("").to_owned();
-            if let Err(error) = self.counted(self.link.command::<i64>(&probe).await) {
-                debug!(%error, "probe not sent");
-            }
+            // Counted and logged: without it the subscription will be found silent.
+            self.counted(self.link.command::<i64>(&probe).await).ok();
         }
     }
 
@@ -121,7 +129,7 @@ impl Redis {
         *self.subscription.lock() = subscription;
     }
 
-    pub(super) async fn register(&self, incarnation: &str) -> Result<(), BackplaneError> {
+    pub(super) async fn register(&self, incarnation: &str) -> Result<String, BackplaneError> {
         self.counted(self.presence.register(&self.link, incarnation).await)
     }
 
@@ -137,8 +145,24 @@ impl Redis {
         self.counted(self.presence.reap(&self.link).await)
     }
 
-    pub(super) async fn online(&self, limit: usize) -> Result<(Vec<String>, u64), BackplaneError> {
-        self.counted(self.presence.online(&self.link, limit).await)
+    pub(super) async fn audit(&self) -> Result<Option<u64>, BackplaneError> {
+        self.counted(self.presence.audit(&self.link).await)
+    }
+
+    pub(super) async fn presence_of(&self, users: &[UserId]) -> Result<Vec<UserPresence>, BackplaneError> {
+        self.counted(directory::presence_of(&self.link, &self.presence, users).await)
+    }
+
+    pub(super) async fn online_count(&self) -> Result<u64, BackplaneError> {
+        self.counted(directory::count(&self.link, &self.presence).await)
+    }
+
+    pub(super) async fn online_page(&self, limit: usize, from: PageCursor) -> Result<Page, BackplaneError> {
+        self.counted(directory::page(&self.link, &self.presence, limit, from).await)
+    }
+
+    pub(super) async fn instances(&self) -> Result<Vec<LiveInstance>, BackplaneError> {
+        self.counted(directory::instances(&self.link, &self.presence).await)
     }
 
     pub(super) fn presence_events(&self) -> broadcast::Receiver<Arc<str>> {
@@ -146,6 +170,11 @@ impl Redis {
     }
 
     fn counted<T>(&self, result: Result<T, BackplaneError>) -> Result<T, BackplaneError> {
-        result.inspect_err(|error| self.metrics.backplane_errors.with_label_values(&[error.kind()]).inc())
+        result.inspect_err(|error| {
+            self.metrics.backplane_errors.with_label_values(&[error.kind()]).inc();
+            if let Some(held_back) = self.failures.admit() {
+                warn!(%error, kind = error.kind(), held_back, "redis did not do what it was asked");
+            }
+        })
     }
 }

@@ -8,20 +8,26 @@ use super::link::Link;
 use crate::backplane::{Applied, BackplaneError, Batch};
 use crate::config;
 
-/// Users taken from a dead incarnation in one step, so that no script holds Redis for long.
-const REAP_STEP: usize = 500;
+/// Users taken from a dead incarnation, or mended, in one step, so that no script holds Redis for long.
+const STEP: usize = 500;
 
 /// Dead incarnations looked at in one round.
 const REAP_ROUND: usize = 16;
+
+/// How long it is remembered when a user was last seen.
+const LAST_SEEN_KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 pub(super) struct Presence {
     set: String,
     channel: String,
     lease: Duration,
+    offline_delay: Duration,
     register: Script,
     apply: Script,
     expired: Script,
     reap: Script,
+    audit: Script,
+    mend: Script,
 }
 
 impl Presence {
@@ -30,49 +36,70 @@ impl Presence {
             set: config.set.clone(),
             channel: config.channel.clone(),
             lease: config.lease,
+            offline_delay: config.offline_delay,
             register: Script::new(include_str!("scripts/register.lua")),
             apply: Script::new(include_str!("scripts/apply.lua")),
             expired: Script::new(include_str!("scripts/expired.lua")),
             reap: Script::new(include_str!("scripts/reap.lua")),
+            audit: Script::new(include_str!("scripts/audit.lua")),
+            mend: Script::new(include_str!("scripts/mend.lua")),
         }
     }
 
-    fn key(&self, name: &str) -> String {
+    /// The plain set's name.
+    pub(super) fn set(&self) -> &str {
+        &self.set
+    }
+
+    /// A key of ours beside the plain set.
+    pub(super) fn key(&self, name: &str) -> String {
         format!("{{{}}}:{name}", self.set)
     }
 
-    fn lease_ms(&self) -> u64 {
-        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    pub(super) fn held(&self, incarnation: &str) -> String {
+        self.key(&format!("held:{incarnation}"))
     }
 
-    /// The keys of `apply.lua` and `reap.lua`.
-    fn keyed<'a>(&self, script: &'a Script, incarnation: &str) -> ScriptInvocation<'a> {
+    /// With the keys of `apply.lua` and `reap.lua`.
+    fn with_held<'a>(&self, script: &'a Script, incarnation: &str) -> ScriptInvocation<'a> {
         let mut invocation = script.key(self.key("instances"));
-        invocation.key(self.key("seq"));
-        invocation.key(self.key(&format!("held:{incarnation}")));
-        invocation.key(self.key("count"));
-        invocation.key(&self.set);
+        invocation.key(self.key("seq")).key(self.held(incarnation)).key(self.key("count")).key(&self.set);
+        invocation.key(self.key("total")).key(self.key("last_seen"));
         invocation
     }
 
-    pub(super) async fn register(&self, link: &Link, incarnation: &str) -> Result<(), BackplaneError> {
+    /// With the keys of `audit.lua` and `mend.lua`, and their first argument.
+    fn over_all<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
+        let mut invocation = script.key(self.key("instances"));
+        invocation.key(self.key("count")).key(&self.set).key(self.key("total")).key(self.key("last_seen"));
+        invocation.arg(self.key("held:"));
+        invocation
+    }
+
+    /// Gives the epoch.
+    pub(super) async fn register(&self, link: &Link, incarnation: &str) -> Result<String, BackplaneError> {
         let mut invocation = self.register.key(self.key("instances"));
-        invocation.key(self.key("seq")).arg(incarnation).arg(self.lease_ms());
-        link.script::<String>(&invocation).await.map(|_| ())
+        invocation.key(self.key("seq")).key(self.key("epoch"));
+        invocation.arg(incarnation).arg(millis(self.lease)).arg(incarnation);
+        link.script(&invocation).await
     }
 
     pub(super) async fn apply(&self, link: &Link, batch: &Batch) -> Result<Applied, BackplaneError> {
-        let mut invocation = self.keyed(&self.apply, &batch.incarnation);
-        invocation.arg(&batch.incarnation).arg(self.lease_ms()).arg(batch.sequence).arg(batch.held);
-        invocation.arg(&self.channel).arg(batch.online.len());
-        for user in batch.online.iter().chain(&batch.offline) {
+        let mut invocation = self.with_held(&self.apply, &batch.incarnation);
+        invocation.arg(&batch.incarnation).arg(millis(self.lease)).arg(batch.sequence).arg(batch.size);
+        invocation.arg(&self.channel).arg(millis(self.offline_delay)).arg(u8::from(batch.silent));
+        invocation.arg(batch.held.len());
+        for (user, connections) in &batch.held {
+            invocation.arg(user.as_str()).arg(*connections);
+        }
+        for user in &batch.released {
             invocation.arg(user.as_str());
         }
         match link.script::<String>(&invocation).await?.as_str() {
             "OK" | "DUP" => Ok(Applied::Done),
             "GONE" => Ok(Applied::Stale("the lease ended")),
             "GAP" => Ok(Applied::Stale("a batch is missing")),
-            "BROKEN" => Ok(Applied::Stale("somebody else changed the held set")),
+            "BROKEN" => Ok(Applied::Stale("somebody else changed the held users")),
             other => Err(BackplaneError::Answer(other.to_owned())),
         }
     }
@@ -91,8 +118,9 @@ impl Presence {
     pub(super) async fn reap_one(&self, link: &Link, incarnation: &str, end: bool) -> Result<u64, BackplaneError> {
         let mut all = 0;
         loop {
-            let mut invocation = self.keyed(&self.reap, incarnation);
-            invocation.arg(incarnation).arg(REAP_STEP).arg(&self.channel).arg(if end { "end" } else { "" });
+            let mut invocation = self.with_held(&self.reap, incarnation);
+            invocation.arg(incarnation).arg(STEP).arg(&self.channel);
+            invocation.arg(if end { "end" } else { "" }).arg(millis(self.lease));
             let (taken, left): (u64, u64) = link.script(&invocation).await?;
             all += taken;
             if left == 0 {
@@ -101,21 +129,50 @@ impl Presence {
         }
     }
 
-    pub(super) async fn online(&self, link: &Link, limit: usize) -> Result<(Vec<String>, u64), BackplaneError> {
-        let count = link.command(cmd("SCARD").arg(&self.set)).await?;
-        let mut users = Vec::new();
-        let mut cursor = 0_u64;
+    /// Gives how many users were wrong, where the keys did not agree.
+    pub(super) async fn audit(&self, link: &Link) -> Result<Option<u64>, BackplaneError> {
+        let mut invocation = self.over_all(&self.audit);
+        if link.script::<bool>(invocation.arg(millis(LAST_SEEN_KEPT))).await? {
+            return Ok(None);
+        }
+        let mut wrong = self.mend_members(link, "SSCAN", &self.set).await?;
+        wrong += self.mend_members(link, "HSCAN", &self.key("count")).await?;
+        let instances = self.key("instances");
+        let incarnations: Vec<String> = link.command(cmd("ZRANGE").arg(&instances).arg(0).arg(-1)).await?;
+        for incarnation in &incarnations {
+            wrong += self.mend_members(link, "HSCAN", &self.held(incarnation)).await?;
+        }
+        wrong += self.mend_users(link, &[], true).await?;
+        Ok(Some(wrong))
+    }
+
+    /// Mends every user that a set or a hash names.
+    async fn mend_members(&self, link: &Link, scan: &str, key: &str) -> Result<u64, BackplaneError> {
+        let (mut wrong, mut cursor) = (0, 0_u64);
         loop {
-            let page: (u64, Vec<String>) =
-                link.command(cmd("SSCAN").arg(&self.set).arg(cursor).arg("COUNT").arg(limit)).await?;
-            users.extend(page.1);
+            let page: (u64, Vec<String>) = link.command(cmd(scan).arg(key).arg(cursor).arg("COUNT").arg(STEP)).await?;
+            // A hash gives its values too.
+            let users: Vec<String> = page.1.into_iter().step_by(if scan == "HSCAN" { 2 } else { 1 }).collect();
+            for some in users.chunks(STEP) {
+                wrong += self.mend_users(link, some, false).await?;
+            }
             cursor = page.0;
-            if cursor == 0 || users.len() >= limit {
-                users.truncate(limit);
-                users.sort_unstable();
-                users.dedup();
-                return Ok((users, count));
+            if cursor == 0 {
+                return Ok(wrong);
             }
         }
     }
+
+    async fn mend_users(&self, link: &Link, users: &[String], last: bool) -> Result<u64, BackplaneError> {
+        let mut invocation = self.over_all(&self.mend);
+        invocation.arg(&self.channel).arg(if last { "1" } else { "" });
+        for user in users {
+            invocation.arg(user);
+        }
+        link.script(&invocation).await
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

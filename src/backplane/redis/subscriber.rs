@@ -2,75 +2,83 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
-use redis::Msg;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
-use super::link::{CONNECT_DEADLINE, deadline};
+use super::link::CONNECT_DEADLINE;
+use super::resp::{Parts, Reply};
+use super::stream::Stream;
 use super::{Redis, SILENT_AFTER, Subscription};
 use crate::backoff::Backoff;
 use crate::backplane::{BackplaneError, Heard, Sink};
 
 /// The one fixed pattern; a user's id never becomes part of a pattern.
-const PATTERN: &str = "user:*";
-
-/// Most messages routed before what they caused is written.
-const BATCH: usize = 64;
+const PATTERN: &[u8] = b"user:*";
 
 /// Runs for ever; ends by being dropped.
 pub(super) async fn run(redis: &Redis, sink: &Sink) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     loop {
-        let why = match subscription(redis, sink, &mut backoff).await {
-            Ok(ended) => {
+        let error = match subscribe(redis, sink).await {
+            Ok(stream) => {
+                info!("subscribed to redis");
+                backoff.reset();
+                redis.set_subscription(Subscription::Up { last_heard: Instant::now() });
+                let Err(error) = hear(redis, sink, stream).await;
                 redis.metrics.backplane_gaps.inc();
-                ended.to_owned()
+                error
             }
-            Err(error) => {
-                redis.metrics.backplane_errors.with_label_values(&[error.kind()]).inc();
-                error.to_string()
-            }
+            Err(error) => error,
         };
+        redis.metrics.backplane_errors.with_label_values(&[error.kind()]).inc();
         let delay = backoff.next_delay();
-        warn!(%why, retry_ms = delay.as_millis(), "not subscribed to redis");
-        redis.set_subscription(Subscription::Down { why });
+        warn!(%error, kind = error.kind(), retry_ms = delay.as_millis(), "not subscribed to redis");
+        redis.set_subscription(Subscription::Down { why: error.to_string() });
         tokio::time::sleep(delay).await;
     }
 }
 
-/// Subscribes and hears until the subscription ends, and says how it did; an error is one that never came to hearing.
-async fn subscription(redis: &Redis, sink: &Sink, backoff: &mut Backoff) -> Result<&'static str, BackplaneError> {
-    let mut pubsub = redis.link.pubsub().await?;
-    deadline(CONNECT_DEADLINE, async {
-        pubsub.psubscribe(PATTERN).await?;
-        pubsub.subscribe(&redis.probe_channel).await?;
-        match &redis.presence_channel {
-            Some(channel) => pubsub.subscribe(channel).await,
-            None => Ok(()),
+async fn subscribe(redis: &Redis, sink: &Sink) -> Result<Stream, BackplaneError> {
+    let subscribing = async {
+        let mut stream = redis.link.stream("subscriber", redis.max_payload_bytes).await?;
+        stream.send(&[b"PSUBSCRIBE", PATTERN]).await?;
+        let mut awaited = 1;
+        for channel in [Some(&redis.probe_channel), redis.presence_channel.as_ref()].into_iter().flatten() {
+            stream.send(&[b"SUBSCRIBE", channel.as_bytes()]).await?;
+            awaited += 1;
         }
-    })
-    .await?;
-    info!("subscribed to redis");
-    backoff.reset();
-    redis.set_subscription(Subscription::Up { last_heard: Instant::now() });
+        while awaited > 0 {
+            stream.fill().await?;
+            stream.each(|reply| if is_confirmation(&reply) { awaited -= 1 } else { hand_on(redis, sink, &reply) })?;
+            sink(Heard::Pause);
+        }
+        Ok(stream)
+    };
+    timeout(CONNECT_DEADLINE, subscribing).await.map_err(|_| BackplaneError::Timeout(CONNECT_DEADLINE))?
+}
 
-    let (_sink_half, messages) = pubsub.split();
-    let mut messages = messages.ready_chunks(BATCH);
+fn is_confirmation(reply: &Reply<'_>) -> bool {
+    matches!(reply, Reply::Push(parts) if matches!(parts.as_slice(), [b"subscribe" | b"psubscribe", ..]))
+}
+
+/// Hears until the subscription fails.
+async fn hear(redis: &Redis, sink: &Sink, mut stream: Stream) -> Result<std::convert::Infallible, BackplaneError> {
     let mut watch = interval(Duration::from_secs(1));
     watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last_heard = Instant::now();
     loop {
         tokio::select! {
-            batch = messages.next() => {
-                let Some(batch) = batch else { return Ok("the connection ended") };
+            filled = stream.fill() => {
+                filled?;
                 last_heard = Instant::now();
-                batch.iter().for_each(|message| hand_on(redis, sink, message));
+                stream.each(|reply| hand_on(redis, sink, &reply))?;
                 sink(Heard::Pause);
+                // A flood must not keep this thread from everybody else.
+                tokio::task::consume_budget().await;
             }
             _ = watch.tick() => {
                 if last_heard.elapsed() > SILENT_AFTER {
-                    return Ok("it went silent");
+                    return Err(BackplaneError::Silent(SILENT_AFTER));
                 }
                 redis.set_subscription(Subscription::Up { last_heard });
             }
@@ -78,14 +86,28 @@ async fn subscription(redis: &Redis, sink: &Sink, backoff: &mut Backoff) -> Resu
     }
 }
 
-fn hand_on(redis: &Redis, sink: &Sink, message: &Msg) {
-    let channel = message.get_channel_name();
-    if message.from_pattern() {
-        sink(Heard::Message { channel: channel.as_bytes(), payload: message.get_payload_bytes() });
-    } else if redis.presence_channel.as_deref() == Some(channel)
-        && let Ok(event) = str::from_utf8(message.get_payload_bytes())
-    {
-        // Nobody watching the demo is fine.
-        redis.events.send(event.into()).ok();
+fn hand_on(redis: &Redis, sink: &Sink, reply: &Reply<'_>) {
+    match reply {
+        Reply::Push(parts) => hand_on_push(redis, sink, parts),
+        Reply::Oversize(parts) => {
+            if let [b"pmessage", _, channel] = parts.as_slice() {
+                sink(Heard::Oversize { channel });
+            }
+        }
+        Reply::Status(_) | Reply::Error(_) => {}
+    }
+}
+
+fn hand_on_push(redis: &Redis, sink: &Sink, parts: &Parts<'_>) {
+    match parts.as_slice() {
+        [b"pmessage", _, channel, payload] => sink(Heard::Message { channel, payload }),
+        [b"message", channel, payload] => {
+            let presence = redis.presence_channel.as_ref().is_some_and(|name| name.as_bytes() == *channel);
+            if let (true, Ok(event)) = (presence, str::from_utf8(payload)) {
+                // Nobody watching the demo is fine.
+                redis.events.send(event.into()).ok();
+            }
+        }
+        _ => {}
     }
 }

@@ -1,37 +1,46 @@
 -- Takes users of one ended incarnation offline, unless another incarnation holds them.
 --
--- KEYS  1 instances (ZSET incarnation -> expiry in ms)   2 sequences (HASH incarnation -> last applied)
---       3 held (SET of that incarnation's users)         4 counts (HASH user -> incarnations that hold it)
---       5 online (the plain SET that backends ask)
+-- KEYS  1 instances (ZSET incarnation -> expiry in ms)      2 seq (HASH incarnation -> last applied sequence)
+--       3 held (HASH user -> connections, of that incarnation)   4 count (HASH user -> incarnations that hold it)
+--       5 online (the plain SET that backends ask)          6 total (STRING, the sum of all counts)
+--       7 last_seen (ZSET user -> ms)
 -- ARGV  1 incarnation   2 how many users at most   3 presence channel   4 'end' to end a live lease first (its own
---       instance leaving), else ''
+--       instance leaving), else ''   5 lease in ms
 -- Answers {users taken, users left}; {0, 0} also where the lease lives.
 --
--- Invariants: any instance may reap, at any time, without a lock, and stop half-way: each step leaves counts, held and
--- online consistent. The incarnation is forgotten only once it holds nobody.
+-- Invariants: any instance may reap, at any time, without a lock, and stop half-way: each step leaves count, total,
+-- held and online consistent. The incarnation is forgotten only once it holds nobody.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local incarnation = ARGV[1]
 
-if ARGV[4] == 'end' then
-  redis.call('ZADD', KEYS[1], 'XX', 0, incarnation)
+local expiry = tonumber(redis.call('ZSCORE', KEYS[1], incarnation) or -1)
+-- Last heard of when it last renewed its lease.
+local seen = expiry > 0 and math.min(now, expiry - ARGV[5]) or now
+if ARGV[4] == 'end' and expiry >= 0 then
+  redis.call('ZADD', KEYS[1], 0, incarnation)
+  expiry, seen = 0, now
 end
-local expiry = redis.call('ZSCORE', KEYS[1], incarnation)
-if not expiry or tonumber(expiry) > now then
+if expiry < 0 or expiry > now then
   return {0, 0}
 end
 
-local users = redis.call('SPOP', KEYS[3], ARGV[2])
+local users = redis.call('HRANDFIELD', KEYS[3], ARGV[2])
 for _, user in ipairs(users) do
+  redis.call('HDEL', KEYS[3], user)
   if redis.call('HINCRBY', KEYS[4], user, -1) <= 0 then
     redis.call('HDEL', KEYS[4], user)
     redis.call('SREM', KEYS[5], user)
-    local event = '{"user":' .. cjson.encode(user) .. ',"status":"offline","at":' .. string.format('%.0f', now) .. '}'
-    redis.call('PUBLISH', ARGV[3], event)
+    redis.call('ZADD', KEYS[7], seen, user)
+    local at = string.format('%.0f', now)
+    redis.call('PUBLISH', ARGV[3], '{"user":' .. cjson.encode(user) .. ',"status":"offline","at":' .. at .. '}')
   end
 end
+if #users > 0 then
+  redis.call('DECRBY', KEYS[6], #users)
+end
 
-local left = redis.call('SCARD', KEYS[3])
+local left = redis.call('HLEN', KEYS[3])
 if left == 0 then
   redis.call('ZREM', KEYS[1], incarnation)
   redis.call('HDEL', KEYS[2], incarnation)

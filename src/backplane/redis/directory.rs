@@ -1,0 +1,133 @@
+//! Answers questions about presence from what the scripts keep.
+
+use redis::{cmd, pipe};
+
+use super::link::Link;
+use super::presence::Presence;
+use crate::backplane::lease::{LiveInstance, Page, UserPresence, instance_of};
+use crate::backplane::{BackplaneError, PageCursor};
+use crate::protocol::UserId;
+
+/// Live incarnations and when their leases end, by Redis's clock, and that clock.
+struct Leases {
+    now: u64,
+    live: Vec<(String, u64)>,
+}
+
+async fn leases(link: &Link, presence: &Presence) -> Result<Leases, BackplaneError> {
+    let mut both = pipe();
+    both.cmd("TIME").cmd("ZRANGE").arg(presence.key("instances")).arg(0).arg(-1).arg("WITHSCORES");
+    let ((seconds, micros), all): ((u64, u64), Vec<(String, f64)>) = link.pipeline(&both).await?;
+    let now = seconds * 1_000 + micros / 1_000;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "milliseconds, which the cast saturates"
+    )]
+    let live = all.into_iter().map(|(name, expiry)| (name, expiry as u64)).filter(|(_, expiry)| *expiry > now);
+    Ok(Leases { now, live: live.collect() })
+}
+
+pub(super) async fn presence_of(
+    link: &Link,
+    presence: &Presence,
+    users: &[UserId],
+) -> Result<Vec<UserPresence>, BackplaneError> {
+    if users.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Leases { now, live } = leases(link, presence).await?;
+    let names = || users.iter().map(UserId::as_str);
+    let mut questions = pipe();
+    let mut ask = |command: &str, key: String| {
+        questions.cmd(command).arg(key);
+        names().for_each(|name| {
+            questions.arg(name);
+        });
+    };
+    ask("SMISMEMBER", presence.set().to_owned());
+    ask("ZMSCORE", presence.key("last_seen"));
+    live.iter().for_each(|(incarnation, _)| ask("HMGET", presence.held(incarnation)));
+
+    let mut answers: Vec<redis::Value> = link.pipeline(&questions).await?;
+    let held: Vec<Vec<Option<u64>>> =
+        answers.split_off(2).into_iter().map(redis::from_redis_value).collect::<Result<_, _>>().map_err(parsing)?;
+    let mut rest = answers.into_iter();
+    let online: Vec<bool> = redis::from_redis_value(rest.next().unwrap_or(redis::Value::Nil)).map_err(parsing)?;
+    let seen: Vec<Option<f64>> = redis::from_redis_value(rest.next().unwrap_or(redis::Value::Nil)).map_err(parsing)?;
+
+    let connections = |index: usize| held.iter().filter_map(|counts| counts.get(index).copied().flatten()).sum::<u64>();
+    Ok(names()
+        .zip(online)
+        .zip(seen)
+        .enumerate()
+        .map(|(index, ((user, online), seen))| {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "milliseconds")]
+            let last_seen = if online { Some(now) } else { seen.map(|seen| seen as u64) };
+            UserPresence { user: user.to_owned(), online, connections: connections(index), last_seen }
+        })
+        .collect())
+}
+
+pub(super) async fn count(link: &Link, presence: &Presence) -> Result<u64, BackplaneError> {
+    link.command(cmd("SCARD").arg(presence.set())).await
+}
+
+/// At most `limit` users after a cursor. SSCAN may give more than was asked for at one of its positions; what does not
+/// fit is found again at that position, behind the last user given.
+pub(super) async fn page(
+    link: &Link,
+    presence: &Presence,
+    limit: usize,
+    from: PageCursor,
+) -> Result<Page, BackplaneError> {
+    let (mut users, mut at) = (Vec::new(), from);
+    loop {
+        let scan = cmd("SSCAN").arg(presence.set()).arg(at.position).arg("COUNT").arg(limit).to_owned();
+        let (position, mut members): (u64, Vec<String>) = link.command(&scan).await?;
+        members.sort_unstable();
+        members.dedup();
+        for member in members {
+            if at.after.as_ref().is_some_and(|after| member <= *after) {
+                continue;
+            }
+            if users.len() == limit {
+                at.after = users.last().cloned().or(at.after);
+                return Ok(Page { users, next: Some(at.to_string()) });
+            }
+            users.push(member);
+        }
+        at = PageCursor { position, after: None };
+        if position == 0 {
+            return Ok(Page { users, next: None });
+        }
+        if users.len() == limit {
+            return Ok(Page { users, next: Some(at.to_string()) });
+        }
+    }
+}
+
+pub(super) async fn instances(link: &Link, presence: &Presence) -> Result<Vec<LiveInstance>, BackplaneError> {
+    let Leases { now, live } = leases(link, presence).await?;
+    if live.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut sizes = pipe();
+    for (incarnation, _) in &live {
+        sizes.cmd("HLEN").arg(presence.held(incarnation));
+    }
+    let sizes: Vec<u64> = link.pipeline(&sizes).await?;
+    Ok(live
+        .iter()
+        .zip(sizes)
+        .map(|((incarnation, expiry), users)| LiveInstance {
+            instance: instance_of(incarnation).to_owned(),
+            users,
+            lease_ms: expiry.saturating_sub(now),
+        })
+        .collect())
+}
+
+fn parsing(error: redis::ParsingError) -> BackplaneError {
+    BackplaneError::Redis(error.into())
+}

@@ -1,0 +1,207 @@
+//! Reads what Redis sends on a connection that only subscribes (RESP2), without copying it.
+//!
+//! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
+
+/// Most parts of a pushed message: its kind, the pattern, the channel, the payload.
+const MAX_PARTS: usize = 4;
+
+/// Longest line: of a status, an error, or a length.
+const MAX_LINE: usize = 1_024;
+
+/// One reply, borrowed from the buffer it was read from.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply<'a> {
+    /// `+OK`
+    Status(&'a [u8]),
+    /// `-ERR …`
+    Error(&'a [u8]),
+    /// A pushed message or a confirmation; an integer stands as its digits.
+    Push(Parts<'a>),
+    /// A pushed message whose payload is larger than was asked for, so that it is not in the buffer.
+    Oversize(Parts<'a>),
+}
+
+/// The parts of a push.
+#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+pub(super) struct Parts<'a> {
+    parts: [&'a [u8]; MAX_PARTS],
+    len: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn push(&mut self, part: &'a [u8]) -> Result<(), Malformed> {
+        *self.parts.get_mut(self.len).ok_or(Malformed("an array of too many parts"))? = part;
+        self.len += 1;
+        Ok(())
+    }
+
+    /// The parts there are.
+    pub(super) fn as_slice(&self) -> &[&'a [u8]] {
+        self.parts.get(..self.len).unwrap_or_default()
+    }
+}
+
+/// What is no RESP2 of a subscription: the connection cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not the protocol of a Redis subscription: {0}")]
+pub struct Malformed(&'static str);
+
+/// Reads one reply from the front of a buffer: the reply, and how many bytes are done with, which may be more than the
+/// buffer holds where a payload was oversize. `None`: more bytes are needed.
+pub(super) fn read(buffer: &[u8], max_part: usize) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
+    let Some((line, rest)) = take_line(buffer)? else { return Ok(None) };
+    let consumed = |rest: &[u8]| buffer.len() - rest.len();
+    let reply = match line {
+        [b'+', status @ ..] => (Reply::Status(status), consumed(rest)),
+        [b'-', error @ ..] => (Reply::Error(error), consumed(rest)),
+        [b'*', count @ ..] => match read_parts(number(count)?, rest, max_part)? {
+            Array::Whole(parts, rest) => (Reply::Push(parts), consumed(rest)),
+            Array::Oversize(parts, rest, missing) => (Reply::Oversize(parts), consumed(rest) + missing),
+            Array::Incomplete => return Ok(None),
+        },
+        _ => return Err(Malformed("an unexpected kind of reply")),
+    };
+    Ok(Some(reply))
+}
+
+enum Array<'a> {
+    Whole(Parts<'a>, &'a [u8]),
+    /// The last part is too large: what comes before it, what follows its header, and how many bytes to pass over.
+    Oversize(Parts<'a>, &'a [u8], usize),
+    Incomplete,
+}
+
+fn read_parts(count: usize, mut rest: &[u8], max_part: usize) -> Result<Array<'_>, Malformed> {
+    let mut parts = Parts::default();
+    for index in 0..count {
+        let Some((line, after)) = take_line(rest)? else { return Ok(Array::Incomplete) };
+        match line {
+            [b':', digits @ ..] => {
+                parts.push(digits)?;
+                rest = after;
+            }
+            b"$-1" => {
+                parts.push(b"")?;
+                rest = after;
+            }
+            [b'$', digits @ ..] => {
+                let len = number(digits)?;
+                if len > max_part {
+                    if index + 1 < count {
+                        return Err(Malformed("an oversize part that is not the last"));
+                    }
+                    return Ok(Array::Oversize(parts, after, len + 2));
+                }
+                let Some((part, end)) = after.split_at_checked(len) else { return Ok(Array::Incomplete) };
+                match end {
+                    [b'\r', b'\n', end @ ..] => rest = end,
+                    [] | [b'\r'] => return Ok(Array::Incomplete),
+                    _ => return Err(Malformed("a part longer than its length")),
+                }
+                parts.push(part)?;
+            }
+            _ => return Err(Malformed("an unexpected kind of part")),
+        }
+    }
+    Ok(Array::Whole(parts, rest))
+}
+
+/// A line without its end, and what follows it.
+type Line<'a> = (&'a [u8], &'a [u8]);
+
+fn take_line(buffer: &[u8]) -> Result<Option<Line<'_>>, Malformed> {
+    let window = buffer.get(..MAX_LINE).unwrap_or(buffer);
+    match window.iter().position(|byte| *byte == b'\r') {
+        None if window.len() == MAX_LINE => Err(Malformed("a line without an end")),
+        None => Ok(None),
+        Some(end) => match buffer.get(end + 1) {
+            None => Ok(None),
+            Some(b'\n') => Ok(Some((buffer.get(..end).unwrap_or_default(), buffer.get(end + 2..).unwrap_or_default()))),
+            Some(_) => Err(Malformed("a carriage return within a line")),
+        },
+    }
+}
+
+/// A length: at most what Redis ever sends (`proto-max-bulk-len` is 512 MiB by default).
+fn number(digits: &[u8]) -> Result<usize, Malformed> {
+    const MOST: usize = 1 << 32;
+    let text = str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = text.and_then(|text| text.parse().ok()).filter(|number| *number <= MOST);
+    number.ok_or(Malformed("a length that is none"))
+}
+
+/// A command as Redis takes it.
+pub(super) fn write(command: &[&[u8]]) -> Vec<u8> {
+    let mut out = format!("*{}\r\n", command.len()).into_bytes();
+    for word in command {
+        out.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+        out.extend_from_slice(word);
+        out.extend_from_slice(b"\r\n");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESSAGE: &[u8] = b"*4\r\n$8\r\npmessage\r\n$6\r\nuser:*\r\n$7\r\nuser:42\r\n$5\r\n{\r\n1}\r\n+OK\r\n";
+
+    #[test]
+    fn a_message_is_read_whole_and_no_further() {
+        let (reply, consumed) = read(MESSAGE, 100).unwrap().unwrap();
+        let Reply::Push(parts) = reply else { panic!("{reply:?}") };
+        assert_eq!(parts.as_slice(), [&b"pmessage"[..], b"user:*", b"user:42", b"{\r\n1}"]);
+        assert_eq!(read(&MESSAGE[consumed..], 100), Ok(Some((Reply::Status(b"OK"), 5))));
+    }
+
+    #[test]
+    fn every_cut_of_a_message_asks_for_more() {
+        let whole = MESSAGE.len() - b"+OK\r\n".len();
+        for cut in 0..whole {
+            assert_eq!(read(&MESSAGE[..cut], 100), Ok(None), "{cut}");
+        }
+    }
+
+    #[test]
+    fn an_oversize_payload_is_passed_over_without_being_held() {
+        for held in [0, 3, 7, 100] {
+            let header = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$11\r\n";
+            let mut buffer = header.to_vec();
+            buffer.extend_from_slice(&b"12345678901\r\n+OK\r\n"[..held.min(18)]);
+            let (reply, consumed) = read(&buffer, 10).unwrap().unwrap();
+            let Reply::Oversize(parts) = reply else { panic!("{reply:?}") };
+            assert_eq!(parts.as_slice(), [&b"message"[..], b"c"]);
+            assert_eq!(consumed, header.len() + 13);
+        }
+    }
+
+    #[test]
+    fn confirmations_have_integers() {
+        let (reply, _) = read(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n", 10).unwrap().unwrap();
+        let Reply::Push(parts) = reply else { panic!("{reply:?}") };
+        assert_eq!(parts.as_slice(), [&b"subscribe"[..], b"c", b"1"]);
+    }
+
+    #[test]
+    fn what_is_not_the_protocol_is_refused() {
+        let line = [b'+'; 2_000];
+        for bytes in [
+            &b"HTTP/1.1 400\r\n"[..],
+            b"*5\r\n$1\r\na\r\n$1\r\na\r\n$1\r\na\r\n$1\r\na\r\n$1\r\na\r\n",
+            b"*1\r\n*1\r\n",
+            b"*x\r\n",
+            b"*1\r\n$99999999999\r\n",
+            b"*1\r\n$1\r\nab\r\n",
+            b"+a\rb",
+            &line,
+        ] {
+            assert!(read(bytes, 1 << 40).is_err(), "{:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn a_command_is_an_array_of_its_words() {
+        assert_eq!(write(&[b"AUTH", b"p w"]), b"*2\r\n$4\r\nAUTH\r\n$3\r\np w\r\n");
+    }
+}

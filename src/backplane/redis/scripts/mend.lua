@@ -1,0 +1,58 @@
+-- Puts the count and the membership of some users right, from what incarnations hold.
+--
+-- KEYS  1 instances (ZSET incarnation -> expiry in ms)   2 count (HASH user -> incarnations that hold it)
+--       3 online (the plain SET that backends ask)       4 total (STRING, the sum of all counts)
+--       5 last_seen (ZSET user -> ms)
+-- ARGV  1 what the name of a held hash starts with   2 presence channel   3 '1' after the last users: sets total
+--       4.. users
+-- Answers how many were wrong.
+--
+-- Invariants: any instance may mend any users at any time. An event is published only where the count says that the
+-- last one told otherwise: a member that somebody took out of online by hand comes back in silence.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local incarnations = redis.call('ZRANGE', KEYS[1], 0, -1)
+
+local function publish(user, status)
+  local at = string.format('%.0f', now)
+  redis.call('PUBLISH', ARGV[2], '{"user":' .. cjson.encode(user) .. ',"status":"' .. status .. '","at":' .. at .. '}')
+end
+
+local wrong, moved = 0, 0
+for i = 4, #ARGV do
+  local user = ARGV[i]
+  local count = 0
+  for _, incarnation in ipairs(incarnations) do
+    count = count + redis.call('HEXISTS', ARGV[1] .. incarnation, user)
+  end
+  local counted = tonumber(redis.call('HGET', KEYS[2], user) or 0)
+  local changed = 0
+  if count == 0 then
+    redis.call('HDEL', KEYS[2], user)
+    changed = redis.call('SREM', KEYS[3], user)
+    if changed == 1 then
+      redis.call('ZADD', KEYS[5], now, user)
+      publish(user, 'offline')
+    end
+  else
+    if count ~= counted then
+      redis.call('HSET', KEYS[2], user, count)
+    end
+    changed = redis.call('SADD', KEYS[3], user)
+  end
+  moved = moved + count - counted
+  if changed == 1 or count ~= counted then
+    wrong = wrong + 1
+  end
+end
+if moved ~= 0 then
+  redis.call('INCRBY', KEYS[4], moved)
+end
+if ARGV[3] == '1' then
+  local held = 0
+  for _, incarnation in ipairs(incarnations) do
+    held = held + redis.call('HLEN', ARGV[1] .. incarnation)
+  end
+  redis.call('SET', KEYS[4], string.format('%.0f', held))
+end
+return wrong

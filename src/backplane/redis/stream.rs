@@ -1,0 +1,156 @@
+//! A connection to Redis of our own: TCP, TLS or a Unix socket, past AUTH, SELECT and its name.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
+use redis::{ConnectionAddr, ConnectionInfo};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::resp::{self, Reply};
+use crate::backplane::BackplaneError;
+
+/// A quiet connection is checked this often by the system, and given up after two of them.
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Room for one read: many messages of ordinary size.
+const READ_BYTES: usize = 64 * 1024;
+
+trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
+
+/// A connection and what has been read from it.
+pub(super) struct Stream {
+    socket: Box<dyn Socket>,
+    buffer: BytesMut,
+    /// Bytes of an oversize payload that are still to come, and to be thrown away.
+    skip: usize,
+    max_part: usize,
+}
+
+impl Stream {
+    /// Connects and says who we are. Parts of replies over `max_part` bytes are not held in memory.
+    pub(super) async fn connect(
+        info: &ConnectionInfo,
+        ca_file: Option<&Path>,
+        name: &str,
+        max_part: usize,
+    ) -> Result<Self, BackplaneError> {
+        let socket: Box<dyn Socket> = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                let server = ServerName::try_from(host.clone())
+                    .map_err(|_| BackplaneError::Config(format!("redis.url: {host:?} is no host name")))?;
+                let connector = TlsConnector::from(Arc::new(tls_config(ca_file)?));
+                Box::new(connector.connect(server, tcp(host, *port).await?).await?)
+            }
+            ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            _ => return Err(BackplaneError::Config("redis.url: an address of an unknown kind".into())),
+        };
+        let mut stream = Self { socket, buffer: BytesMut::new(), skip: 0, max_part };
+        let settings = info.redis_settings();
+        if let Some(password) = settings.password() {
+            match settings.username() {
+                Some(user) => stream.confirmed(&[b"AUTH", user.as_bytes(), password.as_bytes()]).await?,
+                None => stream.confirmed(&[b"AUTH", password.as_bytes()]).await?,
+            }
+        }
+        if settings.db() != 0 {
+            stream.confirmed(&[b"SELECT", settings.db().to_string().as_bytes()]).await?;
+        }
+        stream.confirmed(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
+        Ok(stream)
+    }
+
+    pub(super) async fn send(&mut self, command: &[&[u8]]) -> Result<(), BackplaneError> {
+        self.socket.write_all(&resp::write(command)).await?;
+        Ok(self.socket.flush().await?)
+    }
+
+    /// Sends a command that Redis answers with a status.
+    async fn confirmed(&mut self, command: &[&[u8]]) -> Result<(), BackplaneError> {
+        self.send(command).await?;
+        let mut answered = false;
+        while !answered {
+            self.fill().await?;
+            self.each(|_| answered = true)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for more bytes. Cancelling it loses none.
+    pub(super) async fn fill(&mut self) -> Result<(), BackplaneError> {
+        if self.buffer.is_empty() && self.buffer.capacity() > 4 * READ_BYTES {
+            // Grown for one large message: that room is not kept.
+            self.buffer = BytesMut::new();
+        }
+        self.buffer.reserve(READ_BYTES);
+        match self.socket.read_buf(&mut self.buffer).await? {
+            0 => Err(BackplaneError::Ended),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands on every reply that is there whole. An error of Redis ends it.
+    pub(super) fn each(&mut self, mut take: impl FnMut(Reply<'_>)) -> Result<(), BackplaneError> {
+        loop {
+            let skipped = self.skip.min(self.buffer.len());
+            self.buffer.advance(skipped);
+            self.skip -= skipped;
+            let Some((reply, consumed)) = resp::read(&self.buffer, self.max_part)? else { return Ok(()) };
+            if let Reply::Error(message) = reply {
+                return Err(BackplaneError::refused(&String::from_utf8_lossy(message)));
+            }
+            take(reply);
+            self.skip = consumed;
+        }
+    }
+}
+
+async fn tcp(host: &str, port: u16) -> Result<TcpStream, BackplaneError> {
+    let mut failed = None;
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(socket) => {
+                socket.set_nodelay(true)?;
+                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+                let options = SockRef::from(&socket);
+                options.set_tcp_keepalive(&keepalive)?;
+                options.set_tcp_user_timeout(Some(KEEPALIVE * 2))?;
+                return Ok(socket);
+            }
+            Err(error) => failed = Some(error),
+        }
+    }
+    let none = || std::io::Error::new(std::io::ErrorKind::NotFound, "the host has no address");
+    Err(failed.unwrap_or_else(none).into())
+}
+
+fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, BackplaneError> {
+    let mut roots = RootCertStore::empty();
+    match ca_file {
+        Some(path) => {
+            let fail =
+                |error: &dyn std::fmt::Display| BackplaneError::Config(format!("redis.ca_file = {path:?}: {error}"));
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fail(&error))? {
+                roots.add(certificate.map_err(|error| fail(&error))?).map_err(|error| fail(&error))?;
+            }
+            if roots.is_empty() {
+                return Err(fail(&"no certificate in it"));
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+}

@@ -1,0 +1,82 @@
+//! Who is online, over HTTP, for backends without a Redis client.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::App;
+use super::reply::Refusal;
+use crate::backplane::{BackplaneError, PageCursor};
+use crate::protocol::{UserId, UserIdError};
+
+/// Most users in one page.
+const MAX_PAGE: usize = 1_000;
+
+/// `GET /v1/users/{id}/presence`
+pub(super) async fn one(State(app): State<Arc<App>>, Path(user): Path<String>) -> Result<Response, Refusal> {
+    let user = UserId::new(&user).map_err(bad_user)?;
+    let mut found = app.backplane.presence_of(&[user]).await.map_err(unavailable)?;
+    Ok(Json(found.pop()).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    users: Vec<String>,
+}
+
+/// `POST /v1/presence`: as many as a body holds, answered in the order asked.
+pub(super) async fn many(
+    State(app): State<Arc<App>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let asked: Asked = serde_json::from_slice(&body?).map_err(|error| Refusal::bad_request(error.to_string()))?;
+    let users: Vec<UserId> =
+        asked.users.iter().map(|user| UserId::new(user)).collect::<Result<_, _>>().map_err(bad_user)?;
+    let found = app.backplane.presence_of(&users).await.map_err(unavailable)?;
+    Ok(Json(json!({"users": found})).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+struct Paging {
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// `GET /v1/presence?limit=&cursor=`
+pub(super) async fn page(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Refusal> {
+    let Query(paging) = Query::<Paging>::try_from_uri(&uri)
+        .map_err(|_| Refusal::bad_request("accepted are ?limit= (a number) and ?cursor="))?;
+    let limit = paging.limit.unwrap_or(100);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(Refusal::bad_request(format!("?limit={limit}: accepted is 1 to {MAX_PAGE}")));
+    }
+    let from = match paging.cursor.as_deref() {
+        None | Some("") => PageCursor::default(),
+        Some(cursor) => cursor.parse().map_err(|error| Refusal::bad_request(format!("?cursor=: {error}")))?,
+    };
+    let page = app.backplane.online_page(limit, from).await.map_err(unavailable)?;
+    Ok(Json(page).into_response())
+}
+
+/// `GET /v1/presence/count`
+pub(super) async fn count(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
+    let online = app.backplane.online_count().await.map_err(unavailable)?;
+    Ok(Json(json!({"online": online})).into_response())
+}
+
+fn bad_user(error: UserIdError) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "bad_user", error.to_string())
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn unavailable(error: BackplaneError) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_down", error.to_string())
+}
