@@ -6,6 +6,16 @@ function clip(text, most) {
   return text.length > most ? `${text.slice(0, most)}… (${text.length - most} more characters)` : text;
 }
 
+/** As JSON to read. Unindented where it is too long to be shown whole: nested deeply, its indents would be endless. */
+function written(data) {
+  try {
+    const dense = JSON.stringify(data);
+    return dense.length > MOST_SHOWN ? dense : JSON.stringify(data, null, 2);
+  } catch {
+    return '(nested too deeply to be shown)'; // What can be parsed can be too much to write again.
+  }
+}
+
 const isText = (value) => typeof value === 'string' && value.trim() !== '';
 
 /** The words a notification brings along: a title, a body, or both; null where it is data only. */
@@ -22,7 +32,7 @@ const nameOf = (event) => (event === 'notification' ? 'Notification' : event);
 export function summary(event, data) {
   const words = wordsOf(event, data);
   if (words) return words;
-  const oneLine = JSON.stringify(data, null, 1).replace(/\s+/g, ' '); // With spaces, so that it may wrap.
+  const oneLine = written(data).replace(/\s+/g, ' '); // With spaces, so that it may wrap.
   return { title: nameOf(event), body: clip(oneLine, 120) };
 }
 
@@ -41,6 +51,6 @@ export function row({ event, data }) {
     ),
     words && event !== 'notification' ? el('p', {}, el('span.event', {}, event)) : null,
     words?.body ? el('p', {}, words.body) : null,
-    saysAll ? null : el('pre', { tabindex: '0' }, clip(JSON.stringify(data, null, 2), MOST_SHOWN)),
+    saysAll ? null : el('pre', { tabindex: '0' }, clip(written(data), MOST_SHOWN)),
   );
 }

@@ -52,10 +52,10 @@ function emptyState(user) {
     'div.empty',
     {},
     el('p.empty-title', {}, 'Nothing yet'),
-    el('p', {}, 'Send one with the form, or from a terminal. Through Redis:'),
-    command(`redis-cli publish ${shellWord(`user:${user}`)} '${EXAMPLE}'`),
-    el('p', {}, 'Or with the command of tidings itself:'),
+    el('p', {}, 'Send one with the form, or from a terminal:'),
     command(`tidings publish ${shellWord(user)} '${EXAMPLE}'`),
+    el('p', {}, 'Where the gateway has a Redis, through that (redis-cli -p names its port):'),
+    command(`redis-cli publish ${shellWord(`user:${user}`)} '${EXAMPLE}'`),
   );
 }
 
@@ -109,7 +109,8 @@ export function userPanel(user, token, { signOut }) {
   client.on('welcome', ({ instance, connection }) => {
     problem.textContent = '';
     ids.replaceChildren(
-      'instance ', el('code', {}, instance), ' connection ', el('code', {}, connection),
+      el('span', {}, 'instance ', el('code', {}, instance)), ' ',
+      el('span', {}, 'connection ', el('code', {}, connection)),
     );
   });
   client.on('state', (state) => {

@@ -8,6 +8,7 @@ pub(crate) use credential::bearer;
 pub use credential::{Credential, OFFERED_PROTOCOL, offers_tidings_v1};
 pub use jwt::{TokenError, Verifier, mint};
 pub use origin::OriginPolicy;
+pub(crate) use origin::is_loopback_host;
 
 use crate::protocol::UserId;
 

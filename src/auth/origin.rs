@@ -35,11 +35,18 @@ fn matches(pattern: &str, origin: &str) -> bool {
 }
 
 fn is_loopback(origin: &str) -> bool {
-    let Some((_, host)) = origin.split_once("://") else { return false };
+    origin.split_once("://").is_some_and(|(_, host)| is_loopback_host(host))
+}
+
+/// Whether a host, with or without a port, is this machine by its name alone.
+///
+/// A request that was led here by a foreign name (DNS rebinding) has that name in its `Host`.
+pub(crate) fn is_loopback_host(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
     };
+    let name = name.to_ascii_lowercase();
     let loopback = name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
     loopback || name == "localhost" || name.ends_with(".localhost")
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use redis::AsyncConnectionConfig;
 use reqwest::{Client, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{ConfigArgs, Usage, runtime, say};
@@ -70,6 +70,11 @@ async fn over_redis(url: &SecretString, user: &UserId, json: &str) -> anyhow::Re
     Ok(format!("published to user {user}: heard by {heard} {instances}"))
 }
 
+#[derive(Serialize)]
+struct Body<'a> {
+    data: &'a RawValue,
+}
+
 async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str) -> anyhow::Result<String> {
     let mut url = Url::parse(admin)
         .ok()
@@ -78,9 +83,10 @@ async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str) -> a
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().extend(["v1", "users", user.as_str(), "notifications"]);
     }
+    // Kept as text: it must arrive byte for byte.
     let data = RawValue::from_string(json.to_owned()).context("JSON")?;
     let client = Client::builder().timeout(DEADLINE).build()?;
-    let mut request = client.post(url).json(&json!({"data": data}));
+    let mut request = client.post(url).json(&Body { data: &data });
     if let Some((_, key)) = config.admin_keys.first() {
         request = request.bearer_auth(key.expose_secret());
     }

@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
-use super::reply::Refusal;
+use super::reply::{Refusal, check_loopback_host};
 use super::{App, healthz, presence, readyz};
 use crate::auth::bearer;
 use crate::config::secret_bytes;
@@ -43,14 +43,20 @@ pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
         .merge(guarded)
 }
 
-/// Lets a request through that brings one of the configured keys; without a key everything is let through, which the
-/// configuration allows on loopback only.
+/// Lets a request through that brings one of the configured keys. Without a key, which the configuration allows on
+/// loopback only, everything is let through that does not come from a page: a browser would send it from any.
 async fn require_key(State(app): State<Arc<App>>, headers: HeaderMap, request: Request, next: Next) -> Response {
     let keys = &app.config.admin_keys;
+    if keys.is_empty() {
+        return match check_loopback_host(&headers) {
+            Ok(()) => next.run(request).await,
+            Err(refusal) => refusal.into_response(),
+        };
+    }
     let given = bearer(&headers).unwrap_or_default();
     // Every key is compared, so that the time taken does not tell which one was close.
     let matching = keys.iter().filter(|(_, key)| secret_bytes(key).ct_eq(given.as_bytes()).into()).count();
-    if keys.is_empty() || matching > 0 {
+    if matching > 0 {
         return next.run(request).await;
     }
     Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", "send Authorization: Bearer <api key>").into_response()

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use super::admin::publish;
 use super::public::check_origin;
-use super::reply::{Refusal, not_found};
+use super::reply::{Refusal, check_loopback_host, not_found};
 use crate::auth::mint;
 use crate::backplane::{BackplaneError, PageCursor};
 use crate::protocol::UserId;
@@ -39,7 +39,8 @@ const SNAPSHOT_USERS: usize = 1_000;
 /// How long a page's token lives: long enough for a demo, short enough to see it refreshed.
 const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 
-const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; frame-ancestors 'none'";
+const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; base-uri 'none'; \
+                      form-action 'self'; object-src 'none'; frame-ancestors 'none'";
 
 /// Between two tries for a snapshot.
 const RETRY: Duration = Duration::from_secs(1);
@@ -81,9 +82,10 @@ fn file(wanted: &str) -> Response {
     let Some((_, kind, text)) = FILES.iter().find(|(name, ..)| *name == wanted) else {
         return not_found().into_response();
     };
-    let headers: [(HeaderName, &str); 3] = [
+    let headers: [(HeaderName, &str); 4] = [
         (header::CONTENT_TYPE, kind),
         (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         // The page changes with the binary, and the binary does not say when.
         (header::CACHE_CONTROL, "no-cache"),
     ];
@@ -119,9 +121,12 @@ async fn send(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) 
     publish(&app, &user, data.get()).await
 }
 
-/// Pages of other origins may not use the demo's open sign-in.
+/// Pages of other origins may not use the demo's open sign-in; nor, on a development machine, pages that were led here
+/// by a name of their own.
 async fn same_origins(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match check_origin(&app, request.headers()) {
+    let checked = check_origin(&app, request.headers())
+        .and_then(|()| if app.config.dev { check_loopback_host(request.headers()) } else { Ok(()) });
+    match checked {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }

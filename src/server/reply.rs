@@ -2,9 +2,11 @@
 
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+
+use crate::auth::is_loopback_host;
 
 /// A refusal: `{"error":{"code":"…","message":"…"}}`.
 #[derive(Debug)]
@@ -68,4 +70,17 @@ pub(super) fn not_found() -> Refusal {
 /// What a path answers to a method that it does not have.
 pub(super) fn method_not_allowed() -> Refusal {
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not have that method")
+}
+
+/// Refuses a request that a foreign name led to this machine, or that a page from elsewhere sends.
+pub(super) fn check_loopback_host(headers: &HeaderMap) -> Result<(), Refusal> {
+    let text = |name| headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()));
+    let host = text(header::HOST).is_none_or(|host| is_loopback_host(&host));
+    let origin = text(header::ORIGIN)
+        .is_none_or(|origin| origin.split_once("://").is_some_and(|(_, host)| is_loopback_host(host)));
+    if host && origin {
+        return Ok(());
+    }
+    let message = "only pages and names of this machine are served here";
+    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
 }

@@ -1,0 +1,34 @@
+// The demo page when its instance goes away and comes back.
+import assert from 'node:assert/strict';
+import { online, scenario, signIn } from './support.mjs';
+
+/** What a browser says by itself about a server that does not answer, or answers that it is stopping. */
+const OUTAGE = /^(WebSocket connection to|Failed to load resource: (net::ERR_|.* status of 503))/;
+
+async function comesBack(stage, signal, expected) {
+  const gateway = await stage.gateway();
+  const page = await stage.page(gateway.url, { mayLog: OUTAGE });
+  const mine = await signIn(page, '42');
+  await gateway.publish('42', { title: 'Before' });
+  await mine.row('Before');
+
+  const state = page.getByTestId('state');
+  const counting = state.filter({ hasText: /^Reconnecting in \d+ s$/ }).waitFor();
+  assert.equal(await gateway.end(signal), expected);
+  await counting;
+  await page.getByTestId('retry-now').waitFor();
+
+  const again = await stage.gateway({ listen: gateway.public });
+  await mine.is('live');
+  assert.equal(await state.textContent(), 'Live');
+  await again.publish('42', { title: 'After' });
+  await mine.row('After');
+  assert.deepEqual(await mine.titles(), ['After', 'Before']);
+  await online(page, '42');
+}
+
+scenario('a killed instance is waited for, with a countdown, and found again', (stage) =>
+  comesBack(stage, 'SIGKILL', 'SIGKILL'));
+
+scenario('an instance that stops sends its page away, and is found again', (stage) =>
+  comesBack(stage, 'SIGTERM', 0));

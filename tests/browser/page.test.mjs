@@ -1,0 +1,157 @@
+// The demo page on one instance that keeps everything in memory.
+import assert from 'node:assert/strict';
+import { online, panel, PINGED, scenario, signIn, until } from './support.mjs';
+
+scenario('a user signs in and gets what is published to them, and nothing else', async (stage) => {
+  const gateway = await stage.gateway();
+  const page = await stage.page(gateway.url);
+  const mine = await signIn(page, '42');
+  assert.equal(await page.getByTestId('state').textContent(), 'Live');
+
+  await gateway.publish('43', { title: 'For somebody else' });
+  await gateway.publish('42', { title: 'From a terminal', body: 'tidings publish' });
+  await mine.row('From a terminal');
+  await page.getByTestId('toast').filter({ hasText: 'From a terminaltidings publish' }).waitFor();
+
+  assert.equal(await page.getByTestId('publish-user').inputValue(), '42');
+  await page.getByTestId('publish-data').fill('{"title":"From the form","n":[1,2.5,null,true],"a":{}}');
+  await page.getByTestId('publish-send').click();
+  await mine.row('From the form');
+  await page.getByTestId('toast').filter({ hasText: 'From the form' }).waitFor();
+  await page.getByTestId('publish-result').filter({ hasText: 'Published to 42.' }).waitFor();
+
+  assert.deepEqual(await mine.titles(), ['From the form', 'From a terminal']);
+  const shown = await mine.rows.first().locator('pre').textContent();
+  assert.equal(JSON.stringify(JSON.parse(shown)), '{"title":"From the form","n":[1,2.5,null,true],"a":{}}');
+});
+
+scenario('the form says what is wrong with the data, and publishes nothing', async (stage) => {
+  const gateway = await stage.gateway();
+  const page = await stage.page(gateway.url);
+  const mine = await signIn(page, '42');
+  const result = page.getByTestId('publish-result');
+  await page.getByTestId('publish-data').fill("{'title':'no JSON'}");
+  await page.getByTestId('publish-send').click();
+  await result.filter({ hasText: 'This is not JSON' }).waitFor();
+  await page.getByTestId('publish-data').fill('"good"');
+  await page.getByTestId('publish-data').press('Control+Enter');
+  await mine.row('good');
+  await result.filter({ hasText: 'Published to 42.' }).waitFor();
+  assert.deepEqual(await mine.titles(), ['good']);
+  await page.getByTestId('publish-user').fill('nobody');
+  await page.getByTestId('publish-send').click();
+  await result.filter({ hasText: 'nobody is not online' }).waitFor();
+});
+
+scenario('data is shown as text, whatever is in it', async (stage) => {
+  const gateway = await stage.gateway();
+  const page = await stage.page(gateway.url);
+  const nasty = '<img src=x onerror="window.ran=1"><script>window.ran=1</script><b>bold</b>';
+  const mine = await signIn(page, nasty);
+  const odd = [nasty, -0.5, 1e21, 12345.678, '\u0000\u2028'];
+  const data = { title: nasty, body: `Grüße 🎉 日本語 ${nasty}`, [nasty]: odd };
+  for (const each of [data, nasty, { body: 7, deep: { [nasty]: null } }, 3.25, [nasty], null]) {
+    await gateway.publish(nasty, each);
+  }
+  await until('all are shown', async () => (await mine.rows.count()) === 6);
+
+  const [first] = (await mine.rows.all()).slice(-1);
+  assert.equal(await first.locator('h3').textContent(), data.title);
+  assert.equal(await first.locator('p').textContent(), data.body);
+  assert.deepEqual(JSON.parse(await first.locator('pre').textContent()), data);
+  assert.equal(await mine.node.getAttribute('data-user'), nasty);
+
+  const strange = page.locator('body').locator('script, b, img:not(.brand img), iframe, a');
+  assert.deepEqual(await strange.evaluateAll((nodes) => nodes.map((node) => node.outerHTML)), []);
+  assert.equal(await page.evaluate(() => window.ran), undefined);
+});
+
+scenario('data nested without end harms nobody', async (stage) => {
+  const gateway = await stage.gateway();
+  const page = await stage.page(gateway.url);
+  const mine = await signIn(page, '42');
+  for (const depth of [1_000, 30_000]) {
+    const body = `{"data":${'['.repeat(depth)}${']'.repeat(depth)}}`;
+    await fetch(`http://${gateway.admin}/v1/users/42/notifications`, { method: 'POST', body });
+  }
+  await gateway.publish('42', 'after it');
+  await mine.row('after it');
+  assert.deepEqual(await mine.titles(), ['after it', 'Notification', 'Notification']);
+});
+
+scenario('the content security policy is sent, and stops what is put into the page', async (stage) => {
+  const gateway = await stage.gateway();
+  const page = await stage.page(gateway.url, { mayLog: /Content Security Policy/ });
+  const policy = (await page.reload()).headers()['content-security-policy'];
+  assert.match(policy, /default-src 'self'/);
+  assert.match(policy, /frame-ancestors 'none'/);
+  assert.doesNotMatch(policy, /unsafe|\*/);
+  const stopped = await page.evaluate(() => new Promise((resolve) => {
+    document.addEventListener('securitypolicyviolation', (violation) => resolve(violation.effectiveDirective));
+    const script = document.createElement('script');
+    script.textContent = 'window.ran = 1';
+    document.body.append(script);
+  }));
+  assert.match(stopped, /script-src/);
+  assert.equal(await page.evaluate(() => window.ran), undefined);
+});
+
+scenario('who is online changes as users come and go', async (stage) => {
+  const gateway = await stage.gateway();
+  const watching = await stage.page(gateway.url);
+  await online(watching);
+  await signIn(watching, 'ada');
+  await online(watching, 'ada');
+  const other = await stage.page(gateway.url);
+  await online(other, 'ada');
+  await signIn(other, 'linus');
+  await online(watching, 'ada', 'linus');
+  await online(other, 'ada', 'linus');
+  await watching.getByTestId('online-user').filter({ hasText: 'linus' }).getByRole('button').click();
+  assert.equal(await watching.getByTestId('publish-user').inputValue(), 'linus');
+  await other.leave();
+  await online(watching, 'ada');
+  await watching.getByTestId('sign-out').click();
+  await watching.getByTestId('sign-in').waitFor();
+  await online(watching);
+});
+
+scenario('two users side by side get only their own, also after a reload', async (stage) => {
+  const gateway = await stage.gateway();
+  const page = await stage.page(`${gateway.url}?user=ada`);
+  const ada = panel(page, 'ada');
+  const linus = panel(page, 'linus');
+  await ada.is('live');
+  await page.getByTestId('add-user').click();
+  await signIn(page, 'linus');
+  for (const visit of ['first', 'second']) {
+    await gateway.publish('ada', { title: `Ada, ${visit}` });
+    await gateway.publish('linus', { title: `Linus, ${visit}` });
+    await gateway.publish('ada', { title: `Marker, ${visit}` });
+    await ada.row(`Marker, ${visit}`);
+    await linus.row(`Linus, ${visit}`);
+    await page.getByTestId('toast').filter({ hasText: `For linusLinus, ${visit}` }).waitFor();
+    assert.deepEqual(await ada.titles(), [`Marker, ${visit}`, `Ada, ${visit}`]);
+    assert.deepEqual(await linus.titles(), [`Linus, ${visit}`]);
+    if (visit === 'second') break;
+    await page.reload();
+    await ada.is('live');
+    await linus.is('live');
+    assert.equal(await ada.rows.count() + await linus.rows.count(), 0);
+  }
+});
+
+scenario('a page with nothing to say answers each ping and keeps its connection', async (stage) => {
+  const gateway = await stage.gateway({ set: PINGED });
+  const page = await stage.page(gateway.url);
+  const opened = page.waitForEvent('websocket');
+  const mine = await signIn(page, '42');
+  const socket = await opened;
+  for (let pongs = 0; pongs < 5; pongs += 1) {
+    const { payload } = await socket.waitForEvent('framesent');
+    assert.deepEqual(JSON.parse(payload), { type: 'pong' });
+  }
+  assert.equal(socket.isClosed(), false);
+  await gateway.publish('42', 'still here');
+  await mine.row('still here');
+});
