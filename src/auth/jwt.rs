@@ -50,7 +50,8 @@ impl Verifier {
         // A secret serves the HMAC algorithms and no other: the token's own `alg` never chooses the kind of key.
         let mut validation = Validation::new(Algorithm::HS256);
         validation.algorithms = vec![Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
-        validation.leeway = auth.leeway.as_secs();
+        // The library knows whole seconds: rounded up, so that it never refuses what the leeway allows.
+        validation.leeway = auth.leeway.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX);
         validation.validate_nbf = true;
         let mut required = vec!["exp"];
         if let Some(issuer) = &auth.issuer {

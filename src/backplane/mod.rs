@@ -144,17 +144,18 @@ impl Backplane {
         }
     }
 
-    /// Publishes JSON for a user, at most once; nothing is stored.
+    /// Publishes JSON for each of these users, at most once; nothing is stored. Gives for how many of them, from the
+    /// first on, it is known to have been done.
     ///
     /// # Errors
-    /// [`BackplaneError`] where Redis did not confirm it.
-    pub async fn publish(&self, user: &UserId, json: &str) -> Result<(), BackplaneError> {
+    /// [`BackplaneError`] where it is not known to have been done for any of them.
+    pub async fn publish_to_many(&self, users: &[UserId], json: &str) -> Result<usize, BackplaneError> {
         match self {
             Self::Memory(memory) => {
-                memory.publish(user, json);
-                Ok(())
+                users.iter().for_each(|user| memory.publish(user, json));
+                Ok(users.len())
             }
-            Self::Redis(redis) => redis.publish(user, json).await.map(|_| ()),
+            Self::Redis(redis) => redis.publish_to_many(users, json).await,
         }
     }
 

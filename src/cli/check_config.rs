@@ -16,7 +16,7 @@ pub(super) struct CheckConfig {
 impl CheckConfig {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let config = self.config.load(self.dev)?;
-        say(config.to_toml().trim_end());
+        say(config.to_toml().trim_end())?;
         config.require_token_key()?;
         Ok(())
     }

@@ -5,6 +5,7 @@ mod publish;
 mod serve;
 mod token;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -78,7 +79,7 @@ impl ConfigArgs {
             flags.push(("--set".to_owned(), key.to_owned(), value.to_owned()));
         }
         let env = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
             .collect();
         Ok(Layers { file: self.config, env, flags, dev })
     }
@@ -116,9 +117,11 @@ fn complain(error: &anyhow::Error) {
     }
 }
 
-#[allow(clippy::print_stdout, reason = "a command's answer goes to standard output")]
-fn say(line: &str) {
-    println!("{line}");
+/// A command's answer goes to standard output, which may be gone.
+fn say(line: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

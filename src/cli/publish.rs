@@ -1,30 +1,32 @@
 //! `tidings publish`: one notification, the way a backend would send it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use redis::AsyncConnectionConfig;
 use reqwest::{Client, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{ConfigArgs, Usage, runtime, say};
-use crate::backplane::USER_CHANNEL;
+use crate::backplane::Redis;
 use crate::config::Config;
-use crate::protocol::{UserId, is_json};
+use crate::protocol::{InstanceId, UserId, is_json};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct Publish {
     /// Whom it is for
+    #[arg(allow_negative_numbers = true)]
     user: String,
     /// The notification, as JSON text
+    #[arg(allow_negative_numbers = true)]
     json: String,
     /// Publish over an instance's admin listener, whatever Redis is configured [default without Redis:
-    /// http://127.0.0.1:9090]
+    /// server.admin_listen]
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
     /// Store it, so that a client that is away gets it later
@@ -46,32 +48,28 @@ impl Publish {
         }
         let config = self.config.load(false)?;
         let done = match (&self.admin, &config.redis.url) {
-            (None, Some(url)) => runtime()?.block_on(over_redis(url, &user, &self.json))?,
+            (None, Some(url)) => runtime()?.block_on(over_redis(&config, url, &user, &self.json))?,
             (admin, _) => {
-                let admin = admin.as_deref().unwrap_or("http://127.0.0.1:9090");
+                let configured = format!("http://{}", config.server.admin_listen);
+                let admin = admin.as_deref().unwrap_or(&configured);
                 runtime()?.block_on(over_http(admin, &config, &user, &self.json))?
             }
         };
-        say(&done);
-        Ok(())
+        Ok(say(&done)?)
     }
 }
 
-async fn over_redis(url: &SecretString, user: &UserId, json: &str) -> anyhow::Result<String> {
-    // The library's errors do not show the URL, which may hold a password.
-    let client = redis::Client::open(url.expose_secret()).context("redis.url")?;
-    let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(DEADLINE)).set_response_timeout(Some(DEADLINE));
-    let mut connection =
-        client.get_multiplexed_async_connection_with_config(&config).await.context("no connection to Redis")?;
-    let channel = format!("{USER_CHANNEL}{user}");
-    let heard: u64 = redis::cmd("PUBLISH").arg(channel).arg(json).query_async(&mut connection).await?;
+async fn over_redis(config: &Config, url: &SecretString, user: &UserId, json: &str) -> anyhow::Result<String> {
+    let redis = Redis::new(config, url, &InstanceId::random(), Arc::default())?;
+    let heard = redis.publish(user, json).await.context("no answer from Redis")?;
     let instances = if heard == 1 { "instance" } else { "instances" };
     Ok(format!("published to user {user}: heard by {heard} {instances}"))
 }
 
+/// The data is kept as text: it must arrive byte for byte.
 #[derive(Serialize)]
 struct Body<'a> {
+    users: [&'a str; 1],
     data: &'a RawValue,
 }
 
@@ -81,12 +79,12 @@ async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str) -> a
         .filter(|url| ["http", "https"].contains(&url.scheme()))
         .ok_or_else(|| Usage(format!("--admin {admin:?}: accepted is a URL such as http://127.0.0.1:9090")))?;
     if let Ok(mut path) = url.path_segments_mut() {
-        path.pop_if_empty().extend(["v1", "users", user.as_str(), "notifications"]);
+        path.pop_if_empty().extend(["v1", "notifications"]);
     }
-    // Kept as text: it must arrive byte for byte.
     let data = RawValue::from_string(json.to_owned()).context("JSON")?;
+    let body = serde_json::to_vec(&Body { users: [user.as_str()], data: &data })?;
     let client = Client::builder().timeout(DEADLINE).build()?;
-    let mut request = client.post(url).json(&Body { data: &data });
+    let mut request = client.post(url).body(body);
     if let Some((_, key)) = config.admin_keys.first() {
         request = request.bearer_auth(key.expose_secret());
     }

@@ -1,5 +1,6 @@
 //! `tidings serve`: an instance in the foreground, until a signal.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -61,11 +62,11 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
         });
         write_whole(path, &ready.to_string()).with_context(|| format!("--ready-file {}", path.display()))?;
     }
-    if demo {
-        say(&format!("tidings: the demo page is at http://{public}/"));
-    }
-    if dev {
-        say("tidings: --dev keeps everything in memory unless a Redis URL is given: nothing survives a restart");
+    for line in greeting(public, demo, dev) {
+        // An instance lives on with its standard output gone.
+        if let Err(error) = say(&line) {
+            warn!(%error, "standard output takes nothing");
+        }
     }
 
     signals.next().await;
@@ -74,6 +75,12 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
         () = signals.next() => anyhow::bail!("a second signal: stopped at once"),
     }
     Ok(())
+}
+
+fn greeting(public: SocketAddr, demo: bool, dev: bool) -> Vec<String> {
+    let page = demo.then(|| format!("tidings: the demo page is at http://{public}/"));
+    let note = "tidings: without a Redis URL, --dev keeps everything in memory: nothing survives a restart";
+    page.into_iter().chain(dev.then(|| note.to_owned())).collect()
 }
 
 /// Writes a file so that a reader sees all of it or none.

@@ -12,6 +12,7 @@ use crate::protocol::UserId;
 #[derive(Debug, Args)]
 pub(super) struct Token {
     /// Whom the token speaks for
+    #[arg(allow_negative_numbers = true)]
     user: String,
     /// How long it lives: 30s, 5m, 1h, 7d
     #[arg(long, default_value = "1h", value_parser = ttl)]
@@ -29,7 +30,6 @@ impl Token {
         let config = self.config.load(false)?;
         let secret = config.require_token_key()?;
         let user = UserId::new(&self.user).map_err(|error| Usage(format!("USER {:?}: {error}", self.user)))?;
-        say(&mint(&config.auth, secret, &user, self.ttl)?);
-        Ok(())
+        Ok(say(&mint(&config.auth, secret, &user, self.ttl)?)?)
     }
 }

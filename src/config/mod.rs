@@ -218,7 +218,10 @@ impl Config {
             ));
         }
         if self.server.listen.port() != 0 && self.server.listen == self.server.admin_listen {
-            settings.problem("server.listen and server.admin_listen are the same address".into());
+            let address = self.server.listen;
+            settings.problem(format!(
+                "server.listen and server.admin_listen are both {address}: accepted are two addresses"
+            ));
         }
     }
 
@@ -270,11 +273,12 @@ impl Redis {
             let known = ["redis", "rediss", "unix"].contains(&scheme.as_str());
             (known && redis::parse_redis_url(&url).is_some()).then_some(url)
         };
+        settings.take_from_file("redis.url");
         let url = settings.read("redis.url", URL, parse, |url| mask_url(url).into());
         Self {
             url: url.map(SecretString::from),
             prefix: settings.name("redis.prefix", "tidings:"),
-            ca_file: settings.optional_text("redis.ca_file").map(PathBuf::from),
+            ca_file: settings.readable_file("redis.ca_file"),
         }
     }
 }
@@ -284,7 +288,7 @@ impl Auth {
         const DAY: Duration = Duration::from_secs(86_400);
         let leeway = settings.duration("auth.leeway", "30s", Duration::ZERO);
         if leeway > DAY {
-            settings.problem("auth.leeway: accepted is at most 1d".into());
+            settings.problem(format!("auth.leeway = {}: accepted is at most 1d", format_duration(leeway)));
         }
         Self {
             hmac_secret: settings.secret("auth.hmac_secret").or_else(|| dev.then(random_secret)),
@@ -403,6 +407,15 @@ impl Settings {
 
     fn optional_text(&mut self, key: &str) -> Option<String> {
         self.read(key, "a text that is not empty", text, |value| value.clone().into())
+    }
+
+    /// A file that can be read now.
+    fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.optional_text(key)?);
+        if let Err(error) = std::fs::read(&path) {
+            self.problem(format!("{key} = {path:?}: {error}: accepted is a readable file"));
+        }
+        Some(path)
     }
 
     /// One of a few words; the first is the default.

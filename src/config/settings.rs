@@ -3,7 +3,7 @@
 //! Reading a key records its effective value and that it exists, so `check-config` and the refusal of unknown keys
 //! follow from the reading itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -135,24 +135,24 @@ impl Settings {
 
     /// Reads a secret, from `key` itself or from the file that `key_file` names.
     pub(super) fn secret(&mut self, key: &str) -> Option<SecretString> {
+        self.take_from_file(key);
+        self.secret_value(key)
+    }
+
+    /// Where `key_file` is given, reads that file as the value of `key`.
+    pub(super) fn take_from_file(&mut self, key: &str) {
         let file_key = format!("{key}_file");
-        let both = self.gives(key) && self.gives(&file_key);
-        let path = self.read(&file_key, "the path of a file", text, |path| path.clone().into());
-        let inline = self.secret_value(key);
-        if both {
+        let Some(path) = self.read(&file_key, "the path of a file", text, |path| path.clone().into()) else { return };
+        if self.gives(key) {
             self.problem(format!("{key} and {file_key} are both given: accepted is one of them"));
+            return;
         }
-        let Some(path) = path else { return inline };
         match std::fs::read_to_string(&path) {
-            Ok(secret) if !secret.trim().is_empty() => Some(secret.trim().to_owned().into()),
-            Ok(_) => {
-                self.problem(format!("{file_key} = {path:?}: the file is empty: accepted is a file with the secret"));
-                None
+            Ok(value) if !value.trim().is_empty() => {
+                self.insert(key.into(), Value::String(value.trim().into()), Source::File(path.into()));
             }
-            Err(error) => {
-                self.problem(format!("{file_key} = {path:?}: {error}: accepted is a readable file with the secret"));
-                None
-            }
+            Ok(_) => self.problem(format!("{file_key} = {path:?}: accepted is a file that is not empty")),
+            Err(error) => self.problem(format!("{file_key} = {path:?}: {error}: accepted is a readable file")),
         }
     }
 
@@ -175,13 +175,10 @@ impl Settings {
     pub(super) fn secrets_under(&mut self, prefix: &str) -> Vec<(String, SecretString)> {
         self.known.push(format!("{prefix}.NAME"));
         let dotted = format!("{prefix}.");
-        let keys: Vec<String> = self.given.keys().filter(|key| key.starts_with(&dotted)).cloned().collect();
-        keys.into_iter()
-            .filter_map(|key| {
-                let name = key.trim_start_matches(&dotted).to_owned();
-                self.secret_value(&key).map(|secret| (name, secret))
-            })
-            .collect()
+        let given = self.given.keys().filter(|key| key.starts_with(&dotted));
+        let keys: BTreeSet<String> = given.map(|key| key.strip_suffix("_file").unwrap_or(key).to_owned()).collect();
+        let name = |key: &str| key.strip_prefix(&dotted).unwrap_or(key).to_owned();
+        keys.into_iter().filter_map(|key| self.secret(&key).map(|secret| (name(&key), secret))).collect()
     }
 
     /// Ends the reading: what nobody read is unknown. Gives the effective configuration as TOML.
@@ -228,12 +225,24 @@ pub(super) fn text(value: &Value) -> Option<String> {
     value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// A URL with its password, if it has one, masked.
+/// A URL, or what was meant as one, without what may be a password: all before the last `@` but a user's name that
+/// stands before a colon, and the parameter `pass` of a Unix socket's URL.
 pub(super) fn mask_url(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
-    // A password with an unescaped '/' in it is a mistake that must not show it either.
-    let Some(at) = rest.rfind('@').filter(|at| *at > 0) else { return url.to_owned() };
-    let user = rest[..at.min(authority_end)].split(':').next().unwrap_or_default();
-    format!("{scheme}://{user}:{MASK}{}", &rest[at..])
+    let (start, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+    let start = if start.is_empty() { String::new() } else { format!("{start}://") };
+    let rest = match rest.rsplit_once('@') {
+        None => rest.to_owned(),
+        Some((credentials, host)) => match credentials.split_once(':') {
+            Some((user, _)) if !start.is_empty() => format!("{user}:{MASK}@{host}"),
+            _ => format!("{MASK}@{host}"),
+        },
+    };
+    let rest = match rest.split_once("pass=") {
+        None => rest,
+        Some((before, after)) => {
+            let end = after.find(['&', '"']).unwrap_or(after.len());
+            format!("{before}pass={MASK}{}", after.get(end..).unwrap_or_default())
+        }
+    };
+    start + &rest
 }

@@ -74,7 +74,14 @@ fn no_secret_shows_in_an_error_nor_in_the_printed_configuration() {
     assert!(config.to_toml().contains("redis://app:***@127.0.0.1:6379/0"));
     assert!(config.to_toml().contains("BILLING") || config.to_toml().contains("billing"));
     assert!(!format!("{config:?}").contains("hunter2"));
-    for url in ["ftp://a:hunter2@b", "redis://a:hunter2@b:port", "redis://a:hun/hunter2@b:port"] {
+    for url in [
+        "ftp://a:hunter2@b",
+        "redis://a:hunter2@b:port",
+        "redis://a:hun/hunter2@b:port",
+        "app:hunter2@b",
+        "redis://hunter2@b:port",
+        "tcp:///socket?db=1&pass=hunter2",
+    ] {
         let text = problem(&[("TIDINGS_REDIS__URL", url)]);
         assert!(text.contains("redis.url") && !text.contains("hunter2"), "{text}");
     }

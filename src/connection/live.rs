@@ -23,6 +23,7 @@ pub(super) struct Live<'a> {
     identity: Identity,
     /// When the token ends, leeway included.
     ends_at: Option<Instant>,
+    /// When the client last sent a byte: part of a message is a sign of life too.
     last_heard: Instant,
     /// When the ping was sent that nothing has answered yet.
     pinged_at: Option<Instant>,
@@ -41,6 +42,7 @@ impl<'a> Live<'a> {
 
     pub(super) async fn run(mut self, socket: &mut Socket) -> Close {
         loop {
+            self.note_life(socket);
             let deadline = self.next_deadline();
             tokio::select! {
                 biased;
@@ -52,8 +54,6 @@ impl<'a> Live<'a> {
                 read = socket.next(), if self.stalled_since.is_none() => match inbound(read) {
                     ControlFlow::Break(close) => return close,
                     ControlFlow::Continue(text) => {
-                        self.last_heard = Instant::now();
-                        self.pinged_at = None;
                         if let Some(text) = text
                             && self.member.dialect.has_frames()
                         {
@@ -62,12 +62,18 @@ impl<'a> Live<'a> {
                     }
                 },
                 () = sleep_until(deadline) => {
+                    self.note_life(socket);
                     if let Some(close) = self.keep_time(Instant::now()) {
                         return close;
                     }
                 }
             }
         }
+    }
+
+    fn note_life(&mut self, socket: &Socket) {
+        self.last_heard = socket.get_ref().last_read;
+        self.pinged_at = self.pinged_at.filter(|pinged_at| self.last_heard <= *pinged_at);
     }
 
     fn next_deadline(&self) -> Instant {

@@ -72,7 +72,7 @@ pub async fn run(context: Arc<Context>, socket: TcpStream, early: Bytes, dialect
         .max_write_buffer_size(MAX_CONTROL_BYTES)
         .max_message_size(Some(limit))
         .max_frame_size(Some(limit));
-    let wire = Wire(Arc::clone(&member));
+    let wire = Wire::new(Arc::clone(&member));
     let mut socket = WebSocketStream::from_partially_read(wire, early.to_vec(), Role::Server, Some(config)).await;
 
     let identity = match identity {

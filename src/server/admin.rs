@@ -3,38 +3,39 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use bytes::Bytes;
-use serde::Deserialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 use subtle::ConstantTimeEq;
-use tracing::warn;
 
 use super::reply::{Refusal, check_loopback_host};
-use super::{App, healthz, presence, readyz};
+use super::{App, healthz, notifications, presence, readyz};
 use crate::auth::bearer;
 use crate::config::secret_bytes;
 use crate::metrics;
-use crate::protocol::UserId;
-use crate::router::DEFAULT_EVENT;
 
-/// Most bytes of one notification's request.
+/// Most bytes of a request's body.
 const MAX_BODY: usize = 64 * 1024;
+
+/// Most bytes of the body that names many users.
+const MAX_BATCH_BODY: usize = 4 * 1024 * 1024;
 
 pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
     let guarded = axum::Router::new()
-        .route("/v1/users/{id}/notifications", post(notify))
+        .route("/v1/users/{id}/notifications", post(notifications::to_one))
         .route("/v1/users/{id}/presence", get(presence::one))
         .route("/v1/presence", get(presence::page).post(presence::many))
         .route("/v1/presence/count", get(presence::count))
         .route("/v1/info", get(info))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .merge(
+            axum::Router::new()
+                .route("/v1/notifications", post(notifications::to_many))
+                .layer(DefaultBodyLimit::max(MAX_BATCH_BODY)),
+        )
         .route_layer(from_fn_with_state(Arc::clone(app), require_key));
     axum::Router::new()
         .route("/healthz", get(healthz))
@@ -84,48 +85,4 @@ async fn info(State(app): State<Arc<App>>) -> Json<serde_json::Value> {
         "backplane": app.backplane.name(),
         "instances": others,
     }))
-}
-
-/// A notification as a backend sends it; the data is kept byte for byte.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Notification {
-    data: Box<RawValue>,
-    event: Option<String>,
-    #[serde(default)]
-    durable: bool,
-    ttl_s: Option<u64>,
-}
-
-async fn notify(
-    State(app): State<Arc<App>>,
-    Path(user): Path<String>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Refusal> {
-    let notification: Notification =
-        serde_json::from_slice(&body?).map_err(|error| Refusal::bad_request(error.to_string()))?;
-    let named = notification.event.as_deref().is_some_and(|event| event != DEFAULT_EVENT);
-    if notification.durable || named || notification.ttl_s.is_some() {
-        let message = "this version stores nothing: \"durable\", \"ttl_s\" and an \"event\" other than \
-                       \"notification\" are not available";
-        return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message));
-    }
-    publish(&app, &user, notification.data.get()).await
-}
-
-/// Publishes one notification; 202 and its cursor, which an ephemeral one does not have.
-pub(super) async fn publish(app: &App, user: &str, data: &str) -> Result<Response, Refusal> {
-    let user =
-        UserId::new(user).map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "bad_user", error.to_string()))?;
-    let most = app.config.limits.max_payload_bytes;
-    if data.len() > most {
-        let message = format!("the data is larger than {most} bytes (limits.max_payload_bytes)");
-        return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
-    }
-    app.backplane.publish(&user, data).await.map_err(|error| {
-        warn!(%error, "notification not published");
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_down", error.to_string())
-    })?;
-    app.context.metrics.published.inc();
-    Ok((StatusCode::ACCEPTED, Json(json!({"id": null}))).into_response())
 }

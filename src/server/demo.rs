@@ -24,9 +24,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
-use super::admin::publish;
+use super::notifications::from_page;
 use super::public::check_origin;
 use super::reply::{Refusal, check_loopback_host, not_found};
+use super::request::{bad_user, object};
 use crate::auth::mint;
 use crate::backplane::{BackplaneError, PageCursor};
 use crate::protocol::UserId;
@@ -98,13 +99,12 @@ struct SignIn {
 }
 
 async fn sign_in(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {
-    let body = std::future::ready(body).await?;
-    let SignIn { user } = serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(error.to_string()))?;
-    let bad_user = |why: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_user", why);
-    let user = UserId::new(&user).map_err(|error| bad_user(error.to_string()))?;
+    let SignIn { user } = object(std::future::ready(body).await)?;
+    let user = UserId::new(&user).map_err(bad_user)?;
     let auth = &app.config.auth;
-    let secret = auth.hmac_secret.as_ref().ok_or_else(|| Refusal::unavailable("no secret to sign with"))?;
-    let token = mint(auth, secret, &user, TOKEN_TTL).map_err(|error| Refusal::unavailable(error.to_string()))?;
+    let cannot_sign = |why: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "cannot_sign", why);
+    let secret = auth.hmac_secret.as_ref().ok_or_else(|| cannot_sign("no secret to sign with".into()))?;
+    let token = mint(auth, secret, &user, TOKEN_TTL).map_err(|error| cannot_sign(error.to_string()))?;
     Ok(Json(json!({"token": token})).into_response())
 }
 
@@ -116,9 +116,8 @@ struct Message {
 }
 
 async fn send(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {
-    let Message { user, data } =
-        serde_json::from_slice(&body?).map_err(|error| Refusal::bad_request(error.to_string()))?;
-    publish(&app, &user, data.get()).await
+    let Message { user, data } = object(body)?;
+    from_page(&app, &user, &data).await
 }
 
 /// Pages of other origins may not use the demo's open sign-in; nor, on a development machine, pages that were led here

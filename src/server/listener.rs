@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -12,6 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use super::reply::Refusal;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
@@ -96,8 +99,11 @@ async fn http(socket: TcpStream, router: axum::Router, head_deadline: Duration) 
 }
 
 async fn answer_in_time(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
-    use axum::response::IntoResponse;
-    timeout(REQUEST_DEADLINE, next.run(request))
-        .await
-        .unwrap_or_else(|_| super::reply::Refusal::unavailable("the request took too long").into_response())
+    match timeout(REQUEST_DEADLINE, next.run(request)).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            let message = "the request took too long";
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message).into_response()
+        }
+    }
 }

@@ -3,9 +3,11 @@
 mod admin;
 mod demo;
 mod listener;
+mod notifications;
 mod presence;
 mod public;
 mod reply;
+mod request;
 
 use std::sync::Arc;
 

@@ -4,24 +4,24 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, Uri};
+use axum::extract::{Query, State};
+use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::App;
-use super::reply::Refusal;
-use crate::backplane::{BackplaneError, PageCursor};
-use crate::protocol::{UserId, UserIdError};
+use super::reply::{Refusal, unavailable};
+use super::request::{UserPath, bad_user, object};
+use crate::backplane::PageCursor;
+use crate::protocol::UserId;
 
 /// Most users in one page.
 const MAX_PAGE: usize = 1_000;
 
 /// `GET /v1/users/{id}/presence`
-pub(super) async fn one(State(app): State<Arc<App>>, Path(user): Path<String>) -> Result<Response, Refusal> {
-    let user = UserId::new(&user).map_err(bad_user)?;
+pub(super) async fn one(State(app): State<Arc<App>>, UserPath(user): UserPath) -> Result<Response, Refusal> {
     let mut found = app.backplane.presence_of(&[user]).await.map_err(unavailable)?;
     Ok(Json(found.pop()).into_response())
 }
@@ -37,9 +37,8 @@ pub(super) async fn many(
     State(app): State<Arc<App>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    let asked: Asked = serde_json::from_slice(&body?).map_err(|error| Refusal::bad_request(error.to_string()))?;
-    let users: Vec<UserId> =
-        asked.users.iter().map(|user| UserId::new(user)).collect::<Result<_, _>>().map_err(bad_user)?;
+    let Asked { users } = object(body)?;
+    let users: Vec<UserId> = users.iter().map(|user| UserId::new(user)).collect::<Result<_, _>>().map_err(bad_user)?;
     let found = app.backplane.presence_of(&users).await.map_err(unavailable)?;
     Ok(Json(json!({"users": found})).into_response())
 }
@@ -70,13 +69,4 @@ pub(super) async fn page(State(app): State<Arc<App>>, uri: Uri) -> Result<Respon
 pub(super) async fn count(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
     let online = app.backplane.online_count().await.map_err(unavailable)?;
     Ok(Json(json!({"online": online})).into_response())
-}
-
-fn bad_user(error: UserIdError) -> Refusal {
-    Refusal::new(StatusCode::BAD_REQUEST, "bad_user", error.to_string())
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-fn unavailable(error: BackplaneError) -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_down", error.to_string())
 }

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::auth::is_loopback_host;
+use crate::backplane::BackplaneError;
 
 /// A refusal: `{"error":{"code":"…","message":"…"}}`.
 #[derive(Debug)]
@@ -25,10 +26,6 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 
-    pub(super) fn unavailable(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
-    }
-
     pub(super) fn draining() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this instance is stopping: connect again")
     }
@@ -38,7 +35,7 @@ impl From<BytesRejection> for Refusal {
     fn from(rejection: BytesRejection) -> Self {
         match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the body is larger than 64 KiB")
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the body is too large")
             }
             _ => Self::bad_request("the body could not be read"),
         }
@@ -60,6 +57,12 @@ impl IntoResponse for Refusal {
         }
         response
     }
+}
+
+/// What is answered while the backplane is not.
+#[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+pub(super) fn unavailable(error: BackplaneError) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_down", error.to_string())
 }
 
 /// What a path that does not exist answers.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -19,6 +20,8 @@ pub struct Refused {
     pub status: u16,
     /// The `error.code` of the body.
     pub code: String,
+    /// Its `error.message`.
+    pub message: String,
     pub headers: tokio_tungstenite::tungstenite::http::HeaderMap,
 }
 
@@ -46,11 +49,22 @@ pub async fn handshake(address: SocketAddr, path: &str, headers: &[(&str, &str)]
             let body = response.body().clone().unwrap_or_default();
             let body: Value = serde_json::from_slice(&body).unwrap_or_default();
             let code = body["error"]["code"].as_str().unwrap_or_default().to_owned();
-            assert!(body["error"]["message"].is_string(), "a refusal says why: {body}");
-            Err(Refused { status: response.status().as_u16(), code, headers: response.headers().clone() })
+            let message = body["error"]["message"].as_str().expect("a refusal says why").to_owned();
+            Err(Refused { status: response.status().as_u16(), code, message, headers: response.headers().clone() })
         }
         Err(error) => panic!("the handshake failed: {error}"),
     }
+}
+
+/// A handshake that must be refused.
+pub async fn refused(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Refused {
+    handshake(address, path, headers).await.err().expect("refused")
+}
+
+/// A short frame as a client masks it, with the first byte (FIN, RSV, opcode) as given.
+pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(payload.len()).ok().filter(|len| *len < 126).expect("a short payload");
+    [&[first, 0x80 | len, 0, 0, 0, 0], payload].concat()
 }
 
 impl Client {
@@ -61,12 +75,23 @@ impl Client {
 
     /// As [`Client::connect`], with the `welcome`.
     pub async fn connect_with_welcome(gateway: &Gateway, user: &str) -> (Self, Value) {
-        let protocols = format!("tidings.v1, bearer.{}", token(user));
+        Self::connect_with_token(gateway, &token(user)).await
+    }
+
+    /// As [`Client::connect_with_welcome`], with this token.
+    pub async fn connect_with_token(gateway: &Gateway, token: &str) -> (Self, Value) {
+        let protocols = format!("tidings.v1, bearer.{token}");
         let headers = [("Sec-WebSocket-Protocol", protocols.as_str())];
         let mut client = handshake(gateway.public, "/ws", &headers).await.expect("admitted");
         let welcome = client.frame().await;
         assert_eq!(welcome["type"], "welcome", "{welcome}");
         (client, welcome)
+    }
+
+    /// Connects with `?format=raw`, and waits for nothing: see [`Gateway::connections`].
+    pub async fn raw(gateway: &Gateway, user: &str) -> Self {
+        let bearer = format!("Bearer {}", token(user));
+        handshake(gateway.public, "/ws?format=raw", &[("Authorization", &bearer)]).await.expect("admitted")
     }
 
     /// Opens a WebSocket that has not said who it is.
@@ -81,6 +106,18 @@ impl Client {
 
     pub async fn send_message(&mut self, message: Message) {
         within("a message is sent", self.socket.send(message)).await.unwrap();
+    }
+
+    /// Bytes of the test's own on the socket.
+    pub async fn write(&mut self, bytes: &[u8]) {
+        within("bytes are written", self.tcp().write_all(bytes)).await.unwrap();
+    }
+
+    /// The next `N` bytes of the socket, past the WebSocket library.
+    pub async fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        within("bytes", self.tcp().read_exact(&mut bytes)).await.unwrap();
+        bytes
     }
 
     /// The next message of any kind; `None` at the end of the connection.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
+use super::http::{Answer, request};
 use super::token::SECRET;
 use super::{RedisServer, eventually, within};
 
@@ -36,6 +37,12 @@ impl Options {
             .set("drain.window", "200ms")
     }
 
+    /// With no way to verify a token, unless `--dev` makes one up.
+    pub fn without_secret(mut self) -> Self {
+        self.env.retain(|(name, _)| name != "TIDINGS_AUTH__HMAC_SECRET");
+        self
+    }
+
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
@@ -62,12 +69,14 @@ impl Options {
     pub async fn start_unready(self) -> Gateway {
         let dir = TempDir::new().unwrap();
         let (ready_file, log) = (dir.path().join("ready.json"), dir.path().join("log"));
+        let stdout = std::fs::File::create(dir.path().join("stdout")).unwrap();
         let mut child = command(&[])
             .args(&self.args)
             .arg("--ready-file")
             .arg(&ready_file)
             .envs(self.env)
-            .stdout(Stdio::null())
+            .stdin(Stdio::null())
+            .stdout(stdout)
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
@@ -129,6 +138,25 @@ impl Gateway {
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
+    /// Any request to its public listener.
+    pub async fn ask_public(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        request(self.public, method, path, headers, body.to_owned()).await
+    }
+
+    /// Any request to its admin listener.
+    pub async fn ask_admin(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        request(self.admin, method, path, headers, body.to_owned()).await
+    }
+
+    /// Waits until this many greeted connections are open: a raw client gets no `welcome` to wait for.
+    pub async fn connections(&self, count: u64) {
+        eventually("the connections are there", async || {
+            let (_, info) = self.get(self.admin, "/v1/info").await;
+            serde_json::from_str::<Value>(&info).unwrap()["connections"] == count
+        })
+        .await;
+    }
+
     /// One metric's value, by its whole name with labels; 0 where it was never counted.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.get(self.admin, "/metrics").await;
@@ -160,6 +188,11 @@ impl Gateway {
     /// Waits for its end.
     pub async fn exit(&mut self) -> ExitStatus {
         within("the instance ends", self.child.wait()).await.unwrap()
+    }
+
+    /// Everything it has printed.
+    pub fn stdout(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("stdout")).unwrap()
     }
 
     /// Everything it has logged.

@@ -2,6 +2,7 @@
 
 mod client;
 mod gateway;
+mod http;
 mod redis;
 mod token;
 
@@ -9,10 +10,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-pub use client::{Client, Refused, handshake};
-pub use gateway::{Gateway, Options, command};
+pub use client::{Client, handshake, masked, refused};
+pub use gateway::{Gateway, Options, command, output};
+pub use http::Answer;
 pub use redis::RedisServer;
-pub use token::{SECRET, sign, token, token_for};
+pub use token::{SECRET, now, sign, sign_with, token, token_for};
 
 /// How long a test waits for something that must come: far longer than it takes, so that only its absence fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);

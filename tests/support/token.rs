@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// The secret of every instance of the suite.
@@ -26,4 +27,9 @@ pub fn token_for(user: &str, seconds: i64) -> String {
 /// Any claims, signed with the suite's secret.
 pub fn sign(claims: &Value) -> String {
     encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+}
+
+/// Any claims, signed with any secret and algorithm.
+pub fn sign_with(algorithm: Algorithm, secret: &str, claims: &impl Serialize) -> String {
+    encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::cmd;
+use redis::{cmd, pipe};
 use secrecy::SecretString;
 use tokio::sync::broadcast;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -33,6 +33,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(3);
 
 /// A subscription that was silent for this long, probes included, is dead.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
+
+/// Most publishes sent to Redis at once.
+const PUBLISH_STEP: usize = 500;
 
 /// See the module.
 pub struct Redis {
@@ -109,9 +112,29 @@ impl Redis {
         }
     }
 
-    pub(super) async fn publish(&self, user: &UserId, json: &str) -> Result<u64, BackplaneError> {
+    /// Publishes JSON for one user; gives how many instances heard it.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not confirm it.
+    pub async fn publish(&self, user: &UserId, json: &str) -> Result<u64, BackplaneError> {
         let publish = cmd("PUBLISH").arg(format!("{USER_CHANNEL}{user}")).arg(json).to_owned();
         self.counted(self.link.command(&publish).await)
+    }
+
+    pub(super) async fn publish_to_many(&self, users: &[UserId], json: &str) -> Result<usize, BackplaneError> {
+        let mut published = 0;
+        for some in users.chunks(PUBLISH_STEP) {
+            let mut publishes = pipe();
+            for user in some {
+                publishes.cmd("PUBLISH").arg(format!("{USER_CHANNEL}{user}")).arg(json).ignore();
+            }
+            match self.counted(self.link.pipeline::<()>(&publishes).await) {
+                Ok(()) => published += some.len(),
+                Err(error) if published == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(published)
     }
 
     pub(super) fn not_ready(&self) -> Option<String> {

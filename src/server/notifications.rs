@@ -1,0 +1,107 @@
+//! Publishing over HTTP, for backends without a Redis client.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::App;
+use super::reply::{Refusal, unavailable};
+use super::request::{UserPath, bad_user, object};
+use crate::protocol::UserId;
+use crate::router::DEFAULT_EVENT;
+
+/// Most users of one request.
+const MAX_USERS: usize = 10_000;
+
+/// A notification as a backend sends it; the data is kept byte for byte.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Notification {
+    data: Box<RawValue>,
+    /// Only where it is for many.
+    users: Option<Vec<String>>,
+    event: Option<String>,
+    #[serde(default)]
+    durable: bool,
+    ttl_s: Option<u64>,
+}
+
+impl Notification {
+    /// The data, where this version can do what is asked.
+    fn data(&self, app: &App) -> Result<&str, Refusal> {
+        let named = self.event.as_deref().is_some_and(|event| event != DEFAULT_EVENT);
+        if self.durable || named || self.ttl_s.is_some() {
+            let message = "this version stores nothing: \"durable\", \"ttl_s\" and an \"event\" other than \
+                           \"notification\" are not available";
+            return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message));
+        }
+        check_size(app, self.data.get())
+    }
+}
+
+fn check_size<'a>(app: &App, data: &'a str) -> Result<&'a str, Refusal> {
+    let most = app.config.limits.max_payload_bytes;
+    if data.len() > most {
+        let message = format!("the data is larger than {most} bytes (limits.max_payload_bytes)");
+        return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
+    }
+    Ok(data)
+}
+
+/// `POST /v1/users/{id}/notifications`
+pub(super) async fn to_one(
+    State(app): State<Arc<App>>,
+    UserPath(user): UserPath,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let notification: Notification = object(body)?;
+    if notification.users.is_some() {
+        return Err(Refusal::bad_request("\"users\" is for POST /v1/notifications"));
+    }
+    publish(&app, user, notification.data(&app)?).await
+}
+
+/// `POST /v1/notifications`
+pub(super) async fn to_many(
+    State(app): State<Arc<App>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let notification: Notification = object(body)?;
+    let data = notification.data(&app)?;
+    let users = notification.users.as_deref().ok_or_else(|| Refusal::bad_request("missing field `users`"))?;
+    if users.len() > MAX_USERS {
+        return Err(Refusal::bad_request(format!("{} users: accepted are at most {MAX_USERS}", users.len())));
+    }
+    let (mut good, mut failed) = (Vec::with_capacity(users.len()), Vec::new());
+    for user in users {
+        match UserId::new(user) {
+            Ok(user) => good.push(user),
+            Err(_) => failed.push(json!({"user": user, "code": "bad_user"})),
+        }
+    }
+    let published = app.backplane.publish_to_many(&good, data).await.map_err(unavailable)?;
+    app.context.metrics.published.inc_by(published as u64);
+    failed.extend(good.iter().skip(published).map(|user| json!({"user": user.as_str(), "code": "backplane_down"})));
+    Ok((StatusCode::ACCEPTED, Json(json!({"accepted": published, "failed": failed}))).into_response())
+}
+
+/// From the demo page, for one user.
+pub(super) async fn from_page(app: &App, user: &str, data: &RawValue) -> Result<Response, Refusal> {
+    let user = UserId::new(user).map_err(bad_user)?;
+    publish(app, user, check_size(app, data.get())?).await
+}
+
+/// Publishes one notification; 202 and its cursor, which an ephemeral one does not have.
+async fn publish(app: &App, user: UserId, data: &str) -> Result<Response, Refusal> {
+    app.backplane.publish_to_many(&[user], data).await.map_err(unavailable)?;
+    app.context.metrics.published.inc();
+    Ok((StatusCode::ACCEPTED, Json(json!({"id": null}))).into_response())
+}

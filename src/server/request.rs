@@ -1,0 +1,37 @@
+//! What handlers take from a request, refused with a JSON error where it is not there or wrong.
+
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequestParts, Path};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use super::reply::Refusal;
+use crate::protocol::{UserId, UserIdError};
+
+/// The `{id}` of a path.
+pub(super) struct UserPath(pub(super) UserId);
+
+impl<S: Send + Sync> FromRequestParts<S> for UserPath {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let id = Path::<String>::from_request_parts(parts, state).await;
+        let Path(id) = id.map_err(|_| bad_user(UserIdError::NotUtf8))?;
+        UserId::new(&id).map(Self).map_err(bad_user)
+    }
+}
+
+pub(super) fn bad_user(error: UserIdError) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "bad_user", error.to_string())
+}
+
+/// The body as one JSON object; an array, which would do for a struct's fields in order, is none.
+pub(super) fn object<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Refusal> {
+    let body = body?;
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refusal::bad_request("the body must be a JSON object"));
+    }
+    serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(error.to_string()))
+}
