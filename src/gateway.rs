@@ -18,6 +18,9 @@ use crate::shutdown::Shutdown;
 /// What a stop may take beyond the drain window: closes on their way, presence given up.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// From the last close to giving presence up: time for that client to be held elsewhere, so that it never flaps.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// Why an instance did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -89,8 +92,13 @@ impl Gateway {
     pub async fn stop(self) {
         let Context { registry, shutdown, .. } = &*self.app.context;
         shutdown.draining().cancel();
+        let had_clients = registry.connections() > 0;
         connection::drain(registry, self.app.config.drain_window).await;
         shutdown.connections_ended(GRACE).await;
+        if had_clients {
+            // The last to leave are still on their way to another instance: their presence goes with them.
+            tokio::time::sleep(SETTLE).await;
+        }
         shutdown.stop(GRACE * 2).await;
     }
 }

@@ -8,7 +8,7 @@
 //! | 0 | [`protocol`], [`config`], [`metrics`], [`log`], [`shutdown`], [`backoff`] |
 //! | 1 | [`auth`], [`registry`], [`backplane`] |
 //! | 2 | [`router`], [`presence`], [`connection`] |
-//! | 3 | [`server`] |
+//! | 3 | [`server`], [`load`] (the load generator) |
 //! | 4 | [`Gateway`], which wires them, and [`cli`] |
 
 pub mod auth;
@@ -18,6 +18,7 @@ pub mod cli;
 pub mod config;
 pub mod connection;
 mod gateway;
+pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod presence;

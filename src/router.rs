@@ -74,8 +74,9 @@ impl Router {
             }
             Heard::Oversize { channel } => {
                 self.metrics.messages_received.inc();
-                // Whoever it was for: a payload that was not kept is dropped for everybody.
-                self.count_drop(Drop::Size, channel.len());
+                // Whoever it was for: what was not kept is dropped for everybody.
+                let drop = if channel.is_empty() { Drop::UserId } else { Drop::Size };
+                self.count_drop(drop, channel.len());
             }
             Heard::Pause => self.flush(),
         }

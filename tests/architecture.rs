@@ -10,7 +10,7 @@ const LAYERS: [&[&str]; 6] = [
     &["log"],
     &["auth", "registry", "backplane"],
     &["router", "presence", "connection"],
-    &["server"],
+    &["server", "load"],
     &["gateway", "cli", "lib", "main"],
 ];
 

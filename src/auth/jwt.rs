@@ -76,10 +76,13 @@ impl Verifier {
         for key in &self.keys {
             match decode::<HashMap<String, Box<RawValue>>>(token, key, &self.validation) {
                 Ok(data) => return self.identity(&data.claims),
-                Err(error) => refused = token_error(error.kind()),
-            }
-            if refused == TokenError::Expired {
-                break;
+                Err(error) => {
+                    refused = token_error(error.kind());
+                    // Another key can mend nothing but a signature.
+                    if *error.kind() != ErrorKind::InvalidSignature {
+                        break;
+                    }
+                }
             }
         }
         Err(refused)
@@ -94,6 +97,10 @@ impl Verifier {
 
     fn identity(&self, claims: &HashMap<String, Box<RawValue>>) -> Result<Identity, TokenError> {
         let claim = |name: &str| claims.get(name).map(|raw| raw.get());
+        // The library takes a list for the issuer; RFC 7519 has one.
+        if self.validation.iss.is_some() && claim("iss").is_some_and(|issuer| !issuer.starts_with('"')) {
+            return Err(TokenError::Bad("its \"iss\" is of the wrong type".into()));
+        }
         let user =
             claim(&self.user_claim).ok_or_else(|| TokenError::Bad(format!("it has no \"{}\"", self.user_claim)))?;
         let user = user_text(user).ok_or_else(|| {
@@ -236,6 +243,7 @@ mod tests {
         let exp = now() + 60;
         assert!(check(json!({"sub": "42", "exp": exp, "iss": "me", "aud": ["you", "x"]})).is_ok());
         assert!(check(json!({"sub": "42", "exp": exp, "iss": "me"})).is_err());
+        assert!(check(json!({"sub": "42", "exp": exp, "iss": ["me"], "aud": "you"})).is_err());
         assert!(check(json!({"sub": "42", "exp": exp, "aud": "you"})).is_err());
         assert!(check(json!({"sub": "42", "exp": exp, "iss": "x", "aud": "you"})).is_err());
         assert!(verify(&json!({"sub": "42", "exp": exp, "iss": "any", "aud": "any"})).is_ok());

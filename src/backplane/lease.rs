@@ -60,7 +60,7 @@ pub struct Page {
 pub struct PageCursor {
     /// Where Redis goes on.
     pub(super) position: u64,
-    /// At that position, go on behind this user.
+    /// Everybody up to this user has been given.
     pub(super) after: Option<String>,
 }
 

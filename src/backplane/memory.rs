@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -23,6 +23,8 @@ pub struct Memory {
     sink: Mutex<Option<Sink>>,
     directory: Mutex<Directory>,
     events: broadcast::Sender<Arc<str>>,
+    /// How long users had been gone when they are released.
+    offline_delay: Duration,
 }
 
 #[derive(Default)]
@@ -41,9 +43,9 @@ impl std::fmt::Debug for Memory {
 impl Memory {
     /// Nobody is online, nobody hears.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(offline_delay: Duration) -> Self {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
-        Self { sink: Mutex::default(), directory: Mutex::default(), events }
+        Self { sink: Mutex::default(), directory: Mutex::default(), events, offline_delay }
     }
 
     pub(super) fn subscribe(&self, sink: Sink) {
@@ -68,7 +70,7 @@ impl Memory {
         }
         for user in &batch.released {
             if directory.online.remove(user).is_some() {
-                directory.seen(user, now);
+                directory.seen(user, now.saturating_sub(millis(self.offline_delay)));
                 self.tell(user, "offline", now);
             }
         }
@@ -133,13 +135,12 @@ impl Directory {
     }
 }
 
-impl Default for Memory {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 fn wall_clock_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+    millis(now)
+}
+
+/// In whole milliseconds.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

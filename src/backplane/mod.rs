@@ -39,7 +39,7 @@ pub enum Heard<'a> {
     },
     /// A message larger than `limits.max_payload_bytes`, which was not kept.
     Oversize {
-        /// The channel's whole name.
+        /// The channel's whole name; empty where that was not kept either.
         channel: &'a [u8],
     },
     /// Nothing more is at hand: write what was routed.
@@ -75,6 +75,9 @@ pub enum BackplaneError {
     /// Nothing came on a subscription for so long that it must be dead.
     #[error("redis: nothing heard for {0:?}")]
     Silent(Duration),
+    /// It could not be reached a moment ago, and is left alone for another.
+    #[error("redis: {0}")]
+    Unreachable(String),
     /// What came is not what Redis sends.
     #[error("redis: {0}")]
     Malformed(#[from] Malformed),
@@ -106,7 +109,7 @@ impl BackplaneError {
             Self::Timeout(_) => "timeout",
             Self::Silent(_) => "silent",
             Self::Answer(_) | Self::Malformed(_) => "malformed",
-            Self::Io(_) | Self::Ended => "connection",
+            Self::Io(_) | Self::Ended | Self::Unreachable(_) => "connection",
             Self::Redis(error) if error.is_timeout() => "timeout",
             Self::Redis(error) if error.is_io_error() || error.is_connection_dropped() => "connection",
             Self::Redis(error) => error.code().map_or("refused", known),
@@ -131,7 +134,10 @@ impl Backplane {
     /// [`BackplaneError::Config`] where the Redis URL or its certificate cannot be used.
     pub fn new(config: &Config, instance: &InstanceId, metrics: &Arc<Metrics>) -> Result<Self, BackplaneError> {
         match &config.redis.url {
-            None => Ok(Self::Memory(Memory::new())),
+            None => {
+                metrics.backplane_up.set(1);
+                Ok(Self::Memory(Memory::new(config.presence.offline_delay)))
+            }
             Some(url) => Redis::new(config, url, instance, Arc::clone(metrics)).map(|redis| Self::Redis(redis.into())),
         }
     }

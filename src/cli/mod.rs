@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod check_config;
+mod load;
 mod publish;
 mod serve;
 mod token;
@@ -31,6 +32,8 @@ enum Command {
     Publish(publish::Publish),
     /// Validate the configuration and print it, secrets masked
     CheckConfig(check_config::CheckConfig),
+    /// Put a server under load and check every delivery
+    Load(load::Load),
 }
 
 /// Where the configuration comes from. Later wins: the file, `TIDINGS_…` variables, flags.
@@ -104,6 +107,7 @@ pub fn run() -> ExitCode {
         Command::Token(command) => command.run(),
         Command::Publish(command) => command.run(),
         Command::CheckConfig(command) => command.run(),
+        Command::Load(command) => command.run(),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     complain(&error);
@@ -124,6 +128,10 @@ fn say(line: &str) -> std::io::Result<()> {
     stdout.flush()
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+/// Runs a command's future. What it leaves running, such as a name that is being looked up, is not waited for.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(future);
+    runtime.shutdown_background();
+    done
 }

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{ConfigArgs, Usage, runtime, say};
+use super::{ConfigArgs, Usage, block_on, say};
 use crate::backplane::Redis;
 use crate::config::Config;
 use crate::protocol::{InstanceId, UserId, is_json};
@@ -48,11 +48,11 @@ impl Publish {
         }
         let config = self.config.load(false)?;
         let done = match (&self.admin, &config.redis.url) {
-            (None, Some(url)) => runtime()?.block_on(over_redis(&config, url, &user, &self.json))?,
+            (None, Some(url)) => block_on(over_redis(&config, url, &user, &self.json))?,
             (admin, _) => {
                 let configured = format!("http://{}", config.server.admin_listen);
                 let admin = admin.as_deref().unwrap_or(&configured);
-                runtime()?.block_on(over_http(admin, &config, &user, &self.json))?
+                block_on(over_http(admin, &config, &user, &self.json))?
             }
         };
         Ok(say(&done)?)
@@ -83,7 +83,7 @@ async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str) -> a
     }
     let data = RawValue::from_string(json.to_owned()).context("JSON")?;
     let body = serde_json::to_vec(&Body { users: [user.as_str()], data: &data })?;
-    let client = Client::builder().timeout(DEADLINE).build()?;
+    let client = Client::builder().timeout(DEADLINE).no_proxy().build()?;
     let mut request = client.post(url).body(body);
     if let Some((_, key)) = config.admin_keys.first() {
         request = request.bearer_auth(key.expose_secret());

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{ConfigArgs, runtime, say};
+use super::{ConfigArgs, block_on, say};
 use crate::config::{Config, Redis, secret_bytes};
 use crate::shutdown::Signals;
 use crate::{Gateway, log};
@@ -43,7 +43,7 @@ impl Serve {
         if config.server.demo && !self.dev {
             warn!("server.demo is on: anybody who reaches this listener may sign in as any user");
         }
-        runtime()?.block_on(serve(config, self.ready_file.as_deref()))
+        block_on(serve(config, self.ready_file.as_deref()))
     }
 }
 

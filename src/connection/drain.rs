@@ -1,29 +1,35 @@
 //! Sends every client of a stopping instance away, one after the other.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use crate::protocol::{Close, ServerFrame};
-use crate::registry::Registry;
+use crate::registry::{Member, Registry};
 
 /// Tells each client when to come back, then closes them one by one, evenly over `window`, in random order.
 pub async fn drain(registry: &Registry, window: Duration) {
-    let mut members = registry.members();
+    // Weak: a connection that has ended must not be kept open until the last one has.
+    let mut members: Vec<Weak<Member>> = registry.members().iter().map(Arc::downgrade).collect();
     fastrand::shuffle(&mut members);
     let begun = Instant::now();
     let count = u32::try_from(members.len()).unwrap_or(u32::MAX);
     info!(connections = count, window_ms = window.as_millis(), "draining");
     let slot = |index: u32| window.mul_f64(f64::from(index) / f64::from(count.max(1)));
     for (index, member) in (0..).zip(&members) {
-        if member.dialect.has_frames() {
+        if let Some(member) = member.upgrade()
+            && member.dialect.has_frames()
+        {
             let after_ms = u64::try_from(slot(index).as_millis()).unwrap_or(u64::MAX);
             member.outbox.send(ServerFrame::Reconnect { after_ms }.encode());
         }
     }
     for (index, member) in (0..).zip(&members) {
         sleep_until(begun + slot(index)).await;
-        member.outbox.close(Close::Draining);
+        if let Some(member) = member.upgrade() {
+            member.outbox.close(Close::Draining);
+        }
     }
 }

@@ -59,6 +59,11 @@ impl<'a> Live<'a> {
                         {
                             self.answer(&text);
                         }
+                        // A client that never pauses must not keep the clock from being looked at.
+                        self.note_life(socket);
+                        if let Some(close) = self.keep_time(Instant::now()) {
+                            return close;
+                        }
                     }
                 },
                 () = sleep_until(deadline) => {
@@ -135,7 +140,7 @@ impl<'a> Live<'a> {
     }
 
     fn reset_end(&mut self) {
-        // Tokio's clock cannot hold every moment a token can name; a year from now is never reached unrefreshed.
+        // Tokio's clock cannot hold every moment that a token can name. One that ends in more than a year never does.
         const FAR: Duration = Duration::from_secs(365 * 86_400);
         let left = self.context.verifier.time_left(self.identity.expires);
         self.ends_at = (left < FAR).then(|| Instant::now() + left);

@@ -4,6 +4,7 @@ mod drain;
 mod live;
 mod wire;
 
+use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,7 +86,7 @@ pub async fn run(context: Arc<Context>, socket: TcpStream, early: Bytes, dialect
     };
     context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
     debug!(connection = %member.id, code = close.code(), reason = close.reason(), "connection closed");
-    finish(&mut socket, close).await;
+    finish(&mut socket, &member, close).await;
 }
 
 async fn hello(context: &Context, socket: &mut Socket) -> Result<Identity, Close> {
@@ -153,7 +154,7 @@ fn inbound(read: Option<tungstenite::Result<Message>>) -> ControlFlow<Close, Opt
 }
 
 /// Says goodbye, and waits a little for the client to have heard it.
-async fn finish(socket: &mut Socket, close: Close) {
+async fn finish(socket: &mut Socket, member: &Member, close: Close) {
     if close == Close::Gone {
         return;
     }
@@ -166,6 +167,12 @@ async fn finish(socket: &mut Socket, close: Close) {
         }
         // Until the client's own close: a socket dropped with unread data in it may lose our last frame.
         while let Some(Ok(_)) = socket.next().await {}
+        if matches!(close, Close::Protocol | Close::InvalidText | Close::TooBig) {
+            // The library reads no further after these, but the client may not have stopped sending.
+            member.outbox.finish_writing();
+            let mut waste = [0; 1_024];
+            while matches!(poll_fn(|cx| member.outbox.poll_read(cx, &mut waste)).await, Ok(1..)) {}
+        }
     };
     // A client that reads nothing sees only the end.
     timeout(CLOSE_DEADLINE, goodbye).await.ok();

@@ -1,6 +1,6 @@
 //! Whom this instance wants to hold against whom the backplane has confirmed. No I/O; time is a parameter.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -27,8 +27,8 @@ struct Standing {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     users: HashMap<UserId, Standing, RandomState>,
-    /// Users who left, oldest first. An entry counts only while the user's `left_at` is still the same.
-    leaving: VecDeque<(Instant, UserId)>,
+    /// Users who left, oldest first.
+    leaving: BTreeSet<(Instant, UserId)>,
     /// Users whose `wanted` and `confirmed` may differ.
     differing: HashSet<UserId, RandomState>,
     /// How many are confirmed.
@@ -46,11 +46,13 @@ impl Ledger {
         }
         let standing = self.users.entry(user.clone()).or_default();
         standing.wanted = Some(connections);
-        if connections > 0 {
-            standing.left_at = None;
-        } else if standing.left_at.is_none() {
+        if let Some(left_at) = standing.left_at.take() {
+            self.leaving.remove(&(left_at, user.clone()));
+        }
+        if connections == 0 {
+            // Also for one who had left before: who is looked at came back and went again.
             standing.left_at = Some(now);
-            self.leaving.push_back((now, user.clone()));
+            self.leaving.insert((now, user.clone()));
         }
         if standing.wanted != standing.confirmed {
             self.differing.insert(user);
@@ -59,10 +61,9 @@ impl Ledger {
 
     /// Gives up those who left at least `delay` ago.
     pub(super) fn expire(&mut self, now: Instant, delay: Duration) {
-        while self.leaving.front().is_some_and(|(left_at, _)| now.duration_since(*left_at) >= delay) {
-            let Some((left_at, user)) = self.leaving.pop_front() else { return };
-            let Some(standing) = self.users.get_mut(&user) else { continue };
-            if standing.left_at == Some(left_at) {
+        while self.leaving.first().is_some_and(|(left_at, _)| now.duration_since(*left_at) >= delay) {
+            let Some((_, user)) = self.leaving.pop_first() else { return };
+            if let Some(standing) = self.users.get_mut(&user) {
                 *standing = Standing { wanted: None, left_at: None, ..*standing };
                 self.differing.insert(user);
             }
@@ -71,7 +72,7 @@ impl Ledger {
 
     /// When [`Ledger::expire`] next has something to do.
     pub(super) fn next_expiry(&self, delay: Duration) -> Option<Instant> {
-        self.leaving.front().map(|(left_at, _)| *left_at + delay)
+        self.leaving.first().map(|(left_at, _)| *left_at + delay)
     }
 
     /// Whether there is something to write.
@@ -208,6 +209,17 @@ mod tests {
         assert_eq!(held(&ledger.batch("i", 2)), [("42", 0)]);
         ledger.expire(now + DELAY + Duration::from_secs(4), DELAY);
         assert_eq!(released(&ledger.batch("i", 2)), ["42"]);
+    }
+
+    #[test]
+    fn who_came_back_and_went_between_two_looks_is_given_the_whole_delay_again() {
+        let now = Instant::now();
+        let mut ledger = settled(now);
+        ledger.observe(user("42"), 0, now);
+        ledger.observe(user("42"), 0, now + Duration::from_secs(4));
+        ledger.expire(now + DELAY, DELAY);
+        assert!(released(&ledger.batch("i", 2)).is_empty());
+        assert_eq!(ledger.leaving.len(), 1);
     }
 
     #[test]

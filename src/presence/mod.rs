@@ -23,6 +23,9 @@ use ledger::Ledger;
 /// Changes within this while share a batch.
 const GATHER: Duration = Duration::from_millis(20);
 
+/// A lease is renewed at least this often: it is also how soon a Redis that forgot everything is noticed.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
 /// How often dead instances are looked for.
 const REAP_EVERY: Duration = Duration::from_secs(1);
 
@@ -39,6 +42,8 @@ pub struct Presence {
     heartbeat: Duration,
     ledger: Ledger,
     incarnation: Option<Incarnation>,
+    /// The latest incarnation's, also while it is being taken: whom to give up at the end.
+    name: Option<String>,
     /// What the backplane's memory was called at the last registration: another name means that it lost everything.
     epoch: Option<String>,
 }
@@ -73,9 +78,10 @@ impl Presence {
             metrics,
             instance,
             offline_delay: config.offline_delay,
-            heartbeat: config.lease / 3,
+            heartbeat: (config.lease / 3).min(HEARTBEAT),
             ledger: Ledger::default(),
             incarnation: None,
+            name: None,
             epoch: None,
         }
     }
@@ -85,7 +91,11 @@ impl Presence {
         tokio::pin!(stopping);
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         loop {
-            let delay = match self.step().await {
+            let step = tokio::select! {
+                () = &mut stopping => break,
+                step = self.step() => step,
+            };
+            let delay = match step {
                 Ok(()) => {
                     backoff.reset();
                     Duration::ZERO
@@ -100,7 +110,7 @@ impl Presence {
                 () = self.pause(delay) => {}
             }
         }
-        if let Some(Incarnation { name, .. }) = self.incarnation {
+        if let Some(name) = self.name {
             match timeout(grace, self.backplane.release(&name)).await {
                 Ok(Ok(())) => info!("presence given up"),
                 Ok(Err(error)) => warn!(%error, "presence not given up: the lease will end by itself"),
@@ -113,11 +123,12 @@ impl Presence {
     async fn pause(&self, delay: Duration) {
         sleep(delay).await;
         if delay.is_zero() && !self.ledger.differs() {
-            let renew_at = self.incarnation.as_ref().map(|incarnation| incarnation.renew_at);
-            let wake_at = [renew_at, self.ledger.next_expiry(self.offline_delay)].into_iter().flatten().min();
+            // Without an incarnation there is everything to do.
+            let renew_at = self.incarnation.as_ref().map_or_else(Instant::now, |incarnation| incarnation.renew_at);
+            let wake_at = self.ledger.next_expiry(self.offline_delay).map_or(renew_at, |expiry| expiry.min(renew_at));
             tokio::select! {
                 () = self.registry.changed() => sleep(GATHER).await,
-                () = sleep_until(wake_at.unwrap_or_else(Instant::now)) => {}
+                () = sleep_until(wake_at) => {}
             }
         }
     }
@@ -168,6 +179,7 @@ impl Presence {
 
     async fn incarnate(&mut self) -> Result<Incarnation, BackplaneError> {
         let name = format!("{}-{:08x}", self.instance, fastrand::u32(..));
+        self.name = Some(name.clone());
         let epoch = self.backplane.register(&name).await?;
         let forgot = self.epoch.replace(epoch.clone()).is_some_and(|earlier| earlier != epoch);
         self.metrics.presence_incarnations.inc();

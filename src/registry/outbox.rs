@@ -7,11 +7,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
+use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -52,7 +54,7 @@ pub enum Driven {
 struct State {
     queue: VecDeque<Bytes>,
     bytes: usize,
-    /// The front frame is partly on the socket: it must be finished, whatever happens to the others.
+    /// The front frame is partly on the socket, or is the greeting: it must go out, whatever happens to the others.
     front_begun: bool,
     /// Nothing is written between [`Outbox::hold`] and [`Outbox::open`].
     held: bool,
@@ -97,6 +99,8 @@ impl Outbox {
             // Behind a frame that is half out, such as a pong from before the hello.
             let place = usize::from(state.front_begun);
             state.queue.insert(place, frame);
+            // Not to be dropped for newer ones, as if it were half out itself.
+            state.front_begun = true;
         }
         self.write_queued(&mut state);
     }
@@ -195,6 +199,12 @@ impl Outbox {
         }
     }
 
+    /// Tells the client that nothing more comes: it sees the end behind the last frame.
+    pub fn finish_writing(&self) {
+        // A socket that is broken already has told it.
+        SockRef::from(&self.socket).shutdown(Shutdown::Write).ok();
+    }
+
     fn write_queued(&self, state: &mut State) {
         if state.held {
             return;
@@ -214,10 +224,11 @@ impl Outbox {
             match written {
                 Ok(count) => state.advance(count),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    // Once: from here on the task waits for room, and waking it would only make it ask again.
                     if state.stalled_since.is_none() {
                         state.stalled_since = Some(Instant::now());
+                        self.waker.wake();
                     }
-                    self.waker.wake();
                     return;
                 }
                 Err(_) => {
@@ -225,11 +236,14 @@ impl Outbox {
                     state.give_up(Close::Gone);
                     state.queue.clear();
                     state.bytes = 0;
+                    state.front_begun = false;
                     self.waker.wake();
                 }
             }
         }
-        state.stalled_since = None;
+        if state.stalled_since.take().is_some() {
+            self.waker.wake();
+        }
         if state.queue.capacity() > IDLE_CAPACITY {
             state.queue = VecDeque::new();
         }

@@ -10,6 +10,7 @@ use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -27,6 +28,10 @@ const MAX_HEAD: usize = 16 * 1024;
 
 /// From a request's head to the end of its answer, streams aside.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long what was written may stay unread before the system ends the connection (TCP_USER_TIMEOUT, tcp(7)): the
+/// bound for HTTP answers; WebSockets have a shorter one of their own.
+const UNREAD_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long to leave accepting alone when the system refuses, as it does without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -68,7 +73,9 @@ pub async fn serve(
         let Some(accepted) = stopping.run_until_cancelled(listener.listener.accept()).await else { return };
         match accepted {
             Ok((socket, _)) => {
+                // A refusal of these by the system costs speed or a slot for a while, no more.
                 socket.set_nodelay(true).ok();
+                SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_DEADLINE)).ok();
                 let (router, stopping) = (router.clone(), stopping.clone());
                 shutdown.spawn_service(async move {
                     stopping.run_until_cancelled(http(socket, router, head_deadline)).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -39,12 +39,20 @@ impl Notification {
     fn data(&self, app: &App) -> Result<&str, Refusal> {
         let named = self.event.as_deref().is_some_and(|event| event != DEFAULT_EVENT);
         if self.durable || named || self.ttl_s.is_some() {
-            let message = "this version stores nothing: \"durable\", \"ttl_s\" and an \"event\" other than \
-                           \"notification\" are not available";
-            return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message));
+            return Err(not_stored("\"durable\", \"ttl_s\" and an \"event\" other than \"notification\""));
         }
         check_size(app, self.data.get())
     }
+}
+
+/// Publishing twice what was asked for once would be worse than a refusal.
+fn check_headers(headers: &HeaderMap) -> Result<(), Refusal> {
+    if headers.contains_key("idempotency-key") { Err(not_stored("Idempotency-Key")) } else { Ok(()) }
+}
+
+fn not_stored(what: &str) -> Refusal {
+    let message = format!("this version stores nothing: {what} cannot be had");
+    Refusal::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message)
 }
 
 fn check_size<'a>(app: &App, data: &'a str) -> Result<&'a str, Refusal> {
@@ -60,8 +68,10 @@ fn check_size<'a>(app: &App, data: &'a str) -> Result<&'a str, Refusal> {
 pub(super) async fn to_one(
     State(app): State<Arc<App>>,
     UserPath(user): UserPath,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
+    check_headers(&headers)?;
     let notification: Notification = object(body)?;
     if notification.users.is_some() {
         return Err(Refusal::bad_request("\"users\" is for POST /v1/notifications"));
@@ -72,8 +82,10 @@ pub(super) async fn to_one(
 /// `POST /v1/notifications`
 pub(super) async fn to_many(
     State(app): State<Arc<App>>,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
+    check_headers(&headers)?;
     let notification: Notification = object(body)?;
     let data = notification.data(&app)?;
     let users = notification.users.as_deref().ok_or_else(|| Refusal::bad_request("missing field `users`"))?;

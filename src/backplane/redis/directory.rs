@@ -73,8 +73,10 @@ pub(super) async fn count(link: &Link, presence: &Presence) -> Result<u64, Backp
     link.command(cmd("SCARD").arg(presence.set())).await
 }
 
-/// At most `limit` users after a cursor. SSCAN may give more than was asked for at one of its positions; what does not
-/// fit is found again at that position, behind the last user given.
+/// Users after a cursor, at most `limit` but where a single bucket of Redis's table holds more.
+///
+/// Redis gives a set that it keeps in one piece at once, whatever COUNT says; such an answer is cut in the order of names,
+/// and everybody up to the cut is then left out of all later answers. A set that it scans in steps is cut between them.
 pub(super) async fn page(
     link: &Link,
     presence: &Presence,
@@ -83,25 +85,27 @@ pub(super) async fn page(
 ) -> Result<Page, BackplaneError> {
     let (mut users, mut at) = (Vec::new(), from);
     loop {
-        let scan = cmd("SSCAN").arg(presence.set()).arg(at.position).arg("COUNT").arg(limit).to_owned();
-        let (position, mut members): (u64, Vec<String>) = link.command(&scan).await?;
-        members.sort_unstable();
-        members.dedup();
-        for member in members {
-            if at.after.as_ref().is_some_and(|after| member <= *after) {
-                continue;
-            }
-            if users.len() == limit {
-                at.after = users.last().cloned().or(at.after);
-                return Ok(Page { users, next: Some(at.to_string()) });
-            }
-            users.push(member);
+        let count = limit.div_ceil(2);
+        let scan = cmd("SSCAN").arg(presence.set()).arg(at.position).arg("COUNT").arg(count).to_owned();
+        let (position, mut step): (u64, Vec<String>) = link.command(&scan).await?;
+        step.retain(|user| at.after.as_ref().is_none_or(|after| user > after));
+        step.sort_unstable();
+        step.dedup();
+        if at.position == 0 && position == 0 {
+            let more = step.len() > limit;
+            step.truncate(limit);
+            let next = PageCursor { position: 0, after: step.last().cloned() };
+            return Ok(Page { users: step, next: more.then(|| next.to_string()) });
         }
-        at = PageCursor { position, after: None };
+        if !users.is_empty() && users.len() + step.len() > limit {
+            return Ok(Page { users, next: Some(at.to_string()) });
+        }
+        users.extend(step);
+        at.position = position;
         if position == 0 {
             return Ok(Page { users, next: None });
         }
-        if users.len() == limit {
+        if users.len() >= limit {
             return Ok(Page { users, next: Some(at.to_string()) });
         }
     }

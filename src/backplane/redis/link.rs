@@ -11,7 +11,7 @@ use redis::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::stream::{KEEPALIVE, Stream};
 use crate::backplane::BackplaneError;
@@ -23,13 +23,25 @@ pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// From a command to its answer.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(2);
 
+/// After a failed connect, how long the next is put off.
+const LEFT_ALONE: Duration = Duration::from_millis(500);
+
 /// Makes connections, and keeps the one for commands; it is made when first needed and again after it failed.
 pub(super) struct Link {
     client: Client,
     ca_file: Option<PathBuf>,
     /// What `CLIENT LIST` shows, before what a connection is for.
     name: String,
-    commands: Mutex<Option<MultiplexedConnection>>,
+    commands: Mutex<Commands>,
+}
+
+/// The connection for commands, as it is now.
+#[derive(Default)]
+struct Commands {
+    current: Option<MultiplexedConnection>,
+    /// How many there have been.
+    number: u64,
+    failed: Option<(Instant, String)>,
 }
 
 impl Link {
@@ -59,33 +71,51 @@ impl Link {
 
     /// Sends one command.
     pub(super) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BackplaneError> {
-        let mut connection = self.connection().await?;
+        let (mut connection, number) = self.connection().await?;
         let answer = deadline(COMMAND_DEADLINE, command.query_async(&mut connection)).await;
-        self.forget_if_broken(&answer).await;
-        answer
+        self.forget_if_broken(number, answer)
     }
 
     /// Sends several commands at once.
     pub(super) async fn pipeline<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BackplaneError> {
-        let mut connection = self.connection().await?;
+        let (mut connection, number) = self.connection().await?;
         let answer = deadline(COMMAND_DEADLINE, commands.query_async(&mut connection)).await;
-        self.forget_if_broken(&answer).await;
-        answer
+        self.forget_if_broken(number, answer)
     }
 
     /// Runs one script, loading it where Redis does not know it.
     pub(super) async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, BackplaneError> {
-        let mut connection = self.connection().await?;
+        let (mut connection, number) = self.connection().await?;
         let answer = deadline(COMMAND_DEADLINE, script.invoke_async(&mut connection)).await;
-        self.forget_if_broken(&answer).await;
-        answer
+        self.forget_if_broken(number, answer)
     }
 
-    async fn connection(&self) -> Result<MultiplexedConnection, BackplaneError> {
-        let mut commands = self.commands.lock().await;
-        if let Some(connection) = commands.as_ref() {
-            return Ok(connection.clone());
+    /// The connection and its number. Whoever comes while it is being made waits for that, and shares its failure.
+    async fn connection(&self) -> Result<(MultiplexedConnection, u64), BackplaneError> {
+        let locked = timeout(CONNECT_DEADLINE, self.commands.lock()).await;
+        let mut commands = locked.map_err(|_| BackplaneError::Timeout(CONNECT_DEADLINE))?;
+        if let Some(connection) = &commands.current {
+            return Ok((connection.clone(), commands.number));
         }
+        if let Some((at, why)) = &commands.failed
+            && at.elapsed() < LEFT_ALONE
+        {
+            return Err(BackplaneError::Unreachable(why.clone()));
+        }
+        match self.connect().await {
+            Ok(connection) => {
+                commands.number += 1;
+                commands.current = Some(connection.clone());
+                Ok((connection, commands.number))
+            }
+            Err(error) => {
+                commands.failed = Some((Instant::now(), error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, BackplaneError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_DEADLINE))
             .set_response_timeout(Some(COMMAND_DEADLINE));
@@ -93,12 +123,12 @@ impl Link {
         let mut connection = deadline(CONNECT_DEADLINE, connecting).await?;
         let name = cmd("CLIENT").arg("SETNAME").arg(format!("{}-commands", self.name)).to_owned();
         deadline(COMMAND_DEADLINE, name.query_async::<()>(&mut connection)).await?;
-        *commands = Some(connection.clone());
         Ok(connection)
     }
 
-    async fn forget_if_broken<T>(&self, answer: &Result<T, BackplaneError>) {
-        let broken = match answer {
+    /// Lets go of a connection that failed, unless a newer one has taken its place.
+    fn forget_if_broken<T>(&self, number: u64, answer: Result<T, BackplaneError>) -> Result<T, BackplaneError> {
+        let broken = match &answer {
             Err(BackplaneError::Timeout(_)) => true,
             Err(BackplaneError::Redis(error)) => {
                 // A server that has become a replica is not the one to talk to any more: look the name up again.
@@ -107,9 +137,14 @@ impl Link {
             }
             _ => false,
         };
-        if broken {
-            *self.commands.lock().await = None;
+        // Somebody who holds the lock is making a newer one.
+        if broken
+            && let Ok(mut commands) = self.commands.try_lock()
+            && commands.number == number
+        {
+            commands.current = None;
         }
+        answer
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use redis::{Script, ScriptInvocation, cmd};
 
 use super::link::Link;
+use crate::backplane::memory::millis;
 use crate::backplane::{Applied, BackplaneError, Batch};
 use crate::config;
 
@@ -171,8 +172,4 @@ impl Presence {
         }
         link.script(&invocation).await
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

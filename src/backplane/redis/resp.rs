@@ -5,6 +5,9 @@
 /// Most parts of a pushed message: its kind, the pattern, the channel, the payload.
 const MAX_PARTS: usize = 4;
 
+/// A part that is not the payload may always have this many bytes.
+const NAME_BYTES: usize = 4_096;
+
 /// Longest line: of a status, an error, or a length.
 const MAX_LINE: usize = 1_024;
 
@@ -17,8 +20,8 @@ pub(super) enum Reply<'a> {
     Error(&'a [u8]),
     /// A pushed message or a confirmation; an integer stands as its digits.
     Push(Parts<'a>),
-    /// A pushed message whose payload is larger than was asked for, so that it is not in the buffer.
-    Oversize(Parts<'a>),
+    /// A push with a part larger than was asked for: the parts before that one, and how many come after it.
+    Oversize(Parts<'a>, usize),
 }
 
 /// The parts of a push.
@@ -56,7 +59,7 @@ pub(super) fn read(buffer: &[u8], max_part: usize) -> Result<Option<(Reply<'_>, 
         [b'-', error @ ..] => (Reply::Error(error), consumed(rest)),
         [b'*', count @ ..] => match read_parts(number(count)?, rest, max_part)? {
             Array::Whole(parts, rest) => (Reply::Push(parts), consumed(rest)),
-            Array::Oversize(parts, rest, missing) => (Reply::Oversize(parts), consumed(rest) + missing),
+            Array::Oversize { parts, more, rest, missing } => (Reply::Oversize(parts, more), consumed(rest) + missing),
             Array::Incomplete => return Ok(None),
         },
         _ => return Err(Malformed("an unexpected kind of reply")),
@@ -66,8 +69,14 @@ pub(super) fn read(buffer: &[u8], max_part: usize) -> Result<Option<(Reply<'_>, 
 
 enum Array<'a> {
     Whole(Parts<'a>, &'a [u8]),
-    /// The last part is too large: what comes before it, what follows its header, and how many bytes to pass over.
-    Oversize(Parts<'a>, &'a [u8], usize),
+    /// A part is too large: what comes before it, how many parts come after it, what follows its header, and how many
+    /// bytes it has.
+    Oversize {
+        parts: Parts<'a>,
+        more: usize,
+        rest: &'a [u8],
+        missing: usize,
+    },
     Incomplete,
 }
 
@@ -86,11 +95,8 @@ fn read_parts(count: usize, mut rest: &[u8], max_part: usize) -> Result<Array<'_
             }
             [b'$', digits @ ..] => {
                 let len = number(digits)?;
-                if len > max_part {
-                    if index + 1 < count {
-                        return Err(Malformed("an oversize part that is not the last"));
-                    }
-                    return Ok(Array::Oversize(parts, after, len + 2));
+                if len > max_part.max(NAME_BYTES) || (len > max_part && index + 1 == count) {
+                    return Ok(Array::Oversize { parts, more: count - index - 1, rest: after, missing: len + 2 });
                 }
                 let Some((part, end)) = after.split_at_checked(len) else { return Ok(Array::Incomplete) };
                 match end {
@@ -104,6 +110,17 @@ fn read_parts(count: usize, mut rest: &[u8], max_part: usize) -> Result<Array<'_
         }
     }
     Ok(Array::Whole(parts, rest))
+}
+
+/// Reads the head of one part that is not wanted: how many bytes to pass over, head and end included.
+pub(super) fn read_unwanted(buffer: &[u8]) -> Result<Option<usize>, Malformed> {
+    let Some((line, rest)) = take_line(buffer)? else { return Ok(None) };
+    let head = buffer.len() - rest.len();
+    match line {
+        [b':', ..] | b"$-1" => Ok(Some(head)),
+        [b'$', digits @ ..] => Ok(Some(head + number(digits)? + 2)),
+        _ => Err(Malformed("an unexpected kind of part")),
+    }
 }
 
 /// A line without its end, and what follows it.
@@ -170,10 +187,21 @@ mod tests {
             let mut buffer = header.to_vec();
             buffer.extend_from_slice(&b"12345678901\r\n+OK\r\n"[..held.min(18)]);
             let (reply, consumed) = read(&buffer, 10).unwrap().unwrap();
-            let Reply::Oversize(parts) = reply else { panic!("{reply:?}") };
+            let Reply::Oversize(parts, 0) = reply else { panic!("{reply:?}") };
             assert_eq!(parts.as_slice(), [&b"message"[..], b"c"]);
             assert_eq!(consumed, header.len() + 13);
         }
+    }
+
+    #[test]
+    fn an_oversize_channel_leaves_the_payload_to_be_passed_over() {
+        let channel = "c".repeat(5_000);
+        let buffer = format!("*3\r\n$7\r\nmessage\r\n$5000\r\n{channel}\r\n$2\r\nhi\r\n+OK\r\n");
+        let (reply, consumed) = read(buffer.as_bytes(), 10).unwrap().unwrap();
+        assert!(matches!(reply, Reply::Oversize(parts, 1) if parts.as_slice() == [b"message"]));
+        let rest = &buffer.as_bytes()[consumed..];
+        assert_eq!(read_unwanted(rest), Ok(Some(b"$2\r\nhi\r\n".len())));
+        assert_eq!(read_unwanted(&rest[..2]), Ok(None));
     }
 
     #[test]

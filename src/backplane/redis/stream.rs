@@ -1,5 +1,6 @@
 //! A connection to Redis of our own: TCP, TLS or a Unix socket, past AUTH, SELECT and its name.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,11 +11,13 @@ use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
 use redis::{ConnectionAddr, ConnectionInfo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use super::link::CONNECT_DEADLINE;
 use super::resp::{self, Reply};
 use crate::backplane::BackplaneError;
 
@@ -31,8 +34,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
 pub(super) struct Stream {
     socket: Box<dyn Socket>,
     buffer: BytesMut,
-    /// Bytes of an oversize payload that are still to come, and to be thrown away.
+    /// Bytes of an oversize part that are still to come, and to be thrown away.
     skip: usize,
+    /// Parts behind it, to be thrown away too.
+    unwanted: usize,
     max_part: usize,
 }
 
@@ -55,7 +60,7 @@ impl Stream {
             ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
             _ => return Err(BackplaneError::Config("redis.url: an address of an unknown kind".into())),
         };
-        let mut stream = Self { socket, buffer: BytesMut::new(), skip: 0, max_part };
+        let mut stream = Self { socket, buffer: BytesMut::new(), skip: 0, unwanted: 0, max_part };
         let settings = info.redis_settings();
         if let Some(password) = settings.password() {
             match settings.username() {
@@ -105,12 +110,20 @@ impl Stream {
             let skipped = self.skip.min(self.buffer.len());
             self.buffer.advance(skipped);
             self.skip -= skipped;
+            if self.skip == 0 && self.unwanted > 0 {
+                let Some(bytes) = resp::read_unwanted(&self.buffer)? else { return Ok(()) };
+                self.skip = bytes;
+                self.unwanted -= 1;
+                continue;
+            }
             let Some((reply, consumed)) = resp::read(&self.buffer, self.max_part)? else { return Ok(()) };
-            if let Reply::Error(message) = reply {
-                return Err(BackplaneError::refused(&String::from_utf8_lossy(message)));
+            self.skip = consumed;
+            match reply {
+                Reply::Error(message) => return Err(BackplaneError::refused(&String::from_utf8_lossy(message))),
+                Reply::Oversize(_, more) => self.unwanted = more,
+                Reply::Status(_) | Reply::Push(_) => {}
             }
             take(reply);
-            self.skip = consumed;
         }
     }
 }
@@ -118,8 +131,10 @@ impl Stream {
 async fn tcp(host: &str, port: u16) -> Result<TcpStream, BackplaneError> {
     let mut failed = None;
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+    // One that does not answer must leave time for the next.
+    let share = CONNECT_DEADLINE / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     for address in addresses {
-        match TcpStream::connect(address).await {
+        match timeout(share, TcpStream::connect(address)).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
             Ok(socket) => {
                 socket.set_nodelay(true)?;
                 let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
@@ -131,7 +146,7 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, BackplaneError> {
             Err(error) => failed = Some(error),
         }
     }
-    let none = || std::io::Error::new(std::io::ErrorKind::NotFound, "the host has no address");
+    let none = || std::io::Error::new(ErrorKind::NotFound, "the host has no address");
     Err(failed.unwrap_or_else(none).into())
 }
 

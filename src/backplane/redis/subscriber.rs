@@ -89,11 +89,12 @@ async fn hear(redis: &Redis, sink: &Sink, mut stream: Stream) -> Result<std::con
 fn hand_on(redis: &Redis, sink: &Sink, reply: &Reply<'_>) {
     match reply {
         Reply::Push(parts) => hand_on_push(redis, sink, parts),
-        Reply::Oversize(parts) => {
-            if let [b"pmessage", _, channel] = parts.as_slice() {
-                sink(Heard::Oversize { channel });
-            }
-        }
+        Reply::Oversize(parts, _) => match parts.as_slice() {
+            [b"pmessage", _, channel] => sink(Heard::Oversize { channel }),
+            // Not even the channel's name could be that of a user.
+            [b"pmessage", _] => sink(Heard::Oversize { channel: b"" }),
+            _ => {}
+        },
         Reply::Status(_) | Reply::Error(_) => {}
     }
 }

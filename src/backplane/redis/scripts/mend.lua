@@ -7,8 +7,9 @@
 --       4.. users
 -- Answers how many were wrong.
 --
--- Invariants: any instance may mend any users at any time. An event is published only where the count says that the
--- last one told otherwise: a member that somebody took out of online by hand comes back in silence.
+-- Invariants: any instance may mend any users at any time. An event is published with a change of online only where
+-- the count shows that the last event told otherwise: who was taken out of online, or put in, by hand alone is put
+-- back in silence.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local incarnations = redis.call('ZRANGE', KEYS[1], 0, -1)
@@ -30,7 +31,7 @@ for i = 4, #ARGV do
   if count == 0 then
     redis.call('HDEL', KEYS[2], user)
     changed = redis.call('SREM', KEYS[3], user)
-    if changed == 1 then
+    if changed == 1 and counted > 0 then
       redis.call('ZADD', KEYS[5], now, user)
       publish(user, 'offline')
     end
@@ -39,6 +40,9 @@ for i = 4, #ARGV do
       redis.call('HSET', KEYS[2], user, count)
     end
     changed = redis.call('SADD', KEYS[3], user)
+    if changed == 1 and counted == 0 then
+      publish(user, 'online')
+    end
   end
   moved = moved + count - counted
   if changed == 1 or count ~= counted then

@@ -1,0 +1,139 @@
+//! Publishes on a thread of its own, so that receivers do not slow its schedule.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use redis::{Connection, ConnectionLike, cmd};
+
+use super::tally::Tally;
+use super::{LoadError, Mode, Pace, Plan};
+
+/// Most messages sent before their answers are read.
+const BATCH: u64 = 256;
+
+/// How long to leave Redis alone when nothing is due.
+const REST: Duration = Duration::from_micros(200);
+
+/// How many messages each user was sent; the misses are one imaginary user.
+pub(super) type Sent = Vec<u64>;
+
+pub(super) struct Publisher {
+    published: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Sent, LoadError>>,
+}
+
+impl Publisher {
+    pub(super) fn start(plan: &Arc<Plan>, tally: &Arc<Tally>) -> Result<Self, LoadError> {
+        let connection = redis::Client::open(plan.redis_url.as_str())?.get_connection()?;
+        let published = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut work = Work {
+            plan: Arc::clone(plan),
+            tally: Arc::clone(tally),
+            published: Arc::clone(&published),
+            stop: Arc::clone(&stop),
+            random: fastrand::Rng::with_seed(plan.seed),
+            sent: vec![0; plan.users as usize],
+            due: 0,
+            connection,
+        };
+        let thread = std::thread::spawn(move || work.run().map(|()| work.sent));
+        Ok(Self { published, stop, thread })
+    }
+
+    pub(super) fn published(&self) -> u64 {
+        self.published.load(Ordering::Relaxed)
+    }
+
+    /// Whether the thread still lives.
+    pub(super) fn check(&self) -> Result<(), LoadError> {
+        if self.thread.is_finished() { Err(LoadError::Publisher) } else { Ok(()) }
+    }
+
+    pub(super) async fn stop(self) -> Result<Sent, LoadError> {
+        self.stop.store(true, Ordering::Relaxed);
+        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        joined.map_err(|_| LoadError::Publisher)?.map_err(|_| LoadError::Publisher)?
+    }
+}
+
+struct Work {
+    plan: Arc<Plan>,
+    tally: Arc<Tally>,
+    published: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    random: fastrand::Rng,
+    sent: Sent,
+    /// Messages published or about to be.
+    due: u64,
+    connection: Connection,
+}
+
+impl Work {
+    fn run(&mut self) -> Result<(), LoadError> {
+        let begun = self.tally.epoch.elapsed();
+        while !self.stop.load(Ordering::Relaxed) {
+            let now = self.tally.epoch.elapsed();
+            let (count, first_due, step) = match self.plan.pace {
+                Pace::OpenLoop(rate) => {
+                    let step = Duration::from_secs(1) / rate.max(1);
+                    let owed = (now - begun).as_nanos() / step.as_nanos().max(1);
+                    let owed = u64::try_from(owed).unwrap_or(u64::MAX).saturating_sub(self.due);
+                    let due = u32::try_from(self.due).unwrap_or(u32::MAX);
+                    (owed.min(BATCH), begun + step.saturating_mul(due), step)
+                }
+                Pace::FlatOut(window) => {
+                    let fanout = if self.plan.mode == Mode::Fanout { u64::from(self.plan.connections) } else { 1 };
+                    let back = if self.plan.mode == Mode::Miss { self.due } else { self.tally.delivered() / fanout };
+                    let outstanding = self.due.saturating_sub(back);
+                    (window.saturating_sub(outstanding).min(BATCH), now, Duration::ZERO)
+                }
+            };
+            if count == 0 {
+                std::thread::sleep(REST);
+            } else {
+                self.publish(count, first_due, step)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, count: u64, first_due: Duration, step: Duration) -> Result<(), LoadError> {
+        let (mut packed, mut due) = (Vec::new(), first_due);
+        for _ in 0..count {
+            let (user, number) = self.next();
+            let message = message(number, due, self.plan.payload);
+            cmd("PUBLISH").arg(format!("user:{user}")).arg(message).write_packed_command(&mut packed);
+            due += step;
+        }
+        let many = usize::try_from(count).unwrap_or_default();
+        self.connection.req_packed_commands(&packed, 0, many)?;
+        self.due += count;
+        self.published.fetch_add(count, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn next(&mut self) -> (String, u64) {
+        let index = match self.plan.mode {
+            Mode::Unicast => self.random.usize(..self.sent.len().max(1)),
+            Mode::Fanout | Mode::Miss => 0,
+        };
+        let number = self.sent.get_mut(index).map_or(0, |sent| {
+            *sent += 1;
+            *sent
+        });
+        let elsewhere = self.plan.mode == Mode::Miss;
+        let user = if elsewhere { format!("elsewhere-{}", self.random.u32(..1_000_000)) } else { index.to_string() };
+        (user, number)
+    }
+}
+
+/// `{"n":NUMBER,"t":DUE_NS,"p":"…"}`, filled up to the wanted size.
+fn message(number: u64, due: Duration, size: usize) -> String {
+    let head = format!(r#"{{"n":{number},"t":{},"p":""#, due.as_nanos());
+    let fill = size.saturating_sub(head.len() + 2);
+    format!("{head}{}\"}}", "x".repeat(fill))
+}

@@ -1,0 +1,189 @@
+//! What a run found, for people and for programs.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::process::Usage;
+use super::tally::Tally;
+use super::{Mode, Pace, Plan};
+
+/// Everything a run found. Times are in microseconds unless they say otherwise.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    mode: &'static str,
+    connections: u32,
+    users: u32,
+    payload_bytes: usize,
+    rate: Option<u32>,
+    seconds: f64,
+    published: u64,
+    published_per_second: f64,
+    deliveries: u64,
+    deliveries_per_second: f64,
+    lost: u64,
+    twice: u64,
+    out_of_order: u64,
+    connections_closed: u64,
+    connects_per_second: f64,
+    latency_us: Latency,
+    server: Option<Server>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Latency {
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    p99_9: f64,
+    max: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Server {
+    cpu_us_per_delivery: f64,
+    user_us_per_delivery: f64,
+    system_us_per_delivery: f64,
+    cpu_us_per_message: f64,
+    cpu_us_per_handshake: f64,
+    context_switches_per_delivery: f64,
+    resident_bytes: u64,
+    resident_bytes_per_idle_connection: f64,
+}
+
+/// Readings of the server's process, in the order they were taken.
+pub(super) struct Phases {
+    pub(super) before: Option<Usage>,
+    pub(super) connected: Option<Usage>,
+    pub(super) idle: Option<Usage>,
+    pub(super) first: Option<Usage>,
+    pub(super) last: Option<Usage>,
+}
+
+pub(super) struct Measured<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) connected_in: Duration,
+    pub(super) measured: Duration,
+    pub(super) published: u64,
+    pub(super) delivered: u64,
+    pub(super) expected: u64,
+    pub(super) usage: Phases,
+    pub(super) tally: &'a Tally,
+}
+
+impl Report {
+    pub(super) fn new(run: &Measured<'_>) -> Self {
+        let Measured { plan, measured, published, delivered, tally, .. } = *run;
+        let seconds = measured.as_secs_f64();
+        Self {
+            mode: match plan.mode {
+                Mode::Unicast => "unicast",
+                Mode::Fanout => "fanout",
+                Mode::Miss => "miss",
+            },
+            connections: plan.connections,
+            users: plan.users,
+            payload_bytes: plan.payload,
+            rate: if let Pace::OpenLoop(rate) = plan.pace { Some(rate) } else { None },
+            seconds,
+            published,
+            published_per_second: ratio(published, seconds),
+            deliveries: delivered,
+            deliveries_per_second: ratio(delivered, seconds),
+            lost: run.expected.saturating_sub(tally.delivered()),
+            twice: tally.twice(),
+            out_of_order: tally.out_of_order(),
+            connections_closed: tally.closed(),
+            connects_per_second: ratio(plan.connections.into(), run.connected_in.as_secs_f64()),
+            latency_us: latency(tally),
+            server: server(plan, published, delivered, &run.usage),
+        }
+    }
+
+    /// Whether every message reached everybody it was for, once and in order.
+    #[must_use]
+    pub fn is_faultless(&self) -> bool {
+        self.lost == 0 && self.twice == 0 && self.out_of_order == 0 && self.connections_closed == 0
+    }
+}
+
+fn latency(tally: &Tally) -> Latency {
+    let Some(all) = tally.latency().filter(|all| !all.is_empty()) else { return Latency::default() };
+    let at = |quantile: f64| micros(all.value_at_quantile(quantile));
+    Latency { p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999), max: micros(all.max()) }
+}
+
+fn server(plan: &Plan, published: u64, delivered: u64, usage: &Phases) -> Option<Server> {
+    let (before, connected, idle) = (usage.before?, usage.connected?, usage.idle?);
+    let (first, last) = (usage.first?, usage.last?);
+    let (user, system) = (last.user - first.user, last.system - first.system);
+    let total = |reading: &Usage| reading.user + reading.system;
+    let per = |time: Duration, count: u64| micros(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)) / whole(count);
+    Some(Server {
+        cpu_us_per_delivery: per(user + system, delivered),
+        user_us_per_delivery: per(user, delivered),
+        system_us_per_delivery: per(system, delivered),
+        cpu_us_per_message: per(user + system, published),
+        cpu_us_per_handshake: per(total(&connected) - total(&before), plan.connections.into()),
+        context_switches_per_delivery: ratio(last.context_switches - first.context_switches, whole(delivered)),
+        resident_bytes: last.resident_bytes,
+        resident_bytes_per_idle_connection: ratio(
+            idle.resident_bytes.saturating_sub(before.resident_bytes),
+            f64::from(plan.connections.max(1)),
+        ),
+    })
+}
+
+#[allow(clippy::cast_precision_loss, reason = "figures for people")]
+fn ratio(count: u64, by: f64) -> f64 {
+    count as f64 / by
+}
+
+#[allow(clippy::cast_precision_loss, reason = "figures for people")]
+fn micros(nanos: u64) -> f64 {
+    nanos as f64 / 1_000.0
+}
+
+#[allow(clippy::cast_precision_loss, reason = "figures for people")]
+fn whole(count: u64) -> f64 {
+    count.max(1) as f64
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { latency_us, .. } = self;
+        writeln!(
+            f,
+            "{}: {} connections of {} users, {} bytes",
+            self.mode, self.connections, self.users, self.payload_bytes
+        )?;
+        writeln!(f, "  connected    {:>12.0} /s", self.connects_per_second)?;
+        writeln!(f, "  published    {:>12.0} /s over {:.1} s", self.published_per_second, self.seconds)?;
+        writeln!(f, "  delivered    {:>12.0} /s", self.deliveries_per_second)?;
+        writeln!(f, "  lost, twice, out of order: {}, {}, {}", self.lost, self.twice, self.out_of_order)?;
+        writeln!(f, "  connections closed by the server: {}", self.connections_closed)?;
+        writeln!(
+            f,
+            "  latency (µs) p50 {:.0}, p90 {:.0}, p99 {:.0}, p99.9 {:.0}, max {:.0}",
+            latency_us.p50, latency_us.p90, latency_us.p99, latency_us.p99_9, latency_us.max
+        )?;
+        let Some(server) = &self.server else { return Ok(()) };
+        writeln!(
+            f,
+            "  server's CPU {:>12.2} µs a delivery (user {:.2}, system {:.2}), {:.2} µs a message",
+            server.cpu_us_per_delivery,
+            server.user_us_per_delivery,
+            server.system_us_per_delivery,
+            server.cpu_us_per_message
+        )?;
+        writeln!(f, "               {:>12.1} µs a handshake", server.cpu_us_per_handshake)?;
+        writeln!(f, "  switches     {:>12.3} a delivery", server.context_switches_per_delivery)?;
+        write!(
+            f,
+            "  memory       {:>12.0} bytes an idle connection, {} MB in all",
+            server.resident_bytes_per_idle_connection,
+            server.resident_bytes / 1_000_000
+        )
+    }
+}
