@@ -1,5 +1,20 @@
 //! The promises of tidings, one file each, held against real processes and a real Redis.
+#![allow(unreachable_pub, reason = "the support modules are one crate with the tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "clippy.toml allows these in test functions; their helpers are tests, too"
+)]
 
 mod architecture;
+mod backplane;
 mod delivery;
+mod footprint;
+mod presence;
+mod redis_link;
+mod slow_client;
+mod stopping;
 mod support;
+mod topology;

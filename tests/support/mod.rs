@@ -1,7 +1,9 @@
 //! Real servers and real clients for the tests: each starts what it needs on free ports and cleans up after itself.
 
 mod client;
+mod events;
 mod gateway;
+mod nginx;
 mod redis;
 mod token;
 
@@ -10,8 +12,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use client::{Client, Refused, handshake};
-pub use gateway::{Gateway, Options, command};
-pub use redis::RedisServer;
+pub use events::EventStream;
+pub use gateway::{Gateway, Options, command, http};
+pub use nginx::Nginx;
+pub use redis::{RedisServer, Subscription};
 pub use token::{SECRET, sign, token, token_for};
 
 /// How long a test waits for something that must come: far longer than it takes, so that only its absence fails.
