@@ -73,16 +73,21 @@ async fn a_first_connection_shows_within_a_second_and_the_last_one_s_end_after_t
 #[tokio::test]
 async fn a_reload_within_the_delay_is_not_told() {
     let redis = RedisServer::start().await;
-    let gateway = options(&redis).start().await;
+    let gateway = options(&redis).set("presence.offline_delay", "2s").start().await;
     let mut events = redis.subscribe("presence").await;
     let mut page = Client::connect(&gateway, "42").await;
     told(&mut events, &["+42"]).await;
-    for _ in 0..5 {
+    let mut others = Vec::new();
+    for other in ["1", "2", "3"] {
         page.close().await;
+        eventually("the page is gone", async || gateway.metric("tidings_users").await == others.len() as f64).await;
+        // What comes afterwards is told, so the end of the page has been seen by then.
+        others.push(Client::connect(&gateway, other).await);
+        told(&mut events, &[&format!("+{other}")]).await;
         page = Client::connect(&gateway, "42").await;
     }
     marker(&gateway, &mut events).await;
-    assert_eq!(redis.online().await, ["42"]);
+    assert_eq!(redis.online().await, ["1", "2", "3", "42"]);
 }
 
 #[tokio::test]

@@ -91,9 +91,16 @@ async fn a_write_that_makes_no_progress_times_out() {
 
 #[tokio::test]
 async fn a_burst_is_not_slow_for_a_client_that_reads() {
+    // The default outbox, and one that is smaller than what is heard from Redis at once.
+    for outbox in ["256", "16"] {
+        burst(outbox).await;
+    }
+}
+
+async fn burst(outbox: &str) {
     const COUNT: u32 = 5_000;
     let redis = RedisServer::start().await;
-    let gateway = Gateway::redis(&redis).await;
+    let gateway = Options::redis(&redis).set("outbox.max_messages", outbox).start().await;
     let mut devices = [Client::connect(&gateway, "42").await, Client::connect(&gateway, "42").await];
     let reading = devices.iter_mut().map(async |device| {
         for number in 0..COUNT {
