@@ -41,7 +41,8 @@ async fn clients_are_told_when_to_come_back_and_closed_evenly_over_the_window() 
     let mut announced = [0; 4];
     for (after_ms, end) in &ends {
         assert!(*after_ms <= window_ms, "{after_ms}");
-        assert!(end.duration_since(begun) < WINDOW + Duration::from_secs(1), "the last close is no later");
+        // Room for a busy machine, in which a close may be under way.
+        assert!(end.duration_since(begun) < WINDOW + Duration::from_secs(2), "the last close is no later");
         announced[usize::try_from(after_ms * 4 / window_ms).unwrap().min(3)] += 1;
         let quarter = (end.duration_since(begun).as_millis() * 4 / WINDOW.as_millis()).min(3);
         closed[usize::try_from(quarter).unwrap()] += 1;

@@ -1,7 +1,9 @@
 //! A redis-server of the test's own.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use futures::StreamExt;
@@ -32,14 +34,17 @@ impl RedisServer {
         let dir = TempDir::new().unwrap();
         let extra: Vec<String> = extra.iter().map(|arg| (*arg).to_owned()).collect();
         let child = spawn(port, &dir, &extra);
-        let server = Self { port, dir, extra, child };
+        let mut server = Self { port, dir, extra, child };
         server.answering().await;
         server
     }
 
-    async fn answering(&self) {
+    /// Its own word that it answers: what answers at the port could be another's.
+    async fn answering(&mut self) {
+        let log = self.dir.path().join("redis.log");
         eventually("redis-server answers", async || {
-            tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
+            assert!(self.child.try_wait().unwrap().is_none(), "redis-server ended: {}", read(&log));
+            read(&log).contains("eady to accept connections")
         })
         .await;
     }
@@ -143,9 +148,15 @@ impl RedisServer {
     }
 }
 
+/// A log, or nothing while there is none.
+fn read(log: &Path) -> String {
+    std::fs::read_to_string(log).unwrap_or_default()
+}
+
 fn spawn(port: u16, dir: &TempDir, extra: &[String]) -> Child {
+    std::fs::remove_file(dir.path().join("redis.log")).ok();
     Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "redis.log", "--dir"])
         .arg(dir.path())
         .args(extra)
         .stdout(Stdio::null())
@@ -171,13 +182,11 @@ impl Subscription {
 }
 
 /// A port that is free, and that nothing else takes meanwhile: below those that the system gives to outgoing
-/// connections, and each only once.
+/// connections, each only once, and beginning anywhere, since other suites may be running.
 pub fn free_port() -> u16 {
-    static OFFSET: AtomicU16 = AtomicU16::new(0);
-    let start = u16::try_from(std::process::id() % 20_000).unwrap();
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..)));
     loop {
-        let offset = OFFSET.fetch_add(1, Ordering::Relaxed);
-        let port = 10_000 + (start + offset) % 20_000;
+        let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
