@@ -1,20 +1,26 @@
 //! The promises of tidings, one file each, held against real processes and a real Redis.
-
-#![allow(unreachable_pub, reason = "in one crate of tests, `pub` says what a support module is for")]
+#![allow(unreachable_pub, reason = "the support modules are one crate with the tests")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test fails by panicking, in its helpers too"
+    reason = "clippy.toml allows these in test functions; their helpers are tests, too"
 )]
 
 mod admin;
 mod architecture;
+mod backplane;
 mod cli;
 mod delivery;
+mod footprint;
 mod frames;
 mod handshake;
 mod hello;
+mod presence;
 mod raw;
+mod redis_link;
+mod slow_client;
+mod stopping;
 mod support;
+mod topology;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use futures::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Response;
@@ -34,12 +34,21 @@ pub struct Client {
 
 /// A handshake with any path, query and headers.
 pub async fn handshake(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Client, Refused> {
+    handshake_on(TcpSocket::new_v4().unwrap(), address, path, headers).await
+}
+
+async fn handshake_on(
+    socket: TcpSocket,
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<Client, Refused> {
     let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
     for (name, value) in headers {
         let name: tokio_tungstenite::tungstenite::http::HeaderName = name.parse().unwrap();
         request.headers_mut().append(name, value.parse().unwrap());
     }
-    let tcp = within("a TCP connection", TcpStream::connect(address)).await.unwrap();
+    let tcp = within("a TCP connection", socket.connect(address)).await.unwrap();
     tcp.set_nodelay(true).unwrap();
     let config = WebSocketConfig::default().read_buffer_size(4_096);
     let upgrade = tokio_tungstenite::client_async_with_config(request, tcp, Some(config));
@@ -80,9 +89,25 @@ impl Client {
 
     /// As [`Client::connect_with_welcome`], with this token.
     pub async fn connect_with_token(gateway: &Gateway, token: &str) -> (Self, Value) {
+        Self::greeted(TcpSocket::new_v4().unwrap(), gateway.public, token).await
+    }
+
+    /// As [`Client::connect_with_welcome`], at any address, such as a proxy's.
+    pub async fn connect_at(address: SocketAddr, user: &str) -> (Self, Value) {
+        Self::greeted(TcpSocket::new_v4().unwrap(), address, &token(user)).await
+    }
+
+    /// As [`Client::connect`], with so little room for what it does not read that the server soon notices.
+    pub async fn connect_narrow(gateway: &Gateway, user: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        Self::greeted(socket, gateway.public, &token(user)).await.0
+    }
+
+    async fn greeted(socket: TcpSocket, address: SocketAddr, token: &str) -> (Self, Value) {
         let protocols = format!("tidings.v1, bearer.{token}");
         let headers = [("Sec-WebSocket-Protocol", protocols.as_str())];
-        let mut client = handshake(gateway.public, "/ws", &headers).await.expect("admitted");
+        let mut client = handshake_on(socket, address, "/ws", &headers).await.expect("admitted");
         let welcome = client.frame().await;
         assert_eq!(welcome["type"], "welcome", "{welcome}");
         (client, welcome)
@@ -123,7 +148,13 @@ impl Client {
     /// The next message of any kind; `None` at the end of the connection.
     pub async fn message(&mut self) -> Option<Message> {
         match within("a message", self.socket.next()).await {
-            Some(Ok(message)) => Some(message),
+            Some(Ok(message)) => {
+                if message.is_close() {
+                    // The library has queued the answer, which a browser sends at once.
+                    self.socket.flush().await.ok();
+                }
+                Some(message)
+            }
             Some(Err(_)) | None => None,
         }
     }
@@ -150,6 +181,25 @@ impl Client {
         let mut frame = self.frame().await;
         assert_eq!(frame["type"], "event", "{frame}");
         frame["data"].take()
+    }
+
+    /// The next text, which must be a notification: its data, byte for byte.
+    pub async fn event_text(&mut self) -> String {
+        const AROUND: [&str; 2] = [r#"{"type":"event","event":"notification","data":"#, "}"];
+        let text = self.text().await;
+        let data = text.strip_prefix(AROUND[0]).and_then(|rest| rest.strip_suffix(AROUND[1]));
+        data.unwrap_or_else(|| panic!("no notification: {text}")).to_owned()
+    }
+
+    /// Reads up to the close frame, past anything else: its code.
+    pub async fn close_frame(&mut self) -> u16 {
+        loop {
+            match self.message().await {
+                Some(Message::Close(Some(frame))) => return frame.code.into(),
+                Some(_) => {}
+                None => panic!("the connection ended without a close frame"),
+            }
+        }
     }
 
     /// Reads to the end, past anything else; the close code, 1006 where there was none.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::{ExitStatus, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -126,13 +127,13 @@ impl Gateway {
 
     /// The status and the body of a GET on one of its listeners.
     pub async fn get(&self, listener: SocketAddr, path: &str) -> (u16, String) {
-        let answer = within(path, reqwest::get(format!("http://{listener}{path}"))).await.unwrap();
+        let answer = within(path, http().get(format!("http://{listener}{path}")).send()).await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
     /// A POST of JSON to one of its listeners.
     pub async fn post(&self, listener: SocketAddr, path: &str, body: &str) -> (u16, String) {
-        let request = reqwest::Client::new().post(format!("http://{listener}{path}"));
+        let request = http().post(format!("http://{listener}{path}"));
         let request = request.header("content-type", "application/json").body(body.to_owned());
         let answer = within(path, request.send()).await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
@@ -199,6 +200,13 @@ impl Gateway {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
+}
+
+/// One client for all tests, since making one is slow; it keeps no connection, which would be one test's own.
+pub fn http() -> &'static reqwest::Client {
+    static CLIENT: LazyLock<reqwest::Client> =
+        LazyLock::new(|| reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap());
+    &CLIENT
 }
 
 /// The `tidings` binary with arguments, killed when dropped, in an environment without configuration.

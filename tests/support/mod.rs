@@ -1,8 +1,10 @@
 //! Real servers and real clients for the tests: each starts what it needs on free ports and cleans up after itself.
 
 mod client;
+mod events;
 mod gateway;
 mod http;
+mod nginx;
 mod redis;
 mod token;
 
@@ -11,9 +13,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use client::{Client, handshake, masked, refused};
-pub use gateway::{Gateway, Options, command, output};
+pub use events::EventStream;
+pub use gateway::{Gateway, Options, command, http, output};
 pub use http::Answer;
-pub use redis::RedisServer;
+pub use nginx::Nginx;
+pub use redis::{RedisServer, Subscription};
 pub use token::{SECRET, now, sign, sign_with, token, token_for};
 
 /// How long a test waits for something that must come: far longer than it takes, so that only its absence fails.

@@ -1,9 +1,15 @@
 //! A redis-server of the test's own.
 
+use std::net::TcpListener;
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 
-use redis::aio::MultiplexedConnection;
-use redis::{Cmd, FromRedisValue};
+use futures::StreamExt;
+use redis::aio::{MultiplexedConnection, PubSubStream};
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -28,14 +34,17 @@ impl RedisServer {
         let dir = TempDir::new().unwrap();
         let extra: Vec<String> = extra.iter().map(|arg| (*arg).to_owned()).collect();
         let child = spawn(port, &dir, &extra);
-        let server = Self { port, dir, extra, child };
+        let mut server = Self { port, dir, extra, child };
         server.answering().await;
         server
     }
 
-    async fn answering(&self) {
+    /// Its own word that it answers: what answers at the port could be another's.
+    async fn answering(&mut self) {
+        let log = self.dir.path().join("redis.log");
         eventually("redis-server answers", async || {
-            tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
+            assert!(self.child.try_wait().unwrap().is_none(), "redis-server ended: {}", read(&log));
+            read(&log).contains("eady to accept connections")
         })
         .await;
     }
@@ -45,7 +54,12 @@ impl RedisServer {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        let mut words = self.extra.iter().skip_while(|word| *word != "--requirepass");
+        let credentials = words
+            .nth(1)
+            .map(|password| format!(":{}@", password.replace('/', "%2F").replace(' ', "%20")))
+            .unwrap_or_default();
+        format!("redis://{credentials}127.0.0.1:{}", self.port)
     }
 
     /// Kills it. What it held is gone, since it saves nothing.
@@ -72,7 +86,10 @@ impl RedisServer {
 
     pub async fn connection(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url()).unwrap();
-        within("a connection to redis", client.get_multiplexed_async_connection()).await.unwrap()
+        // The library's own deadlines are shorter than a busy machine's pauses; `within` has ours.
+        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let connecting = client.get_multiplexed_async_connection_with_config(&config);
+        within("a connection to redis", connecting).await.unwrap()
     }
 
     /// Runs one command, such as `["SMEMBERS", "online_users"]`.
@@ -90,17 +107,56 @@ impl RedisServer {
         self.command(&["PUBLISH", &format!("user:{user}"), payload]).await
     }
 
+    /// Publishes any bytes on any channel.
+    pub async fn publish_bytes(&self, channel: &[u8], payload: &[u8]) {
+        let mut connection = self.connection().await;
+        let publish = redis::cmd("PUBLISH").arg(channel).arg(payload).to_owned();
+        let _: u64 = within("an answer of redis", publish.query_async(&mut connection)).await.unwrap();
+    }
+
+    /// Publishes for a user, all in one pipeline.
+    pub async fn publish_all(&self, user: &str, payloads: impl IntoIterator<Item = String>) {
+        let mut pipeline = Pipeline::new();
+        for payload in payloads {
+            pipeline.publish(format!("user:{user}"), payload).ignore();
+        }
+        let mut connection = self.connection().await;
+        let _: () = within("an answer of redis", pipeline.query_async(&mut connection)).await.unwrap();
+    }
+
+    /// Subscribes to a channel.
+    pub async fn subscribe(&self, channel: &str) -> Subscription {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut pubsub = within("a connection to redis", client.get_async_pubsub()).await.unwrap();
+        pubsub.subscribe(channel).await.unwrap();
+        Subscription(pubsub.into_on_message())
+    }
+
     /// The plain set that backends ask, sorted.
     pub async fn online(&self) -> Vec<String> {
-        let mut users: Vec<String> = self.command(&["SMEMBERS", "online_users"]).await;
+        self.online_in(0).await
+    }
+
+    /// As [`RedisServer::online`], in another database.
+    pub async fn online_in(&self, database: u8) -> Vec<String> {
+        let mut connection = self.connection().await;
+        let mut both = Pipeline::new();
+        both.cmd("SELECT").arg(database).ignore().cmd("SMEMBERS").arg("online_users");
+        let (mut users,): (Vec<String>,) = within("an answer", both.query_async(&mut connection)).await.unwrap();
         users.sort();
         users
     }
 }
 
+/// A log, or nothing while there is none.
+fn read(log: &Path) -> String {
+    std::fs::read_to_string(log).unwrap_or_default()
+}
+
 fn spawn(port: u16, dir: &TempDir, extra: &[String]) -> Child {
+    std::fs::remove_file(dir.path().join("redis.log")).ok();
     Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "redis.log", "--dir"])
         .arg(dir.path())
         .args(extra)
         .stdout(Stdio::null())
@@ -109,7 +165,30 @@ fn spawn(port: u16, dir: &TempDir, extra: &[String]) -> Child {
         .expect("redis-server is installed (scripts/setup)")
 }
 
-/// A port that was free a moment ago.
+/// What is published on a channel, from the subscription on.
+pub struct Subscription(PubSubStream);
+
+impl Subscription {
+    /// The next message, as JSON.
+    pub async fn next(&mut self) -> Value {
+        serde_json::from_slice(&self.next_bytes().await).unwrap()
+    }
+
+    /// The next message, whatever it is.
+    pub async fn next_bytes(&mut self) -> Vec<u8> {
+        let message = within("a message on the channel", self.0.next()).await.expect("subscribed");
+        message.get_payload_bytes().to_vec()
+    }
+}
+
+/// A port that is free, and that nothing else takes meanwhile: below those that the system gives to outgoing
+/// connections, each only once, and beginning anywhere, since other suites may be running.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..)));
+    loop {
+        let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }

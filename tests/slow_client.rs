@@ -1,0 +1,142 @@
+//! A client that does not read costs nobody else anything, and the instance only a bounded piece of memory.
+
+use futures::future::join_all;
+use serde_json::json;
+
+use crate::support::{Client, Gateway, Options, RedisServer, eventually};
+
+const TOO_SLOW: &str = "tidings_connections_closed_total{code=\"4203\"}";
+
+/// A payload of about this many bytes with a number in it.
+fn numbered(number: u32, bytes: usize) -> String {
+    json!({"number": number, "filling": ".".repeat(bytes)}).to_string()
+}
+
+/// Publishes rounds to the slow client's user and to another; both others must have a round before the next comes.
+async fn rounds(redis: &RedisServer, others: &mut [(&str, Client)], count: std::ops::Range<u32>, bytes: usize) {
+    for number in count {
+        for user in ["42", "43"] {
+            redis.publish(user, &numbered(number, bytes)).await;
+        }
+        for (user, client) in others.iter_mut() {
+            assert_eq!(client.event().await["number"], number, "user {user}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_ended_and_delays_nobody() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let mut slow = Client::connect_narrow(&gateway, "42").await;
+    let mut others = [("42", Client::connect(&gateway, "42").await), ("43", Client::connect(&gateway, "43").await)];
+    let mut number = 0;
+    while gateway.metric(TOO_SLOW).await == 0.0 {
+        rounds(&redis, &mut others, number..number + 10, 100_000).await;
+        number += 10;
+        assert!(number < 1_000, "100 MB later it is still connected");
+    }
+    assert_eq!(gateway.metric(TOO_SLOW).await, 1.0);
+    assert!(gateway.metric("tidings_deliveries_dropped_total").await > 0.0);
+    rounds(&redis, &mut others, number..number + 10, 100_000).await;
+    // A client that reads nothing at all may see only the end.
+    let code = slow.close_code().await;
+    assert!([4203, 1006].contains(&code), "{code}");
+    eventually("it is gone", async || gateway.metric("tidings_connections").await == 2.0).await;
+}
+
+#[tokio::test]
+async fn dropping_the_oldest_keeps_the_client_and_the_newest_in_order() {
+    const COUNT: u32 = 1_000;
+    let redis = RedisServer::start().await;
+    let gateway =
+        Options::redis(&redis).set("outbox.slow_client", "drop_oldest").set("outbox.write_timeout", "1h").start().await;
+    let mut slow = Client::connect_narrow(&gateway, "42").await;
+    let mut others = [("42", Client::connect(&gateway, "42").await), ("43", Client::connect(&gateway, "43").await)];
+    rounds(&redis, &mut others, 0..COUNT, 10_000).await;
+
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&u64::from(COUNT - 1)) {
+        let event = slow.event().await;
+        assert_eq!(event["filling"].as_str().unwrap().len(), 10_000);
+        numbers.push(event["number"].as_u64().unwrap());
+    }
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    let lost = f64::from(COUNT - u32::try_from(numbers.len()).unwrap());
+    assert!(lost > 0.0);
+    assert_eq!(gateway.metric("tidings_deliveries_dropped_total").await, lost);
+    // It is a client like any other again.
+    redis.publish("42", "1").await;
+    assert_eq!(slow.event().await, 1);
+    assert_eq!(gateway.metric(TOO_SLOW).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_write_that_makes_no_progress_times_out() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis)
+        .set("outbox.write_timeout", "300ms")
+        .set("outbox.max_bytes", "1000000000")
+        .set("outbox.max_messages", "1000000")
+        .start()
+        .await;
+    let mut slow = Client::connect_narrow(&gateway, "42").await;
+    let mut others = [("42", Client::connect(&gateway, "42").await), ("43", Client::connect(&gateway, "43").await)];
+    rounds(&redis, &mut others, 0..100, 100_000).await;
+    eventually("it is closed", async || gateway.metric(TOO_SLOW).await == 1.0).await;
+    let code = slow.close_code().await;
+    assert!([4203, 1006].contains(&code), "{code}");
+    rounds(&redis, &mut others, 100..101, 10).await;
+}
+
+#[tokio::test]
+async fn a_burst_is_not_slow_for_a_client_that_reads() {
+    // The default outbox, and one that is smaller than what is heard from Redis at once.
+    for outbox in ["256", "16"] {
+        burst(outbox).await;
+    }
+}
+
+async fn burst(outbox: &str) {
+    const COUNT: u32 = 5_000;
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).set("outbox.max_messages", outbox).start().await;
+    let mut devices = [Client::connect(&gateway, "42").await, Client::connect(&gateway, "42").await];
+    let reading = devices.iter_mut().map(async |device| {
+        for number in 0..COUNT {
+            assert_eq!(device.event().await["number"], number);
+        }
+    });
+    tokio::join!(redis.publish_all("42", (0..COUNT).map(|number| numbered(number, 100))), join_all(reading));
+    assert_eq!(gateway.metric(TOO_SLOW).await, 0.0);
+}
+
+/// Publishes 100 MB at a client that never reads, never faster than the instance takes them.
+async fn memory_is_bounded(mode: &str) {
+    let redis = RedisServer::start().await;
+    let gateway =
+        Options::redis(&redis).set("outbox.slow_client", mode).set("outbox.write_timeout", "1h").start().await;
+    let _slow = Client::connect_narrow(&gateway, "42").await;
+    let mut pace = Client::connect(&gateway, "43").await;
+    let before = gateway.resident_bytes();
+    let mut most = before;
+    for batch in 0..50 {
+        redis.publish_all("42", (0..20).map(|number| numbered(number, 100_000))).await;
+        redis.publish("43", &batch.to_string()).await;
+        assert_eq!(pace.event().await, batch);
+        most = most.max(gateway.resident_bytes());
+    }
+    assert!(gateway.metric("tidings_deliveries_dropped_total").await > 0.0);
+    let grown = most - before;
+    assert!(grown < 20_000_000, "{mode}: grew by {grown} bytes");
+}
+
+#[tokio::test]
+async fn memory_is_bounded_where_slow_clients_are_disconnected() {
+    memory_is_bounded("disconnect").await;
+}
+
+#[tokio::test]
+async fn memory_is_bounded_where_the_oldest_are_dropped() {
+    memory_is_bounded("drop_oldest").await;
+}
