@@ -96,6 +96,8 @@ pub struct Redis {
     pub prefix: String,
     /// PEM of the authority that signed the server's certificate; else the system's.
     pub ca_file: Option<PathBuf>,
+    /// How often a message of our own goes through the command connection and back on the subscription.
+    pub probe_interval: Duration,
 }
 
 /// Keys under `auth.`.
@@ -279,6 +281,7 @@ impl Redis {
             url: url.map(SecretString::from),
             prefix: settings.name("redis.prefix", "tidings:"),
             ca_file: settings.readable_file("redis.ca_file"),
+            probe_interval: settings.duration("redis.probe_interval", "3s", Duration::from_millis(100)),
         }
     }
 }

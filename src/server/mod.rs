@@ -71,9 +71,10 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
     } else {
         app.backplane.not_ready()
     };
+    let gaps = app.context.metrics.backplane_gaps.get();
     let answer = match why {
-        None => (StatusCode::OK, Json(json!({"ready": true}))),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"ready": false, "reason": why}))),
+        None => (StatusCode::OK, Json(json!({"ready": true, "gaps": gaps}))),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"ready": false, "reason": why, "gaps": gaps}))),
     };
     std::future::ready(answer).await.into_response()
 }

@@ -28,12 +28,6 @@ use link::Link;
 use presence::Presence;
 pub use resp::Malformed;
 
-/// How often a message of our own goes once round, through the command connection and back on the subscription.
-const PROBE_EVERY: Duration = Duration::from_secs(3);
-
-/// A subscription that was silent for this long, probes included, is dead.
-const SILENT_AFTER: Duration = Duration::from_secs(10);
-
 /// Most publishes sent to Redis at once.
 const PUBLISH_STEP: usize = 500;
 
@@ -42,6 +36,9 @@ pub struct Redis {
     link: Link,
     presence: Presence,
     probe_channel: String,
+    probe_interval: Duration,
+    /// A subscription that was silent for this long, probes included, is dead.
+    silent_after: Duration,
     /// Subscribed to only where the demo shows it.
     presence_channel: Option<String>,
     events: broadcast::Sender<Arc<str>>,
@@ -80,6 +77,9 @@ impl Redis {
             link: Link::new(&config.redis, url, format!("tidings-{instance}"))?,
             presence: Presence::new(&config.presence),
             probe_channel: format!("{}probe:{instance}", config.redis.prefix),
+            probe_interval: config.redis.probe_interval,
+            // Three probes lost, and a little for the last one's way.
+            silent_after: config.redis.probe_interval * 3 + Duration::from_secs(1),
             presence_channel: config.server.demo.then(|| config.presence.channel.clone()),
             events,
             subscription: Mutex::new(Subscription::Down { why: "not subscribed yet".into() }),
@@ -102,7 +102,7 @@ impl Redis {
 
     /// Keeps something to be heard on a quiet subscription, the long way round.
     async fn probe(&self) {
-        let mut ticks = interval(PROBE_EVERY);
+        let mut ticks = interval(self.probe_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -140,7 +140,7 @@ impl Redis {
     pub(super) fn not_ready(&self) -> Option<String> {
         match &*self.subscription.lock() {
             Subscription::Down { why } => Some(format!("not subscribed to redis: {why}")),
-            Subscription::Up { last_heard } if last_heard.elapsed() > SILENT_AFTER => {
+            Subscription::Up { last_heard } if last_heard.elapsed() > self.silent_after => {
                 Some(format!("nothing heard from redis for {} s", last_heard.elapsed().as_secs()))
             }
             Subscription::Up { .. } => None,

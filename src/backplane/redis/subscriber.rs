@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::link::CONNECT_DEADLINE;
 use super::resp::{Parts, Reply};
 use super::stream::Stream;
-use super::{Redis, SILENT_AFTER, Subscription};
+use super::{Redis, Subscription};
 use crate::backoff::Backoff;
 use crate::backplane::{BackplaneError, Heard, Sink};
 
@@ -77,8 +77,8 @@ async fn hear(redis: &Redis, sink: &Sink, mut stream: Stream) -> Result<std::con
                 tokio::task::consume_budget().await;
             }
             _ = watch.tick() => {
-                if last_heard.elapsed() > SILENT_AFTER {
-                    return Err(BackplaneError::Silent(SILENT_AFTER));
+                if last_heard.elapsed() > redis.silent_after {
+                    return Err(BackplaneError::Silent(redis.silent_after));
                 }
                 redis.set_subscription(Subscription::Up { last_heard });
             }
