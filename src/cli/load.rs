@@ -50,6 +50,9 @@ pub(super) struct Load {
     /// With --flat-out: most messages outstanding
     #[arg(long, default_value_t = 1_000)]
     window: u64,
+    /// Messages to one user back to back
+    #[arg(long, default_value_t = 1)]
+    burst: u32,
     /// How long is measured
     #[arg(long, default_value = "10s", value_parser = duration)]
     duration: Duration,
@@ -120,6 +123,7 @@ impl Load {
                 Whom::Miss => Mode::Miss,
             },
             pace: if self.flat_out { Pace::FlatOut(self.window) } else { Pace::OpenLoop(self.rate) },
+            burst: self.burst,
             tongue: match self.client {
                 Speaks::Websocket => Tongue::WebSocket,
                 Speaks::SocketIo => Tongue::SocketIo,
@@ -137,7 +141,7 @@ impl Load {
             UserId::new(user).ok().and_then(|user| mint(&auth, &secret, &user, TOKEN_TTL).ok()).unwrap_or_default()
         };
         let report = block_on(async { Ok(load::run(plan, token, progress()).await?) })?;
-        eprint_clear();
+        clear_bar();
         say(&if json { serde_json::to_string(&report)? } else { report.to_string() })?;
         if !report.is_faultless() {
             bail!("deliveries were lost, twice or out of order, or connections closed");
@@ -159,7 +163,7 @@ fn progress() -> Progress {
     })
 }
 
-fn eprint_clear() {
+fn clear_bar() {
     if std::io::stderr().is_terminal() {
         write!(std::io::stderr(), "\r{:<46}\r", "").ok();
     }

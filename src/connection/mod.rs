@@ -9,7 +9,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -62,7 +61,13 @@ type Socket = WebSocketStream<Wire>;
 
 /// Runs one upgraded connection to its end. `early` is what the client sent on the heels of its handshake; without an
 /// identity the client owes a `hello`.
-pub async fn run(context: Arc<Context>, socket: TcpStream, early: Bytes, dialect: Dialect, identity: Option<Identity>) {
+pub async fn run(
+    context: Arc<Context>,
+    socket: TcpStream,
+    early: Vec<u8>,
+    dialect: Dialect,
+    identity: Option<Identity>,
+) {
     context.metrics.connections_opened.inc();
     let _open = OpenGauge::new(&context.metrics);
     let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox: Outbox::new(socket) });
@@ -74,11 +79,12 @@ pub async fn run(context: Arc<Context>, socket: TcpStream, early: Bytes, dialect
         .max_message_size(Some(limit))
         .max_frame_size(Some(limit));
     let wire = Wire::new(Arc::clone(&member));
-    let mut socket = WebSocketStream::from_partially_read(wire, early.to_vec(), Role::Server, Some(config)).await;
+    let mut socket = WebSocketStream::from_partially_read(wire, early, Role::Server, Some(config)).await;
 
     let identity = match identity {
         Some(identity) => Ok(identity),
-        None => hello(&context, &mut socket).await,
+        // Boxed, as the end is: what lasts for seconds must not make every connection larger for its whole life.
+        None => Box::pin(hello(&context, &mut socket)).await,
     };
     let close = match identity {
         Ok(identity) => live(&context, &mut socket, &member, identity).await,
@@ -86,7 +92,7 @@ pub async fn run(context: Arc<Context>, socket: TcpStream, early: Bytes, dialect
     };
     context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
     debug!(connection = %member.id, code = close.code(), reason = close.reason(), "connection closed");
-    finish(&mut socket, &member, close).await;
+    Box::pin(finish(&mut socket, &member, close)).await;
 }
 
 async fn hello(context: &Context, socket: &mut Socket) -> Result<Identity, Close> {

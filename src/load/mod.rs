@@ -71,6 +71,8 @@ pub struct Plan {
     pub mode: Mode,
     /// How fast.
     pub pace: Pace,
+    /// Messages to one user back to back.
+    pub burst: u32,
     /// What the clients speak.
     pub tongue: Tongue,
     /// Published before anything is counted.
@@ -85,6 +87,13 @@ pub struct Plan {
     pub server_pid: Option<u32>,
     /// For the choice of users.
     pub seed: u64,
+}
+
+impl Plan {
+    /// How many connections get each message.
+    fn copies(&self) -> u32 {
+        if self.mode == Mode::Fanout { self.connections } else { 1 }
+    }
 }
 
 /// Why a run came to nothing.
@@ -124,7 +133,7 @@ pub async fn run(
     let plan = Arc::new(plan);
     let usage = || plan.server_pid.map(|pid| Usage::read(pid).map_err(|error| LoadError::Process(pid, error)));
     let before = usage().transpose()?;
-    let tally = Arc::new(Tally::new());
+    let tally = Arc::new(Tally::new(plan.copies()));
     let connecting = Instant::now();
     let fleet = Fleet::connect(&plan, &tally, token, &progress).await?;
     let connected_in = connecting.elapsed();

@@ -38,6 +38,7 @@ impl Publisher {
             random: fastrand::Rng::with_seed(plan.seed),
             sent: vec![0; plan.users as usize],
             due: 0,
+            latest: 0,
             connection,
         };
         let thread = std::thread::spawn(move || work.run().map(|()| work.sent));
@@ -69,6 +70,8 @@ struct Work {
     sent: Sent,
     /// Messages published or about to be.
     due: u64,
+    /// Whom the latest was for.
+    latest: usize,
     connection: Connection,
 }
 
@@ -86,8 +89,8 @@ impl Work {
                     (owed.min(BATCH), begun + step.saturating_mul(due), step)
                 }
                 Pace::FlatOut(window) => {
-                    let fanout = if self.plan.mode == Mode::Fanout { u64::from(self.plan.connections) } else { 1 };
-                    let back = if self.plan.mode == Mode::Miss { self.due } else { self.tally.delivered() / fanout };
+                    let back = self.tally.delivered() / u64::from(self.plan.copies());
+                    let back = if self.plan.mode == Mode::Miss { self.due } else { back };
                     let outstanding = self.due.saturating_sub(back);
                     (window.saturating_sub(outstanding).min(BATCH), now, Duration::ZERO)
                 }
@@ -105,22 +108,24 @@ impl Work {
         let (mut packed, mut due) = (Vec::new(), first_due);
         for _ in 0..count {
             let (user, number) = self.next();
+            self.due += 1;
             let message = message(number, due, self.plan.payload);
             cmd("PUBLISH").arg(format!("user:{user}")).arg(message).write_packed_command(&mut packed);
             due += step;
         }
         let many = usize::try_from(count).unwrap_or_default();
         self.connection.req_packed_commands(&packed, 0, many)?;
-        self.due += count;
         self.published.fetch_add(count, Ordering::Relaxed);
         Ok(())
     }
 
     fn next(&mut self) -> (String, u64) {
         let index = match self.plan.mode {
+            Mode::Unicast if !self.due.is_multiple_of(u64::from(self.plan.burst.max(1))) => self.latest,
             Mode::Unicast => self.random.usize(..self.sent.len().max(1)),
             Mode::Fanout | Mode::Miss => 0,
         };
+        self.latest = index;
         let number = self.sent.get_mut(index).map_or(0, |sent| {
             *sent += 1;
             *sent

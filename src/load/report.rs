@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::process::Usage;
@@ -28,6 +29,8 @@ pub struct Report {
     connections_closed: u64,
     connects_per_second: f64,
     latency_us: Latency,
+    /// Until the last of a message's copies, where there are many.
+    last_copy_us: Option<Latency>,
     server: Option<Server>,
 }
 
@@ -96,7 +99,8 @@ impl Report {
             out_of_order: tally.out_of_order(),
             connections_closed: tally.closed(),
             connects_per_second: ratio(plan.connections.into(), run.connected_in.as_secs_f64()),
-            latency_us: latency(tally),
+            latency_us: tally.latency().map(quantiles).unwrap_or_default(),
+            last_copy_us: tally.last_copy().filter(|all| !all.is_empty()).map(quantiles),
             server: server(plan, published, delivered, &run.usage),
         }
     }
@@ -108,8 +112,8 @@ impl Report {
     }
 }
 
-fn latency(tally: &Tally) -> Latency {
-    let Some(all) = tally.latency().filter(|all| !all.is_empty()) else { return Latency::default() };
+#[allow(clippy::needless_pass_by_value, reason = "the shape that map wants")]
+fn quantiles(all: Histogram<u64>) -> Latency {
     let at = |quantile: f64| micros(all.value_at_quantile(quantile));
     Latency { p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999), max: micros(all.max()) }
 }
@@ -168,6 +172,9 @@ impl fmt::Display for Report {
             "  latency (µs) p50 {:.0}, p90 {:.0}, p99 {:.0}, p99.9 {:.0}, max {:.0}",
             latency_us.p50, latency_us.p90, latency_us.p99, latency_us.p99_9, latency_us.max
         )?;
+        if let Some(last) = &self.last_copy_us {
+            writeln!(f, "  last copy    p50 {:.0}, p90 {:.0}, max {:.0}", last.p50, last.p90, last.max)?;
+        }
         let Some(server) = &self.server else { return Ok(()) };
         writeln!(
             f,

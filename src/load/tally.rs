@@ -1,6 +1,6 @@
 //! Counts and checks every delivery.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,9 @@ use tokio::time::sleep;
 
 /// Histograms that receivers share, so that they seldom meet at a lock.
 const SHARDS: usize = 32;
+
+/// The longest latency that is told from a longer one: a minute.
+const LONGEST_NS: u64 = 60_000_000_000;
 
 /// How long to wait for the last deliveries.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,11 +27,17 @@ pub(super) struct Tally {
     out_of_order: AtomicU64,
     closed: AtomicU64,
     latency: Vec<Mutex<Histogram<u64>>>,
+    /// Connections that get each message.
+    copies: u32,
+    /// Copies of each message that have not come yet.
+    under_way: Mutex<HashMap<u64, u32>>,
+    /// Until the last copy of each message.
+    last_copy: Option<Mutex<Histogram<u64>>>,
 }
 
 impl Tally {
-    pub(super) fn new() -> Self {
-        let histogram = || Histogram::new(3).ok().map(Mutex::new);
+    pub(super) fn new(copies: u32) -> Self {
+        let histogram = || Histogram::new_with_bounds(1, LONGEST_NS, 3).ok().map(Mutex::new);
         Self {
             epoch: Instant::now(),
             counting: AtomicBool::new(false),
@@ -37,6 +46,9 @@ impl Tally {
             out_of_order: AtomicU64::new(0),
             closed: AtomicU64::new(0),
             latency: (0..SHARDS).filter_map(|_| histogram()).collect(),
+            copies,
+            under_way: Mutex::default(),
+            last_copy: histogram(),
         }
     }
 
@@ -68,18 +80,39 @@ impl Tally {
 
     /// All latencies together, in nanoseconds.
     pub(super) fn latency(&self) -> Option<Histogram<u64>> {
-        let mut all = Histogram::new(3).ok()?;
+        let mut all = Histogram::new_with_bounds(1, LONGEST_NS, 3).ok()?;
         self.latency.iter().try_for_each(|shard| all.add(&*shard.lock())).ok()?;
         Some(all)
     }
 
-    fn record(&self, connection: u32, due_ns: u64) {
+    /// From when a message was due to its last copy, in nanoseconds; for messages of many copies.
+    pub(super) fn last_copy(&self) -> Option<Histogram<u64>> {
+        self.last_copy.as_ref().map(|histogram| histogram.lock().clone())
+    }
+
+    fn note_copy(&self, number: u64, latency_ns: u64) {
+        let mut under_way = self.under_way.lock();
+        let left = under_way.entry(number).or_insert(self.copies);
+        *left -= 1;
+        if *left == 0 {
+            under_way.remove(&number);
+            if let Some(last_copy) = &self.last_copy {
+                last_copy.lock().saturating_record(latency_ns);
+            }
+        }
+    }
+
+    fn record(&self, connection: u32, number: u64, due_ns: u64) {
         self.delivered.fetch_add(1, Ordering::Relaxed);
         if self.counting.load(Ordering::Relaxed) {
             let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let latency_ns = now.saturating_sub(due_ns).max(1);
             if let Some(shard) = self.latency.get(connection as usize % SHARDS) {
                 // Beyond its range a histogram keeps the largest it can.
-                shard.lock().saturating_record(now.saturating_sub(due_ns).max(1));
+                shard.lock().saturating_record(latency_ns);
+            }
+            if self.copies > 1 {
+                self.note_copy(number, latency_ns);
             }
         }
     }
@@ -114,7 +147,7 @@ impl Sequence {
             tally.twice.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        tally.record(connection, due_ns);
+        tally.record(connection, number, due_ns);
     }
 }
 
@@ -123,7 +156,7 @@ mod tests {
     use super::*;
 
     fn take(numbers: &[u64]) -> (u64, u64, u64) {
-        let (tally, mut sequence) = (Tally::new(), Sequence::default());
+        let (tally, mut sequence) = (Tally::new(1), Sequence::default());
         numbers.iter().for_each(|number| sequence.take(&tally, 0, *number, 0));
         (tally.delivered(), tally.twice(), tally.out_of_order())
     }

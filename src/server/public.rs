@@ -6,7 +6,6 @@ use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -67,7 +66,8 @@ async fn upgraded(app: Arc<App>, upgrade: OnUpgrade, admitted: Admitted) {
         return;
     };
     let Ok(parts) = io.downcast::<TokioIo<TcpStream>>() else { return };
-    let (socket, early): (TcpStream, Bytes) = (parts.io.into_inner(), parts.read_buf);
+    // Copied: a slice, even an empty one, would keep the whole buffer of the handshake for as long as the connection.
+    let (socket, early): (TcpStream, Vec<u8>) = (parts.io.into_inner(), parts.read_buf.to_vec());
     let Admitted { dialect, identity, .. } = admitted;
     let context = Arc::clone(&app.context);
     app.context.shutdown.spawn_connection(connection::run(context, socket, early, dialect, identity));
