@@ -11,10 +11,13 @@
 
 mod admin;
 mod architecture;
+mod chaos;
 mod cli;
 mod delivery;
 mod frames;
 mod handshake;
 mod hello;
+mod presence_cost;
+mod presence_model;
 mod raw;
 mod support;

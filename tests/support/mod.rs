@@ -3,6 +3,7 @@
 mod client;
 mod gateway;
 mod http;
+mod light;
 mod redis;
 mod token;
 
@@ -13,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub use client::{Client, handshake, masked, refused};
 pub use gateway::{Gateway, Options, command, output};
 pub use http::Answer;
+pub use light::Light;
 pub use redis::RedisServer;
 pub use token::{SECRET, now, sign, sign_with, token, token_for};
 
