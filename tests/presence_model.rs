@@ -258,7 +258,7 @@ fn the_model_finds_every_mutant() {
     let seed = number("PRESENCE_MODEL_SEED", fastrand::u64(..));
     println!("PRESENCE_MODEL_SEED={seed}");
     for mutant in &MUTANTS {
-        let found = explore(&redis.url(), 1_000, seed, Some(mutant));
+        let found = explore(&redis.url(), 10_000, seed, Some(mutant));
         let Err(why) = found else { panic!("PRESENCE_MODEL_SEED={seed}: not found: {}", mutant.name) };
         println!("{}: {}", mutant.name, why.lines().next().unwrap_or_default());
     }

@@ -206,6 +206,10 @@ impl<'a> Fleet<'a> {
             "BROKEN" => prop_assert_eq!(self.dump.instances[name], 0.0, "its lease ends at once"),
             fenced => return self.unchanged(&before, &events, fenced).map(|()| answer),
         }
+        // Also while a hand has deleted something: who was not held is not released.
+        let size = |held: &BTreeMap<String, u32>| i64::try_from(held.len()).unwrap();
+        let moved = size(&held) - size(&before.held_by(name));
+        prop_assert_eq!(self.dump.total - before.total, moved, "total moves as held does");
         let mut all = before.held;
         all.insert(name.clone(), held);
         all.retain(|_, held| !held.is_empty());
