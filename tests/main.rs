@@ -11,6 +11,7 @@
 mod admin;
 mod architecture;
 mod backplane;
+mod chaos;
 mod cli;
 mod delivery;
 mod footprint;
@@ -18,6 +19,8 @@ mod frames;
 mod handshake;
 mod hello;
 mod presence;
+mod presence_cost;
+mod presence_model;
 mod raw;
 mod redis_link;
 mod slow_client;

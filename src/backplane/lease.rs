@@ -20,7 +20,8 @@ pub struct Batch {
     pub released: Vec<UserId>,
     /// How many are held afterwards: anything else means that somebody else wrote to it.
     pub size: usize,
-    /// The backplane lost what it knew: nobody was told that these users went, so nobody is told that they came.
+    /// The backplane lost what it knew: nobody was told that these users went, so nobody is told that they came, unless
+    /// it has told of their going since.
     pub silent: bool,
 }
 

@@ -1,4 +1,6 @@
 //! Whom this instance wants to hold against whom the backplane has confirmed. No I/O; time is a parameter.
+//!
+//! Public, though hidden, for the model-based test of the presence scripts, which drives the real one.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -25,7 +27,7 @@ struct Standing {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub struct Ledger {
     users: HashMap<UserId, Standing, RandomState>,
     /// Users who left, oldest first.
     leaving: BTreeSet<(Instant, UserId)>,
@@ -39,7 +41,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// A user has this many connections now.
-    pub(super) fn observe(&mut self, user: UserId, connections: usize, now: Instant) {
+    pub fn observe(&mut self, user: UserId, connections: usize, now: Instant) {
         let connections = u32::try_from(connections).unwrap_or(u32::MAX);
         if connections == 0 && self.users.get(&user).is_none_or(|standing| standing.wanted.is_none()) {
             return;
@@ -60,7 +62,7 @@ impl Ledger {
     }
 
     /// Gives up those who left at least `delay` ago.
-    pub(super) fn expire(&mut self, now: Instant, delay: Duration) {
+    pub fn expire(&mut self, now: Instant, delay: Duration) {
         while self.leaving.first().is_some_and(|(left_at, _)| now.duration_since(*left_at) >= delay) {
             let Some((_, user)) = self.leaving.pop_first() else { return };
             if let Some(standing) = self.users.get_mut(&user) {
@@ -71,17 +73,17 @@ impl Ledger {
     }
 
     /// When [`Ledger::expire`] next has something to do.
-    pub(super) fn next_expiry(&self, delay: Duration) -> Option<Instant> {
+    pub fn next_expiry(&self, delay: Duration) -> Option<Instant> {
         self.leaving.first().map(|(left_at, _)| *left_at + delay)
     }
 
     /// Whether there is something to write.
-    pub(super) fn differs(&self) -> bool {
+    pub fn differs(&self) -> bool {
         !self.differing.is_empty() || !self.silent.is_empty()
     }
 
     /// The next batch, empty where nothing differs. What it holds stays different until it is confirmed.
-    pub(super) fn batch(&mut self, incarnation: &str, sequence: u64) -> Batch {
+    pub fn batch(&mut self, incarnation: &str, sequence: u64) -> Batch {
         let silent = !self.silent.is_empty();
         let source = if silent { &self.silent } else { &self.differing };
         let (mut held, mut released, mut settled, mut size) = (Vec::new(), Vec::new(), Vec::new(), self.size);
@@ -111,7 +113,7 @@ impl Ledger {
     }
 
     /// The backplane has written this batch.
-    pub(super) fn confirm(&mut self, batch: &Batch) {
+    pub fn confirm(&mut self, batch: &Batch) {
         let held = batch.held.iter().map(|(user, connections)| (user, Some(*connections)));
         for (user, confirmed) in held.chain(batch.released.iter().map(|user| (user, None))) {
             if let Some(standing) = self.users.get_mut(user) {
@@ -123,16 +125,16 @@ impl Ledger {
     }
 
     /// A new incarnation holds nobody yet: everybody who is wanted differs. Where the backplane `forgot` everything,
-    /// those who had been confirmed are added again in silence. Where in doubt, news is told twice rather than never.
-    pub(super) fn start_over(&mut self, forgot: bool) {
+    /// those who had been confirmed are added again in silence, however often a lease is lost until then: should it have
+    /// told of their going meanwhile, it tells of their return.
+    pub fn start_over(&mut self, forgot: bool) {
         self.size = 0;
         self.differing.clear();
         let earlier = std::mem::take(&mut self.silent);
         let Self { users, differing, silent, .. } = self;
         users.retain(|user, standing| {
             let confirmed = standing.confirmed.take().is_some();
-            let still_silent = earlier.contains(user) && (forgot || standing.wanted.is_none());
-            if still_silent || (forgot && confirmed) {
+            if earlier.contains(user) || (forgot && confirmed) {
                 silent.insert(user.clone());
             }
             let keep = standing.wanted.is_some() || silent.contains(user);
@@ -306,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_lost_in_the_midst_of_a_silent_return_is_told_of_in_full() {
+    fn a_lease_lost_in_the_midst_of_a_silent_return_changes_nothing_about_it() {
         let now = Instant::now();
         let mut ledger = settled(now);
         ledger.observe(user("7"), 1, now);
@@ -317,10 +319,10 @@ mod tests {
         ledger.start_over(true);
         ledger.start_over(false);
         let silent = ledger.batch("k", 1);
-        assert_eq!((held(&silent), silent.silent), (vec![("42", 0)], true));
+        assert_eq!((held(&silent), silent.silent), (vec![("42", 0), ("7", 1)], true));
         ledger.confirm(&silent);
         let told = ledger.batch("k", 2);
-        assert_eq!((held(&told), released(&told), told.silent), (vec![("7", 1)], vec!["42"], false));
+        assert_eq!((held(&told), released(&told), told.silent), (vec![], vec!["42"], false));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! under a lease that each batch renews. Nothing is sent per connection or per tick; a backplane that is away only
 //! makes the difference longer.
 
-mod ledger;
+#[doc(hidden)]
+pub mod ledger;
 
 use std::sync::Arc;
 use std::time::Duration;

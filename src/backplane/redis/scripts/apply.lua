@@ -5,7 +5,8 @@
 --       5 online (the plain SET that backends ask)          6 total (STRING, the sum of all counts)
 --       7 last_seen (ZSET user -> ms)
 -- ARGV  1 incarnation   2 lease in ms   3 sequence   4 size of held afterwards   5 presence channel
---       6 how long users had been gone when released, in ms   7 '1': publish nothing   8 how many users are held
+--       6 how long users had been gone when released, in ms   7 '1': these users come back in silence, see below
+--       8 how many users are held
 --       9.. user, connections of each of those; then the users who are released
 -- Answers OK; DUP where this sequence was applied before; GONE where the lease has ended or is unknown; GAP where a
 -- sequence is missing; BROKEN where held has another size than it must.
@@ -13,7 +14,8 @@
 -- Invariants: GONE, DUP and GAP write nothing (GONE is the fence: who was paused past its lease cannot write). A count
 -- moves only where held gains or loses the user, so it is the number of held hashes that have the user, and total is
 -- their size together. A user is in online exactly while its count is above zero, and its event is published with that
--- very change.
+-- very change. Only who comes back in silence does so without: this memory was lost, and nobody was told of a going.
+-- Whom last_seen knows has gone since, as everybody was told, and is told of again.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local incarnation, sequence = ARGV[1], tonumber(ARGV[3])
@@ -42,8 +44,10 @@ for i = 9, first_released - 1, 2 do
   local user = ARGV[i]
   if redis.call('HSET', KEYS[3], user, ARGV[i + 1]) == 1 then
     moved = moved + 1
-    if redis.call('HINCRBY', KEYS[4], user, 1) == 1 and redis.call('SADD', KEYS[5], user) == 1 and loud then
-      publish(user, 'online')
+    if redis.call('HINCRBY', KEYS[4], user, 1) == 1 and redis.call('SADD', KEYS[5], user) == 1 then
+      if loud or redis.call('ZSCORE', KEYS[7], user) then
+        publish(user, 'online')
+      end
     end
   end
 end

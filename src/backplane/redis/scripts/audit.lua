@@ -1,4 +1,5 @@
--- Whether the keys agree with each other, as far as their sizes tell; in the same step, the old end of last_seen goes.
+-- Whether the keys agree with each other, as far as their sizes and some users tell; in the same step, the old end of
+-- last_seen goes.
 --
 -- KEYS  1 instances (ZSET incarnation -> expiry in ms)   2 count (HASH user -> incarnations that hold it)
 --       3 online (the plain SET that backends ask)       4 total (STRING, the sum of all counts)
@@ -6,8 +7,12 @@
 -- ARGV  1 what the name of a held hash starts with   2 how long last_seen is kept, in ms
 -- Answers 1 where they agree, else 0.
 --
--- Invariants of keys that agree: online has as many users as count; total is the size of all held hashes together.
+-- Invariants of keys that agree: online has as many users as count; total is the size of all held hashes together; a
+-- user's count is the number of held hashes that have the user, and who has one is in online.
+-- Sizes may agree by accident, above all where few are online: so some users, of a small fleet all, are looked at too.
 -- The held hashes lie in the slot of the other keys, by their hash tag.
+local SAMPLE = 100
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local old = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', string.format('%.0f', now - ARGV[2]), 'LIMIT', 0, 1000)
@@ -15,10 +20,44 @@ if #old > 0 then
   redis.call('ZREM', KEYS[5], unpack(old))
 end
 
+local incarnations = redis.call('ZRANGE', KEYS[1], 0, -1)
 local held = 0
-for _, incarnation in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+for _, incarnation in ipairs(incarnations) do
   held = held + redis.call('HLEN', ARGV[1] .. incarnation)
 end
 local total = tonumber(redis.call('GET', KEYS[4]) or 0)
-local agree = total == held and redis.call('SCARD', KEYS[3]) == redis.call('HLEN', KEYS[2])
-return agree and 1 or 0
+if total ~= held or redis.call('SCARD', KEYS[3]) ~= redis.call('HLEN', KEYS[2]) then
+  return 0
+end
+
+local users = {}
+local function look_at(some)
+  for _, user in ipairs(some) do
+    users[#users + 1] = user
+  end
+end
+look_at(redis.call('SRANDMEMBER', KEYS[3], SAMPLE))
+look_at(redis.call('HRANDFIELD', KEYS[2], SAMPLE))
+local each = math.max(1, math.floor(SAMPLE / math.max(1, #incarnations)))
+for _, incarnation in ipairs(incarnations) do
+  look_at(redis.call('HRANDFIELD', ARGV[1] .. incarnation, each))
+end
+if #users == 0 then
+  return 1
+end
+
+local count = {}
+for _, incarnation in ipairs(incarnations) do
+  for i, connections in ipairs(redis.call('HMGET', ARGV[1] .. incarnation, unpack(users))) do
+    count[i] = (count[i] or 0) + (connections and 1 or 0)
+  end
+end
+local counted = redis.call('HMGET', KEYS[2], unpack(users))
+local online = redis.call('SMISMEMBER', KEYS[3], unpack(users))
+for i = 1, #users do
+  local count = count[i] or 0
+  if tonumber(counted[i] or 0) ~= count or (online[i] == 1) ~= (count > 0) then
+    return 0
+  end
+end
+return 1

@@ -7,9 +7,9 @@
 --       4.. users
 -- Answers how many were wrong.
 --
--- Invariants: any instance may mend any users at any time. An event is published with a change of online only where
--- the count shows that the last event told otherwise: who was taken out of online, or put in, by hand alone is put
--- back in silence.
+-- Invariants: any instance may mend any users at any time. An event is published only where the count shows that the
+-- last event told otherwise: who was taken out of online, or put in, by hand alone is put right in silence, but who goes
+-- is told of even where a hand had taken them out before.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local incarnations = redis.call('ZRANGE', KEYS[1], 0, -1)
@@ -31,7 +31,7 @@ for i = 4, #ARGV do
   if count == 0 then
     redis.call('HDEL', KEYS[2], user)
     changed = redis.call('SREM', KEYS[3], user)
-    if changed == 1 and counted > 0 then
+    if counted > 0 then
       redis.call('ZADD', KEYS[5], now, user)
       publish(user, 'offline')
     end

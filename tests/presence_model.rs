@@ -1,0 +1,277 @@
+//! The presence scripts against a model: random runs of everything that can go wrong, checked after every request.
+//!
+//! Three instances with the real ledger follow the protocol of `src/presence` on a real redis-server, while requests and
+//! answers are lost, old requests arrive late or again, instances crash, pause past their lease and stop half-way, Redis
+//! loses everything, reaping and mending are interrupted, and a hand deletes keys. A reference model knows who is
+//! connected where. Leases end by hand, so nothing sleeps.
+//!
+//! After every request: each answer, and what became of the held users, is what the protocol says; GONE, GAP and DUP
+//! changed nothing and told nothing; `count`, `total` and the plain set are what the held hashes say; a user's events
+//! alternate; and folded from the beginning they are the set, together with whoever is about to return in silence. From
+//! a key deleted by hand to the next whole audit, only the answers and the alternation are checked. At the end of each
+//! run the fleet is left alone and must come to hold exactly who is connected, with how many connections.
+//!
+//! Exempt, since Redis was the only one to know:
+//! * when Redis loses everything: who was told to be online but is held by nobody who can return them (a crash not yet
+//!   reaped: the news of the going is lost; an answer under way: the news is told twice), and who was told to have gone
+//!   while an instance, paused past its lease, does not know it yet and will return them;
+//! * a crash before the return in silence: nobody tells that those users went;
+//! * until an instance has returned a user, another may tell of the same user's coming a second time;
+//! * while `count` is deleted, a going may be told twice, and where more keys are deleted with it, nobody may know.
+//!
+//! A run is repeated by `PRESENCE_MODEL_SEED`, and `PRESENCE_MODEL_CASES` makes more of them. [`MUTANTS`] are the faults
+//! that it is known to find; a test puts each into its script and sees it found.
+
+mod fleet;
+mod instance;
+mod memory;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof};
+use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
+use proptest_state_machine::ReferenceStateMachine;
+
+use crate::support::RedisServer;
+use fleet::Fleet;
+use memory::{Memory, Mutant};
+
+/// Instances at a time.
+const SLOTS: usize = 3;
+
+/// Names that a script might get wrong are among them.
+const USERS: [&str; 5] = ["1", "2", "tenant:3", r#"4"\,"{x}"#, "né 5"];
+
+/// What a hand may delete, by what comes after the hash tag; "held" is one of them, "" the plain set.
+const KEYS: [&str; 8] = ["", "count", "total", "held", "instances", "seq", "last_seen", "epoch"];
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Arrives,
+    RequestLost,
+    ReplyLost,
+}
+
+/// One thing that happens.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// A user's connections on an instance come or go.
+    Observe { slot: usize, user: usize, connections: u32 },
+    /// `presence.offline_delay` passes.
+    DelayOver { slot: usize },
+    /// A batch, or a heartbeat where nothing differs; with a registration before it where there is no lease.
+    Flush { slot: usize, register: Fate, apply: Fate },
+    /// SIGKILL; a fresh instance takes the slot.
+    Crash { slot: usize },
+    /// SIGTERM, which may be cut short: so many rounds of giving up, of so many users each.
+    Stop { slot: usize, step: usize, rounds: usize },
+    /// A pause past the lease, for one who lives; time, for one who is dead.
+    LeaseEnds { which: usize },
+    /// One step of reaping, of so many users.
+    ReapSome { which: usize, step: usize },
+    /// A whole round of reaping.
+    ReapAll,
+    /// An old request arrives late or again; or one `ahead` of others that never came.
+    Late { which: usize, ahead: bool },
+    /// Redis loses everything.
+    FlushAll,
+    /// A step of somebody's audit.
+    Mend { users: usize, last: bool },
+    /// A whole audit.
+    Audit,
+    /// A hand deletes a key.
+    Delete { key: usize },
+}
+
+/// Who is connected where.
+#[derive(Debug, Clone, Default)]
+pub struct Truth {
+    pub connections: [BTreeMap<usize, u32>; SLOTS],
+}
+
+struct Model;
+
+fn fate() -> BoxedStrategy<Fate> {
+    prop_oneof![6 => Just(Fate::Arrives), 1 => Just(Fate::RequestLost), 2 => Just(Fate::ReplyLost)].boxed()
+}
+
+impl ReferenceStateMachine for Model {
+    type State = Truth;
+    type Transition = Step;
+
+    fn init_state() -> BoxedStrategy<Truth> {
+        Just(Truth::default()).boxed()
+    }
+
+    fn transitions(_: &Truth) -> BoxedStrategy<Step> {
+        let slot = || 0..SLOTS;
+        let connections = prop_oneof![4 => Just(0_u32), 5 => 1..=3_u32];
+        prop_oneof![
+            24 => (slot(), 0..USERS.len(), connections)
+                .prop_map(|(slot, user, connections)| Step::Observe { slot, user, connections }),
+            6 => slot().prop_map(|slot| Step::DelayOver { slot }),
+            28 => (slot(), fate(), fate()).prop_map(|(slot, register, apply)| Step::Flush { slot, register, apply }),
+            2 => slot().prop_map(|slot| Step::Crash { slot }),
+            2 => (slot(), 1..=2_usize, 0..=3_usize)
+                .prop_map(|(slot, step, rounds)| Step::Stop { slot, step, rounds }),
+            5 => (0..8_usize).prop_map(|which| Step::LeaseEnds { which }),
+            5 => (0..8_usize, 1..=2_usize).prop_map(|(which, step)| Step::ReapSome { which, step }),
+            4 => Just(Step::ReapAll),
+            6 => (0..12_usize, proptest::bool::weighted(0.2)).prop_map(|(which, ahead)| Step::Late { which, ahead }),
+            2 => Just(Step::FlushAll),
+            2 => (0..1_usize << USERS.len(), any::<bool>()).prop_map(|(users, last)| Step::Mend { users, last }),
+            4 => Just(Step::Audit),
+            3 => (0..KEYS.len()).prop_map(|key| Step::Delete { key }),
+        ]
+        .boxed()
+    }
+
+    fn apply(mut truth: Truth, step: &Step) -> Truth {
+        match *step {
+            Step::Observe { slot, user, connections: 0 } => drop(truth.connections[slot].remove(&user)),
+            Step::Observe { slot, user, connections } => drop(truth.connections[slot].insert(user, connections)),
+            Step::Crash { slot } | Step::Stop { slot, .. } => truth.connections[slot].clear(),
+            _ => {}
+        }
+        truth
+    }
+}
+
+/// Runs the model so many times; gives what was found.
+fn explore(url: &str, cases: u32, seed: u64, mutant: Option<&Mutant>) -> Result<(), String> {
+    let shrinks = if mutant.is_some() { 0 } else { 2_000 };
+    let config = Config {
+        cases,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        max_shrink_iters: shrinks,
+        ..Config::default()
+    };
+    let memory = std::cell::RefCell::new(Memory::new(url, mutant));
+    let found = TestRunner::new(config).run(&Model::sequential_strategy(30..=80), |(mut truth, steps, seen)| {
+        let mut memory = memory.borrow_mut();
+        let mut fleet = Fleet::new(&mut memory);
+        for step in &steps {
+            // Counted for shrinking, which a mutant does without.
+            if let Some(seen) = seen.as_ref().filter(|_| shrinks > 0) {
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+            truth = Model::apply(truth, step);
+            fleet.take(step)?;
+        }
+        fleet.converge(&truth)
+    });
+    found.map_err(|error| match error {
+        TestError::Abort(why) => format!("aborted: {why}"),
+        TestError::Fail(why, (_, steps, _)) => format!("{why}\nafter {steps:#?}"),
+    })
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// Faults, each of which must be found.
+const MUTANTS: [Mutant; 32] = [
+    mutant("the fence looks at no clock", "apply", "expiry <= now or last < 0", "last < 0"),
+    mutant("the fence asks for no sequence", "apply", "expiry <= now or last < 0", "expiry <= now"),
+    mutant("a batch sent again is not known", "apply", "if sequence == last then", "if false then"),
+    mutant(
+        "a batch sent again is applied",
+        "apply",
+        "if sequence == last then
+  return 'DUP'
+end
+if sequence ~= last + 1 then",
+        "if sequence < last or sequence > last + 1 then",
+    ),
+    mutant("an old batch is applied", "apply", "sequence ~= last + 1", "sequence > last + 1"),
+    mutant("a missing batch is not missed", "apply", "sequence ~= last + 1", "sequence < last"),
+    mutant("the sequence is not kept", "apply", "redis.call('HSET', KEYS[2], incarnation, sequence)", ""),
+    mutant("the lease is not renewed", "apply", "redis.call('ZADD', KEYS[1], now + ARGV[2], incarnation)", ""),
+    mutant("held stays for ever", "apply", "redis.call('PEXPIRE', KEYS[3], ARGV[2] + 86400000)", ""),
+    mutant("who is held already is counted again", "apply", "user, ARGV[i + 1]) == 1", "user, ARGV[i + 1]) ~= 2"),
+    mutant(
+        "who is not held is released",
+        "apply",
+        "redis.call('HDEL', KEYS[3], user) == 1",
+        "redis.call('HDEL', KEYS[3], user) ~= 2",
+    ),
+    mutant("a release takes who is held elsewhere", "apply", "user, -1) <= 0", "user, -1) <= 9"),
+    mutant("a batch leaves the total", "apply", "if moved ~= 0 then", "if false then"),
+    mutant("a broken batch keeps its lease", "apply", "redis.call('ZADD', KEYS[1], 0, incarnation)", ""),
+    mutant(
+        "a broken batch is not noticed",
+        "apply",
+        "~= tonumber(ARGV[4]) then",
+        "~= tonumber(ARGV[4]) and false then",
+    ),
+    mutant("the silent tell", "apply", "local loud = ARGV[7] ~= '1'", "local loud = true"),
+    mutant(
+        "the silent say nothing to who was told of a going",
+        "apply",
+        "if loud or redis.call('ZSCORE', KEYS[7], user) then",
+        "if loud then",
+    ),
+    mutant("a going is not remembered", "apply", "redis.call('ZADD', KEYS[7], now - ARGV[6], user)", ""),
+    mutant("reaping takes who is held elsewhere", "reap", "user, -1) <= 0", "user, -1) <= 9"),
+    mutant("reaping takes who lives", "reap", "if expiry < 0 or expiry > now then", "if expiry < 0 then"),
+    mutant("reaping leaves the total", "reap", "redis.call('DECRBY', KEYS[6], #users)", ""),
+    mutant("reaping half-way forgets the rest", "reap", "if left == 0 then", "if true then"),
+    mutant("a stop waits for the lease", "reap", "ARGV[4] == 'end'", "false"),
+    mutant(
+        "each registration renames the epoch",
+        "register",
+        "'SET', KEYS[3], ARGV[3], 'NX'",
+        "'SET', KEYS[3], ARGV[3]",
+    ),
+    mutant(
+        "the audit finds nothing",
+        "audit",
+        "~= redis.call('HLEN', KEYS[2]) then\n  return 0",
+        "~= redis.call('HLEN', KEYS[2]) then\n  return 1",
+    ),
+    mutant("the audit looks at sizes alone", "audit", "if #users == 0 then", "if true then"),
+    mutant("the audit looks at no total", "audit", "total ~= held or", ""),
+    mutant("mending tells of no going", "mend", "publish(user, 'offline')", ""),
+    mutant(
+        "mending tells of no going of whom a hand hid",
+        "mend",
+        "if counted > 0 then",
+        "if counted > 0 and changed == 1 then",
+    ),
+    mutant("mending tells of no coming", "mend", "publish(user, 'online')", ""),
+    mutant("mending tells who never went of a coming", "mend", "changed == 1 and counted == 0", "changed == 1"),
+    mutant("mending sets no total", "mend", "if ARGV[3] == '1' then", "if false then"),
+];
+
+const fn mutant(name: &'static str, script: &'static str, from: &'static str, to: &'static str) -> Mutant {
+    Mutant { name, script, from, to }
+}
+
+#[test]
+fn the_model_finds_every_mutant() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let redis = runtime.block_on(RedisServer::start());
+    let seed = number("PRESENCE_MODEL_SEED", fastrand::u64(..));
+    println!("PRESENCE_MODEL_SEED={seed}");
+    for mutant in &MUTANTS {
+        let found = explore(&redis.url(), 10_000, seed, Some(mutant));
+        let Err(why) = found else { panic!("PRESENCE_MODEL_SEED={seed}: not found: {}", mutant.name) };
+        println!("{}: {}", mutant.name, why.lines().next().unwrap_or_default());
+    }
+}
+
+#[test]
+fn presence_keeps_its_promises_whatever_happens() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let redis = runtime.block_on(RedisServer::start());
+    let cases = u32::try_from(number("PRESENCE_MODEL_CASES", 300)).unwrap();
+    let seed = number("PRESENCE_MODEL_SEED", fastrand::u64(..));
+    println!("PRESENCE_MODEL_SEED={seed} PRESENCE_MODEL_CASES={cases}");
+    if let Err(found) = explore(&redis.url(), cases, seed, None) {
+        panic!("PRESENCE_MODEL_SEED={seed} PRESENCE_MODEL_CASES={cases}: {found}");
+    }
+}

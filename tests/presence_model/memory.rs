@@ -1,0 +1,266 @@
+//! The scripts on a real redis-server, called as `src/backplane/redis/presence.rs` calls them, and everything that
+//! Redis holds, to look at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use redis::{Commands, Connection, Script, ScriptInvocation, Value, cmd};
+use serde_json::Value as Json;
+use tidings::backplane::Batch;
+
+/// So long that no lease ends by itself: they are ended by hand.
+pub const LEASE_MS: u64 = 3_600_000;
+
+/// How long a user had been gone when given up.
+pub const DELAY_MS: u64 = 5_000;
+
+const SET: &str = "online_users";
+const CHANNEL: &str = "presence";
+const FENCE: &str = "that was all";
+
+/// A fault put into a script, to see that it is found.
+#[derive(Debug, Clone, Copy)]
+pub struct Mutant {
+    pub name: &'static str,
+    pub script: &'static str,
+    pub from: &'static str,
+    pub to: &'static str,
+}
+
+/// One presence event, as it was published.
+#[derive(Debug, Clone)]
+pub struct Event {
+    pub user: String,
+    pub online: bool,
+}
+
+/// One connection for commands and one that hears the events.
+pub struct Memory {
+    connection: Connection,
+    events: Connection,
+    register: Script,
+    apply: Script,
+    expired: Script,
+    reap: Script,
+    audit: Script,
+    mend: Script,
+    dump: Script,
+}
+
+fn key(name: &str) -> String {
+    format!("{{{SET}}}:{name}")
+}
+
+pub fn held_key(incarnation: &str) -> String {
+    key(&format!("held:{incarnation}"))
+}
+
+fn load(name: &str, text: &str, mutant: Option<&Mutant>) -> Script {
+    match mutant.filter(|mutant| mutant.script == name) {
+        None => Script::new(text),
+        Some(Mutant { name, from, to, .. }) => {
+            assert_eq!(text.matches(from).count(), 1, "{name}: {from:?} must be in the script once");
+            Script::new(&text.replace(from, to))
+        }
+    }
+}
+
+impl Memory {
+    pub fn new(url: &str, mutant: Option<&Mutant>) -> Self {
+        let client = redis::Client::open(url).unwrap();
+        let mut events = client.get_connection().unwrap();
+        events.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        events.send_packed_command(&cmd("SUBSCRIBE").arg(CHANNEL).get_packed_command()).unwrap();
+        events.recv_response().unwrap();
+        macro_rules! script {
+            ($name:literal) => {
+                load($name, include_str!(concat!("../../src/backplane/redis/scripts/", $name, ".lua")), mutant)
+            };
+        }
+        Self {
+            connection: client.get_connection().unwrap(),
+            events,
+            register: script!("register"),
+            apply: script!("apply"),
+            expired: script!("expired"),
+            reap: script!("reap"),
+            audit: script!("audit"),
+            mend: script!("mend"),
+            dump: Script::new(include_str!("dump.lua")),
+        }
+    }
+
+    pub fn register(&mut self, incarnation: &str) -> String {
+        let mut invocation = self.register.key(key("instances"));
+        invocation.key(key("seq")).key(key("epoch"));
+        invocation.arg(incarnation).arg(LEASE_MS).arg(incarnation).invoke(&mut self.connection).unwrap()
+    }
+
+    pub fn apply(&mut self, batch: &Batch) -> String {
+        let mut invocation = with_held(&self.apply, &batch.incarnation);
+        invocation.arg(&batch.incarnation).arg(LEASE_MS).arg(batch.sequence).arg(batch.size);
+        invocation.arg(CHANNEL).arg(DELAY_MS).arg(u8::from(batch.silent)).arg(batch.held.len());
+        for (user, connections) in &batch.held {
+            invocation.arg(user.as_str()).arg(*connections);
+        }
+        for user in &batch.released {
+            invocation.arg(user.as_str());
+        }
+        invocation.invoke(&mut self.connection).unwrap()
+    }
+
+    pub fn expired(&mut self) -> Vec<String> {
+        self.expired.key(key("instances")).arg(16).invoke(&mut self.connection).unwrap()
+    }
+
+    /// Gives users taken and users left.
+    pub fn reap(&mut self, incarnation: &str, step: usize, end: bool) -> (usize, usize) {
+        let mut invocation = with_held(&self.reap, incarnation);
+        invocation.arg(incarnation).arg(step).arg(CHANNEL).arg(if end { "end" } else { "" }).arg(LEASE_MS);
+        invocation.invoke(&mut self.connection).unwrap()
+    }
+
+    /// Whether the keys agree.
+    pub fn audit(&mut self) -> bool {
+        let mut invocation = over_all(&self.audit);
+        invocation.arg(30 * 86_400_000_u64).invoke(&mut self.connection).unwrap()
+    }
+
+    pub fn mend(&mut self, users: &[String], last: bool) -> usize {
+        let mut invocation = over_all(&self.mend);
+        invocation.arg(CHANNEL).arg(if last { "1" } else { "" });
+        for user in users {
+            invocation.arg(user);
+        }
+        invocation.invoke(&mut self.connection).unwrap()
+    }
+
+    /// Ends a lease as time would.
+    pub fn end_lease(&mut self, incarnation: &str, now: f64) {
+        let _: () = cmd("ZADD")
+            .arg(key("instances"))
+            .arg("XX")
+            .arg(now - 1.0)
+            .arg(incarnation)
+            .query(&mut self.connection)
+            .unwrap();
+    }
+
+    pub fn flush_all(&mut self) {
+        let _: () = cmd("FLUSHALL").query(&mut self.connection).unwrap();
+    }
+
+    /// By its name after the hash tag; the plain set has none.
+    pub fn delete(&mut self, name: &str) {
+        let _: () = self.connection.del(if name.is_empty() { SET.to_owned() } else { key(name) }).unwrap();
+    }
+
+    pub fn dump(&mut self) -> Dump {
+        let text: String = self.dump.prepare_invoke().invoke(&mut self.connection).unwrap();
+        Dump::read(&serde_json::from_str(&text).unwrap())
+    }
+
+    /// Every event since last asked.
+    pub fn events(&mut self) -> Vec<Event> {
+        let _: () = self.connection.publish(CHANNEL, FENCE).unwrap();
+        let mut events = Vec::new();
+        loop {
+            let Value::Array(message) = self.events.recv_response().unwrap() else { panic!("not a message") };
+            let Some(Value::BulkString(payload)) = message.last() else { panic!("not a message: {message:?}") };
+            if payload == FENCE.as_bytes() {
+                return events;
+            }
+            let event: Json = serde_json::from_slice(payload).unwrap();
+            assert!(event["at"].as_u64().is_some() && event.as_object().unwrap().len() == 3, "{event}");
+            let online = match event["status"].as_str() {
+                Some("online") => true,
+                Some("offline") => false,
+                _ => panic!("{event}"),
+            };
+            events.push(Event { user: event["user"].as_str().unwrap().to_owned(), online });
+        }
+    }
+}
+
+fn with_held<'a>(script: &'a Script, incarnation: &str) -> ScriptInvocation<'a> {
+    let mut invocation = script.key(key("instances"));
+    invocation.key(key("seq")).key(held_key(incarnation)).key(key("count")).key(SET);
+    invocation.key(key("total")).key(key("last_seen"));
+    invocation
+}
+
+fn over_all(script: &Script) -> ScriptInvocation<'_> {
+    let mut invocation = script.key(key("instances"));
+    invocation.key(key("count")).key(SET).key(key("total")).key(key("last_seen"));
+    invocation.arg(key("held:"));
+    invocation
+}
+
+/// Everything that Redis holds; equal where nothing was changed.
+#[derive(Debug, Clone, Default)]
+pub struct Dump {
+    pub now: f64,
+    pub instances: BTreeMap<String, f64>,
+    pub seq: BTreeMap<String, u64>,
+    pub held: BTreeMap<String, BTreeMap<String, u32>>,
+    pub count: BTreeMap<String, i64>,
+    pub online: BTreeSet<String>,
+    pub total: i64,
+    pub last_seen: BTreeMap<String, f64>,
+    pub epoch: Option<String>,
+    /// When each key goes by itself.
+    pub expiries: BTreeMap<String, f64>,
+}
+
+impl PartialEq for Dump {
+    fn eq(&self, other: &Self) -> bool {
+        let all = |dump: &Self| Self { now: 0.0, ..dump.clone() };
+        format!("{:?}", all(self)) == format!("{:?}", all(other))
+    }
+}
+
+impl Dump {
+    fn read(json: &Json) -> Self {
+        let mut dump = Self { now: number(json["now"].as_str().unwrap()), ..Self::default() };
+        for (name, found) in json["keys"].as_object().into_iter().flatten() {
+            let mut texts = found.as_array().unwrap().iter().map(|text| text.as_str().unwrap());
+            dump.expiries.insert(name.clone(), number(texts.next().unwrap()));
+            let texts: Vec<&str> = texts.collect();
+            let pairs = || texts.chunks(2).map(|pair| (pair[0].to_owned(), pair[1]));
+            let name = name.strip_prefix("{online_users}:").unwrap_or("");
+            match name.split_once(':').map_or(name, |(kind, _)| kind) {
+                "" => dump.online = texts.iter().map(|user| (*user).to_owned()).collect(),
+                "instances" => dump.instances = pairs().map(|(name, expiry)| (name, number(expiry))).collect(),
+                "seq" => dump.seq = pairs().map(|(name, seq)| (name, seq.parse().unwrap())).collect(),
+                "count" => dump.count = pairs().map(|(user, count)| (user, count.parse().unwrap())).collect(),
+                "last_seen" => dump.last_seen = pairs().map(|(user, at)| (user, number(at))).collect(),
+                "total" => dump.total = texts[0].parse().unwrap(),
+                "epoch" => dump.epoch = Some(texts[0].to_owned()),
+                "held" => {
+                    let held = pairs().map(|(user, connections)| (user, connections.parse().unwrap())).collect();
+                    dump.held.insert(name.trim_start_matches("held:").to_owned(), held);
+                }
+                other => panic!("a key that nobody knows: {other}"),
+            }
+        }
+        dump
+    }
+
+    /// Whom an incarnation holds.
+    pub fn held_by(&self, incarnation: &str) -> BTreeMap<String, u32> {
+        self.held.get(incarnation).cloned().unwrap_or_default()
+    }
+
+    /// What `count` must be: how many listed incarnations hold each user.
+    pub fn true_count(&self) -> BTreeMap<String, i64> {
+        let mut count = BTreeMap::new();
+        for user in self.instances.keys().filter_map(|name| self.held.get(name)).flat_map(BTreeMap::keys) {
+            *count.entry(user.clone()).or_default() += 1;
+        }
+        count
+    }
+}
+
+fn number(text: &str) -> f64 {
+    text.parse().unwrap()
+}

@@ -1,0 +1,123 @@
+//! A client that costs little, to have thousands of: no library, one small buffer.
+
+use std::io::{Error, ErrorKind, Result};
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::token;
+
+/// A connected and greeted user.
+pub struct Light {
+    socket: TcpStream,
+    heard: Vec<u8>,
+}
+
+enum Frame {
+    Text(Vec<u8>),
+    Ping(Vec<u8>),
+    Other,
+    Close,
+}
+
+impl Light {
+    /// Connects and takes the `welcome`.
+    pub async fn connect(address: SocketAddr, user: &str) -> Result<Self> {
+        let mut socket = TcpStream::connect(address).await?;
+        socket.set_nodelay(true)?;
+        let request = format!(
+            "GET /ws HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Protocol: tidings.v1, bearer.{}\r\n\r\n",
+            token(user)
+        );
+        socket.write_all(request.as_bytes()).await?;
+        let mut light = Self { socket, heard: Vec::with_capacity(512) };
+        light.take_upgrade().await?;
+        match light.frame().await? {
+            Frame::Text(text) if text.starts_with(br#"{"type":"welcome""#) => Ok(light),
+            _ => Err(Error::other("no welcome")),
+        }
+    }
+
+    async fn take_upgrade(&mut self) -> Result<()> {
+        loop {
+            if let Some(end) = self.heard.windows(4).position(|four| four == b"\r\n\r\n") {
+                if !self.heard.starts_with(b"HTTP/1.1 101 ") {
+                    return Err(Error::other("not upgraded"));
+                }
+                self.heard.drain(..end + 4);
+                return Ok(());
+            }
+            self.hear().await?;
+        }
+    }
+
+    async fn hear(&mut self) -> Result<()> {
+        match self.socket.read_buf(&mut self.heard).await? {
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers pings until the connection ends. Dropping it half-way loses nothing.
+    pub async fn live(&mut self) {
+        while let Ok(frame) = self.frame().await {
+            let answered = match frame {
+                Frame::Text(text) if text == br#"{"type":"ping"}"# => self.say(0x1, br#"{"type":"pong"}"#).await,
+                Frame::Ping(payload) => self.say(0xa, &payload).await,
+                Frame::Text(_) | Frame::Other => Ok(()),
+                Frame::Close => return,
+            };
+            if answered.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Result<Frame> {
+        loop {
+            if let Some((head, len)) = frame_size(&self.heard) {
+                let payload = self.heard[head..head + len].to_vec();
+                let opcode = self.heard[0] & 0xf;
+                self.heard.drain(..head + len);
+                return Ok(match opcode {
+                    0x1 => Frame::Text(payload),
+                    0x8 => Frame::Close,
+                    0x9 => Frame::Ping(payload),
+                    _ => Frame::Other,
+                });
+            }
+            self.hear().await?;
+        }
+    }
+
+    /// A short frame, masked with zeros.
+    async fn say(&mut self, opcode: u8, payload: &[u8]) -> Result<()> {
+        let len = u8::try_from(payload.len()).map_err(Error::other)?;
+        let mut frame = vec![0x80 | opcode, 0x80 | len, 0, 0, 0, 0];
+        frame.extend_from_slice(payload);
+        self.socket.write_all(&frame).await
+    }
+
+    /// Says goodbye.
+    pub async fn close(mut self) {
+        self.say(0x8, &1000_u16.to_be_bytes()).await.ok();
+    }
+
+    /// Is gone, without a word: a reset.
+    pub fn vanish(self) {
+        self.socket.set_zero_linger().ok();
+    }
+}
+
+/// The sizes of a whole frame's head and payload, once it is all there.
+fn frame_size(heard: &[u8]) -> Option<(usize, usize)> {
+    let (head, len) = match *heard {
+        [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
+        [_, len, ..] if len < 126 => (2, usize::from(len)),
+        _ => return None,
+    };
+    (heard.len() >= head + len).then_some((head, len))
+}
