@@ -85,42 +85,44 @@ impl Router {
     fn route(&self, channel: &[u8], payload: &[u8]) -> Result<(), Drop> {
         let id = channel.strip_prefix(USER_CHANNEL.as_bytes()).ok_or(Drop::UserId)?;
         let user = str::from_utf8(id).map_err(|_| Drop::UserId)?;
-        if !self.registry.holds(user) {
-            // Most messages of a large fleet end here: the payload has not been touched.
+        // Made for the first connection: where nobody is here, the payload is not touched.
+        let mut encoded: Option<Result<Encoded<'_>, Drop>> = None;
+        let mut to_flush = self.to_flush.lock();
+        let is_here = self.registry.each_of(user, |member| {
+            if let Ok(encoded) = encoded.get_or_insert_with(|| self.event(payload).map(Encoded::new)) {
+                self.hand_to(member, encoded, &mut to_flush);
+            }
+        });
+        if !is_here {
             UserId::check(user).map_err(|_| Drop::UserId)?;
             self.metrics.messages_missed.inc();
-            return Ok(());
         }
+        encoded.map_or(Ok(()), |encoded| encoded.map(|_| ()))
+    }
+
+    fn event<'a>(&self, payload: &'a [u8]) -> Result<Event<'a>, Drop> {
         if payload.len() > self.max_payload_bytes {
             return Err(Drop::Size);
         }
         let text = str::from_utf8(payload).map_err(|_| Drop::Utf8)?;
         let data = text.trim_matches([' ', '\t', '\r', '\n']);
-        if !is_json(data) {
-            return Err(Drop::Json);
-        }
-        self.deliver(user, Event { name: DEFAULT_EVENT, data });
-        Ok(())
+        if is_json(data) { Ok(Event { name: DEFAULT_EVENT, data }) } else { Err(Drop::Json) }
     }
 
-    fn deliver(&self, user: &str, event: Event<'_>) {
-        let mut encoded = Encoded::new(event);
-        let mut to_flush = self.to_flush.lock();
-        self.registry.each_of(user, |member| {
-            let lost = match member.outbox.push(encoded.frame(member.dialect), &self.bound) {
-                Pushed::First => {
-                    to_flush.push(Arc::clone(member));
-                    0
-                }
-                Pushed::Behind => 0,
-                Pushed::Closed => return,
-                Pushed::Displaced(lost) | Pushed::Full(lost) => lost,
-            };
-            self.metrics.deliveries.inc();
-            if lost > 0 {
-                self.count_slow(member, lost);
+    fn hand_to(&self, member: &Arc<Member>, encoded: &mut Encoded<'_>, to_flush: &mut Vec<Arc<Member>>) {
+        let lost = match member.outbox.push(encoded.frame(member.dialect), &self.bound) {
+            Pushed::First => {
+                to_flush.push(Arc::clone(member));
+                0
             }
-        });
+            Pushed::Behind => 0,
+            Pushed::Closed => return,
+            Pushed::Displaced(lost) | Pushed::Full(lost) => lost,
+        };
+        self.metrics.deliveries.inc();
+        if lost > 0 {
+            self.count_slow(member, lost);
+        }
     }
 
     /// Writes what was queued since the last pause: several events for one connection are one write.

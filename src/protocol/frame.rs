@@ -138,7 +138,15 @@ impl ClientFrame {
 pub fn text_frame(parts: &[&[u8]]) -> Bytes {
     const FIN_TEXT: u8 = 0x81;
     let len: usize = parts.iter().map(|part| part.len()).sum();
-    let mut frame = Vec::with_capacity(len + 10);
+    // Exactly as long as it will be: room to spare would cost an allocation more when the frame is shared.
+    let head = if len < 126 {
+        2
+    } else if len <= usize::from(u16::MAX) {
+        4
+    } else {
+        10
+    };
+    let mut frame = Vec::with_capacity(head + len);
     frame.push(FIN_TEXT);
     match (u8::try_from(len), u16::try_from(len)) {
         (Ok(short), _) if short < 126 => frame.push(short),

@@ -10,6 +10,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::Notify;
 
 use crate::protocol::{ConnectionId, Dialect, UserId};
@@ -29,7 +30,8 @@ pub struct Member {
 /// The concurrent map of users and their connections.
 #[derive(Debug, Default)]
 pub struct Registry {
-    users: DashMap<UserId, Vec<Arc<Member>>, RandomState>,
+    /// Most users have one connection, which is kept in place.
+    users: DashMap<UserId, SmallVec<[Arc<Member>; 1]>, RandomState>,
     connections: AtomicUsize,
     /// Users whose connections came or went since presence last looked.
     changed: Mutex<HashSet<UserId, RandomState>>,
@@ -42,7 +44,7 @@ impl Registry {
     pub fn register(self: &Arc<Self>, user: UserId, member: Arc<Member>) -> Registration {
         match self.users.entry(user.clone()) {
             Entry::Occupied(mut entry) => entry.get_mut().push(Arc::clone(&member)),
-            Entry::Vacant(entry) => drop(entry.insert(vec![Arc::clone(&member)])),
+            Entry::Vacant(entry) => drop(entry.insert(smallvec![Arc::clone(&member)])),
         }
         self.connections.fetch_add(1, Ordering::Relaxed);
         self.note_change(user.clone());

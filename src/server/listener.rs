@@ -67,6 +67,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
 ) {
+    let router = router.layer(axum::middleware::from_fn(answer_in_time));
     let refused = LogRate::new();
     let stopping = shutdown.stopping().clone();
     loop {
@@ -93,7 +94,6 @@ pub async fn serve(
 }
 
 async fn http(socket: TcpStream, router: axum::Router, head_deadline: Duration) {
-    let router = router.layer(axum::middleware::from_fn(answer_in_time));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_deadline)
