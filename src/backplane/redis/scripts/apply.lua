@@ -14,6 +14,11 @@
 -- moves only where held gains or loses the user, so it is the number of held hashes that have the user, and total is
 -- their size together. A user is in online exactly while its count is above zero, and its event is published with that
 -- very change.
+-- A change that cannot be told must not begin: a script that fails half-way keeps what it has written. (Redis 7 can say.)
+if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', ARGV[5], '') then
+  return redis.error_reply('NOPERM no right to publish on the presence channel')
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local incarnation, sequence = ARGV[1], tonumber(ARGV[3])
