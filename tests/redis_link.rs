@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use crate::support::{Client, Gateway, Options, RedisServer, eventually, eventually_within};
 
 /// The reason that `/readyz` gives, which must be 503.
-async fn reason(gateway: &Gateway) -> String {
+pub async fn reason(gateway: &Gateway) -> String {
     let (status, body) = gateway.get(gateway.public, "/readyz").await;
     assert_eq!(status, 503, "{body}");
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
@@ -15,7 +15,7 @@ async fn reason(gateway: &Gateway) -> String {
 }
 
 /// Publishes numbers, one at a time, until one arrives.
-async fn delivered_within(limit: Duration, redis: &RedisServer, client: &mut Client) {
+pub async fn delivered_within(limit: Duration, redis: &RedisServer, client: &mut Client) {
     let publishing = async {
         loop {
             redis.publish("42", "1").await;

@@ -76,8 +76,13 @@ pub enum BackplaneError {
     #[error("redis: nothing heard for {0:?}")]
     Silent(Duration),
     /// It could not be reached a moment ago, and is left alone for another.
-    #[error("redis: {0}")]
-    Unreachable(String),
+    #[error("{why}")]
+    Unreachable {
+        /// Of the failure back then.
+        kind: &'static str,
+        /// Its words.
+        why: String,
+    },
     /// What came is not what Redis sends.
     #[error("redis: {0}")]
     Malformed(#[from] Malformed),
@@ -92,6 +97,9 @@ pub enum BackplaneError {
 /// Codes of Redis's errors that an operator may want to tell apart.
 const KNOWN_CODES: [&str; 9] =
     ["LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "NOREPLICAS", "OOM", "READONLY", "WRONGPASS"];
+
+/// How Redis 7.0 begins when a script does what its user may not.
+const SCRIPT_RIGHTS: &str = "The user executing the script can't ";
 
 impl BackplaneError {
     /// From the line of an error reply.
@@ -109,9 +117,13 @@ impl BackplaneError {
             Self::Timeout(_) => "timeout",
             Self::Silent(_) => "silent",
             Self::Answer(_) | Self::Malformed(_) => "malformed",
-            Self::Io(_) | Self::Ended | Self::Unreachable(_) => "connection",
+            Self::Io(_) | Self::Ended => "connection",
+            Self::Unreachable { kind, .. } => kind,
             Self::Redis(error) if error.is_timeout() => "timeout",
             Self::Redis(error) if error.is_io_error() || error.is_connection_dropped() => "connection",
+            // The library does not keep the code of what answers AUTH, and Redis 7.0 gives a script's missing rights none.
+            Self::Redis(error) if error.kind() == ::redis::ErrorKind::AuthenticationFailed => "WRONGPASS",
+            Self::Redis(error) if error.detail().is_some_and(|detail| detail.starts_with(SCRIPT_RIGHTS)) => "NOPERM",
             Self::Redis(error) => error.code().map_or("refused", known),
             Self::Refused { code, .. } => known(code),
         }

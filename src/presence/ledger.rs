@@ -23,6 +23,8 @@ struct Standing {
     confirmed: Held,
     /// When the last connection ended; the user is wanted, with none, until the delay after it is over.
     left_at: Option<Instant>,
+    /// In a batch that may have been written.
+    sent: bool,
 }
 
 /// See the module.
@@ -67,7 +69,13 @@ impl Ledger {
             let Some((_, user)) = self.leaving.pop_first() else { return };
             if let Some(standing) = self.users.get_mut(&user) {
                 *standing = Standing { wanted: None, left_at: None, ..*standing };
-                self.differing.insert(user);
+                if standing.confirmed.is_some() || standing.sent || self.silent.contains(&user) {
+                    self.differing.insert(user);
+                } else {
+                    // Came and went unseen: while nothing can be written, nothing may pile up.
+                    self.differing.remove(&user);
+                    self.users.remove(&user);
+                }
             }
         }
     }
@@ -109,6 +117,11 @@ impl Ledger {
         for user in settled {
             self.settle(&user);
         }
+        for (user, _) in &held {
+            if let Some(standing) = self.users.get_mut(user) {
+                standing.sent = true;
+            }
+        }
         Batch { incarnation: incarnation.to_owned(), sequence, held, released, size, silent }
     }
 
@@ -118,6 +131,7 @@ impl Ledger {
         for (user, confirmed) in held.chain(batch.released.iter().map(|user| (user, None))) {
             if let Some(standing) = self.users.get_mut(user) {
                 standing.confirmed = confirmed;
+                standing.sent = false;
             }
             self.settle(user);
         }
@@ -134,6 +148,7 @@ impl Ledger {
         let Self { users, differing, silent, .. } = self;
         users.retain(|user, standing| {
             let confirmed = standing.confirmed.take().is_some();
+            standing.sent = false;
             if earlier.contains(user) || (forgot && confirmed) {
                 silent.insert(user.clone());
             }
@@ -269,6 +284,23 @@ mod tests {
         let batch = ledger.batch("i", 1);
         assert!(batch.held.is_empty() && batch.released.is_empty());
         assert!(ledger.users.is_empty() && !ledger.differs());
+    }
+
+    #[test]
+    fn who_came_and_went_while_nothing_could_be_written_is_forgotten_unless_it_may_have_been() {
+        let now = Instant::now();
+        let mut ledger = Ledger::default();
+        ledger.observe(user("sent"), 1, now);
+        let batch = ledger.batch("i", 1);
+        for name in ["sent", "unseen"] {
+            ledger.observe(user(name), 1, now);
+            ledger.observe(user(name), 0, now);
+        }
+        ledger.expire(now + DELAY, DELAY);
+        assert_eq!(ledger.users.keys().collect::<Vec<_>>(), [&user("sent")]);
+        assert_eq!(ledger.differing.len(), 1);
+        ledger.confirm(&batch);
+        assert_eq!(released(&ledger.batch("i", 2)), ["sent"]);
     }
 
     #[test]

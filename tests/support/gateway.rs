@@ -22,7 +22,12 @@ pub struct Options {
 impl Options {
     /// On this Redis.
     pub fn redis(redis: &RedisServer) -> Self {
-        Self::bare().arg("--redis-url").arg(&redis.url())
+        Self::redis_at(&redis.url())
+    }
+
+    /// On the Redis at this URL.
+    pub fn redis_at(url: &str) -> Self {
+        Self::bare().arg("--redis-url").arg(url)
     }
 
     /// `--dev`, on the memory backplane.

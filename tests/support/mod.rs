@@ -1,11 +1,13 @@
 //! Real servers and real clients for the tests: each starts what it needs on free ports and cleans up after itself.
 
+mod authority;
 mod client;
 mod events;
 mod gateway;
 mod http;
 mod light;
 mod nginx;
+mod proxy;
 mod redis;
 mod token;
 
@@ -13,13 +15,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
+pub use authority::Authority;
 pub use client::{Client, handshake, masked, refused};
 pub use events::EventStream;
 pub use gateway::{Gateway, Options, command, http, output};
 pub use http::Answer;
 pub use light::Light;
 pub use nginx::Nginx;
-pub use redis::{RedisServer, Subscription};
+pub use proxy::{Proxy, Way, Whose};
+pub use redis::{RedisServer, Subscription, free_port};
 pub use token::{SECRET, now, sign, sign_with, token, token_for};
 
 /// How long a test waits for something that must come: far longer than it takes, so that only its absence fails.

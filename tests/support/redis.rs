@@ -39,8 +39,15 @@ impl RedisServer {
         server
     }
 
+    /// Kills it and starts it with other arguments and what it had saved; it may still be loading that.
+    pub async fn relaunch_with(&mut self, extra: &[&str]) {
+        self.kill().await;
+        self.extra = extra.iter().map(|arg| (*arg).to_owned()).collect();
+        self.child = spawn(self.port, &self.dir, &self.extra);
+    }
+
     /// Its own word that it answers: what answers at the port could be another's.
-    async fn answering(&mut self) {
+    pub async fn answering(&mut self) {
         let log = self.dir.path().join("redis.log");
         eventually("redis-server answers", async || {
             assert!(self.child.try_wait().unwrap().is_none(), "redis-server ended: {}", read(&log));
@@ -60,6 +67,22 @@ impl RedisServer {
             .map(|password| format!(":{}@", password.replace('/', "%2F").replace(' ', "%20")))
             .unwrap_or_default();
         format!("redis://{credentials}127.0.0.1:{}", self.port)
+    }
+
+    /// Where it saves.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub async fn config_set(&self, key: &str, value: &str) {
+        let () = self.command(&["CONFIG", "SET", key, value]).await;
+    }
+
+    /// The connections of one instance, as `CLIENT LIST` shows them: by purpose.
+    pub async fn links_of(&self, instance: &str, purpose: &str) -> Vec<String> {
+        let list: String = self.command(&["CLIENT", "LIST"]).await;
+        let name = format!(" name=tidings-{instance}-{purpose} ");
+        list.lines().filter(|line| line.contains(&name)).map(str::to_owned).collect()
     }
 
     /// Kills it. What it held is gone, since it saves nothing.

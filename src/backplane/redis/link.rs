@@ -41,7 +41,7 @@ struct Commands {
     current: Option<MultiplexedConnection>,
     /// How many there have been.
     number: u64,
-    failed: Option<(Instant, String)>,
+    failed: Option<(Instant, &'static str, String)>,
 }
 
 impl Link {
@@ -97,10 +97,10 @@ impl Link {
         if let Some(connection) = &commands.current {
             return Ok((connection.clone(), commands.number));
         }
-        if let Some((at, why)) = &commands.failed
+        if let Some((at, kind, why)) = &commands.failed
             && at.elapsed() < LEFT_ALONE
         {
-            return Err(BackplaneError::Unreachable(why.clone()));
+            return Err(BackplaneError::Unreachable { kind, why: why.clone() });
         }
         match self.connect().await {
             Ok(connection) => {
@@ -109,7 +109,7 @@ impl Link {
                 Ok((connection, commands.number))
             }
             Err(error) => {
-                commands.failed = Some((Instant::now(), error.to_string()));
+                commands.failed = Some((Instant::now(), error.kind(), error.to_string()));
                 Err(error)
             }
         }

@@ -16,6 +16,11 @@
 -- their size together. A user is in online exactly while its count is above zero, and its event is published with that
 -- very change. Only who comes back in silence does so without: this memory was lost, and nobody was told of a going.
 -- Whom last_seen knows has gone since, as everybody was told, and is told of again.
+-- A change that cannot be told must not begin: a script that fails half-way keeps what it has written. (Redis 7 can say.)
+if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', ARGV[5], '') then
+  return redis.error_reply('NOPERM no right to publish on the presence channel')
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local incarnation, sequence = ARGV[1], tonumber(ARGV[3])

@@ -10,6 +10,11 @@
 -- Invariants: any instance may mend any users at any time. An event is published only where the count shows that the
 -- last event told otherwise: who was taken out of online, or put in, by hand alone is put right in silence, but who goes
 -- is told of even where a hand had taken them out before.
+-- A change that cannot be told must not begin: a script that fails half-way keeps what it has written. (Redis 7 can say.)
+if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', ARGV[2], '') then
+  return redis.error_reply('NOPERM no right to publish on the presence channel')
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local incarnations = redis.call('ZRANGE', KEYS[1], 0, -1)

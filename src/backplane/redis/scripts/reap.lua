@@ -10,6 +10,11 @@
 --
 -- Invariants: any instance may reap, at any time, without a lock, and stop half-way: each step leaves count, total,
 -- held and online consistent. The incarnation is forgotten only once it holds nobody.
+-- A change that cannot be told must not begin: a script that fails half-way keeps what it has written. (Redis 7 can say.)
+if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', ARGV[3], '') then
+  return redis.error_reply('NOPERM no right to publish on the presence channel')
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local incarnation = ARGV[1]

@@ -1,0 +1,573 @@
+//! Every way in which Redis, or the way to it, fails: found, counted and told by its kind, and mended by itself.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use serde_json::Value;
+
+use crate::redis_link::{delivered_within, reason};
+use crate::support::{
+    Authority, Client, Gateway, Options, Proxy, RedisServer, Way, Whose, eventually, eventually_within, free_port,
+};
+
+const FOUND: Duration = Duration::from_secs(15);
+const BACK: Duration = Duration::from_secs(10);
+const EXACT: Duration = Duration::from_secs(5);
+const ANSWERED: Duration = Duration::from_secs(5);
+const NOTIFY: &str = "/v1/users/42/notifications";
+
+fn options(url: &str) -> Options {
+    Options::redis_at(url).set("presence.offline_delay", "300ms")
+}
+
+/// An instance that reaches its Redis through a proxy.
+async fn behind_a_proxy() -> (RedisServer, Proxy, Gateway) {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let gateway = options(&proxy.url()).start().await;
+    (redis, proxy, gateway)
+}
+
+async fn errors(gateway: &Gateway, kind: &str) -> f64 {
+    gateway.metric(&format!("tidings_backplane_errors_total{{kind=\"{kind}\"}}")).await
+}
+
+/// Waits until a failure of this kind has been counted and logged.
+async fn told(gateway: &Gateway, kind: &str) {
+    eventually(&format!("{kind} is counted"), async || errors(gateway, kind).await > 0.0).await;
+    let field = format!("kind=\"{kind}\"");
+    eventually(&format!("{kind} is logged"), async || {
+        gateway.log().lines().any(|line| line.contains("WARN") && line.contains(&field))
+    })
+    .await;
+}
+
+async fn becomes_unready_within(limit: Duration, gateway: &Gateway) {
+    eventually_within(limit, "it is not ready", async || gateway.get(gateway.public, "/readyz").await.0 == 503).await;
+}
+
+async fn online_within(limit: Duration, redis: &RedisServer, users: &[&str]) {
+    eventually_within(limit, &format!("online are {users:?}"), async || redis.online().await == users).await;
+}
+
+/// Publishes over HTTP, which must be answered in time; whether it was accepted.
+async fn publishes(gateway: &Gateway) -> bool {
+    let asked = Instant::now();
+    let (status, body) = gateway.post(gateway.admin, NOTIFY, r#"{"data":1}"#).await;
+    assert!(asked.elapsed() < ANSWERED, "{status} after {:?}", asked.elapsed());
+    if status == 202 {
+        return true;
+    }
+    let error: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("JSON that says why: {body}"));
+    assert_eq!((status, &error["error"]["code"]), (503, &"backplane_down".into()), "{body}");
+    assert!(error["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+    false
+}
+
+async fn publishing_is_back(gateway: &Gateway) {
+    eventually_within(BACK, "publishing is back", async || publishes(gateway).await).await;
+}
+
+#[tokio::test]
+async fn a_subscription_that_alone_went_silent_is_found_within_15_s_while_commands_go_on() {
+    join_all([Way::Both, Way::FromRedis].map(async |way| {
+        let (redis, proxy, gateway) = behind_a_proxy().await;
+        let mut client = Client::connect(&gateway, "42").await;
+        proxy.blackhole(Whose::Subscribers, way);
+        becomes_unready_within(FOUND, &gateway).await;
+        assert!(publishes(&gateway).await);
+        let (status, presence) = gateway.get(gateway.admin, "/v1/users/42/presence").await;
+        assert!(status == 200 && presence.contains("\"online\":true"), "{status} {presence}");
+        told(&gateway, "silent").await;
+        told(&gateway, "timeout").await;
+        proxy.heal();
+        delivered_within(BACK, &redis, &mut client).await;
+        gateway.ready().await;
+        assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 1.0);
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn a_link_that_altogether_went_silent_is_found_within_15_s_and_all_is_right_after_it_heals() {
+    join_all([Way::Both, Way::ToRedis, Way::FromRedis].map(async |way| {
+        let (redis, proxy, gateway) = behind_a_proxy().await;
+        let mut client = Client::connect(&gateway, "42").await;
+        let leaver = Client::connect(&gateway, "43").await;
+        online_within(EXACT, &redis, &["42", "43"]).await;
+        proxy.blackhole(Whose::All, way);
+        leaver.close().await;
+        let _newcomer = Client::connect(&gateway, "44").await;
+        assert!(!publishes(&gateway).await);
+        becomes_unready_within(FOUND, &gateway).await;
+        told(&gateway, "silent").await;
+        told(&gateway, "timeout").await;
+        assert!(!publishes(&gateway).await);
+        proxy.heal();
+        delivered_within(BACK, &redis, &mut client).await;
+        gateway.ready().await;
+        online_within(EXACT, &redis, &["42", "44"]).await;
+        publishing_is_back(&gateway).await;
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn connections_that_the_network_forgot_are_replaced_though_nobody_closes_them() {
+    let (redis, proxy, gateway) = behind_a_proxy().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    proxy.blackhole(Whose::Existing, Way::Both);
+    let _newcomer = Client::connect(&gateway, "43").await;
+    eventually_within(FOUND, "the gap is counted", async || gateway.metric("tidings_backplane_gaps_total").await > 0.0)
+        .await;
+    told(&gateway, "silent").await;
+    delivered_within(BACK, &redis, &mut client).await;
+    gateway.ready().await;
+    online_within(EXACT, &redis, &["42", "43"]).await;
+}
+
+#[tokio::test]
+async fn a_link_whose_new_connections_hear_nothing_works_on_until_it_is_cut() {
+    let (redis, proxy, gateway) = behind_a_proxy().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    proxy.blackhole(Whose::New, Way::FromRedis);
+    assert!(publishes(&gateway).await);
+    assert_eq!(client.event().await, 1);
+    proxy.cut();
+    becomes_unready_within(FOUND, &gateway).await;
+    told(&gateway, "connection").await;
+    told(&gateway, "timeout").await;
+    assert!(!publishes(&gateway).await);
+    proxy.heal();
+    delivered_within(BACK, &redis, &mut client).await;
+    gateway.ready().await;
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_told_as_such_and_tried_again_for_ever() {
+    let (redis, proxy, gateway) = behind_a_proxy().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    online_within(EXACT, &redis, &["42"]).await;
+    for gaps in 1..=2 {
+        proxy.refuse();
+        becomes_unready_within(FOUND, &gateway).await;
+        told(&gateway, "connection").await;
+        assert!(!publishes(&gateway).await);
+        proxy.heal();
+        delivered_within(BACK, &redis, &mut client).await;
+        gateway.ready().await;
+        assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, f64::from(gaps));
+        // What was published to see that it arrives.
+        client = Client::connect(&gateway, "42").await;
+        publishing_is_back(&gateway).await;
+        assert_eq!(client.event().await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_that_redis_dropped_for_its_backlog_is_made_anew_and_counted_as_a_gap() {
+    let redis = RedisServer::start().await;
+    redis.config_set("client-output-buffer-limit", "pubsub 1mb 0 0").await;
+    let gateway = options(&redis.url()).start().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    gateway.signal("STOP");
+    let megabyte = format!("\"{}\"", "x".repeat(1_000_000));
+    redis.publish_all("nobody", std::iter::repeat_n(megabyte, 40)).await;
+    eventually("redis has dropped it", async || redis.links_of(&gateway.instance, "subscriber").await.is_empty()).await;
+    gateway.signal("CONT");
+    delivered_within(Duration::from_secs(5), &redis, &mut client).await;
+    told(&gateway, "connection").await;
+    gateway.ready().await;
+    let (_, ready) = gateway.get(gateway.public, "/readyz").await;
+    assert_eq!(serde_json::from_str::<Value>(&ready).unwrap()["gaps"], 1, "{ready}");
+    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 1.0);
+}
+
+/// An instance that Redis does not let subscribe: it says so, at a bounded rate and without the password, until the
+/// cure is applied.
+async fn kept_out(redis: &RedisServer, credentials: &str, kind: &str, cure: &[&str]) {
+    let url = format!("redis://{credentials}@127.0.0.1:{}", redis.port()).replace("//@", "//");
+    let started = Instant::now();
+    let gateway = options(&url).set("log.level", "trace").start_unready().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    told(&gateway, kind).await;
+    assert!(reason(&gateway).await.contains(kind), "{}", reason(&gateway).await);
+    if kind != "NOPERM" {
+        assert!(!publishes(&gateway).await);
+    }
+    eventually("it goes on trying", async || errors(&gateway, kind).await >= 8.0).await;
+    for other in ["connection", "refused", "timeout", "silent", "malformed"] {
+        assert_eq!(errors(&gateway, other).await, 0.0, "{kind} was counted as {other}: {}", gateway.log());
+    }
+    bounded(&gateway, started);
+    let () = redis.command(cure).await;
+    gateway.ready().await;
+    publishing_is_back(&gateway).await;
+    assert_eq!(client.event().await, 1);
+    eventually_within(EXACT, "42 is online", async || {
+        gateway.get(gateway.admin, "/v1/users/42/presence").await.1.contains("\"online\":true")
+    })
+    .await;
+    assert!(!gateway.log().contains("hunter2"), "{}", gateway.log());
+}
+
+/// Each kind of line about Redis comes about once a second at most.
+fn bounded(gateway: &Gateway, since: Instant) {
+    let (log, seconds) = (gateway.log(), usize::try_from(since.elapsed().as_secs()).unwrap() + 1);
+    let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert!(lines("redis did not do what it was asked") <= seconds, "in {seconds} s: {log}");
+    // The first tries come quickly.
+    assert!(lines("not subscribed to redis") <= 2 * seconds + 6, "in {seconds} s: {log}");
+}
+
+/// Redis with a password, and a user who may do only what is said.
+async fn guarded(rules: &[&str]) -> RedisServer {
+    let redis = RedisServer::start_with(&["--requirepass", "right"]).await;
+    let user = ["ACL", "SETUSER", "app", "on", ">hunter2"];
+    let () = redis.command(&[&user[..], rules].concat()).await;
+    redis
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_and_tried_until_it_is_right() {
+    let redis = guarded(&[]).await;
+    let cure = ["ACL", "SETUSER", "default", ">wrong-hunter2"];
+    kept_out(&redis, ":wrong-hunter2", "WRONGPASS", &cure).await;
+}
+
+#[tokio::test]
+async fn a_missing_password_is_told_until_none_is_asked_for() {
+    let redis = guarded(&[]).await;
+    kept_out(&redis, "", "NOAUTH", &["ACL", "SETUSER", "default", "nopass"]).await;
+}
+
+#[tokio::test]
+async fn missing_rights_to_the_channels_are_told_until_they_are_given() {
+    let redis = guarded(&["~*", "+@all", "resetchannels", "&user:*"]).await;
+    kept_out(&redis, "app:hunter2", "NOPERM", &["ACL", "SETUSER", "app", "&*"]).await;
+}
+
+/// Something that keeps presence from being written, but nothing from being delivered.
+async fn presence_waits(redis: &RedisServer, url: &str, kind: &str, cause: &[&[&str]], cure: &[&[&str]]) {
+    let started = Instant::now();
+    let gateway = options(url).set("presence.lease", "2s").start().await;
+    let mut before = Client::connect(&gateway, "42").await;
+    let leaver = Client::connect(&gateway, "43").await;
+    online_within(EXACT, redis, &["42", "43"]).await;
+    run(redis, cause).await;
+    leaver.close().await;
+    let mut meanwhile = Client::connect(&gateway, "44").await;
+    told(&gateway, kind).await;
+    // For longer than the lease, so that it is lost.
+    let failures = errors(&gateway, kind).await;
+    eventually("it goes on trying", async || errors(&gateway, kind).await >= failures + 5.0).await;
+    redis.publish("42", "1").await;
+    redis.publish("44", "1").await;
+    assert_eq!((before.event().await, meanwhile.event().await), (1.into(), 1.into()));
+    assert!(publishes(&gateway).await);
+    assert_eq!(before.event().await, 1);
+    assert_eq!(gateway.get(gateway.public, "/readyz").await.0, 200);
+    let online: bool = redis.command(&["SISMEMBER", "online_users", "44"]).await;
+    assert!(!online, "it was written in spite of {kind}");
+    assert_eq!(errors(&gateway, "refused").await, 0.0, "{}", gateway.log());
+    bounded(&gateway, started);
+
+    run(redis, cure).await;
+    online_within(EXACT, redis, &["42", "44"]).await;
+    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 0.0);
+}
+
+async fn run(redis: &RedisServer, commands: &[&[&str]]) {
+    for command in commands {
+        let _: redis::Value = redis.command(command).await;
+    }
+}
+
+#[tokio::test]
+async fn missing_rights_to_the_commands_keep_presence_until_they_are_given() {
+    let redis = guarded(&["~*", "&*", "+@all"]).await;
+    let url = format!("redis://app:hunter2@127.0.0.1:{}", redis.port());
+    let set = |rule| ["ACL", "SETUSER", "app", rule];
+    presence_waits(&redis, &url, "NOPERM", &[&set("-@scripting")], &[&set("+@scripting")]).await;
+    presence_waits(&redis, &url, "NOPERM", &[&set("resetkeys")], &[&set("~*")]).await;
+}
+
+#[tokio::test]
+async fn no_change_of_presence_is_written_that_could_not_be_told() {
+    let redis = guarded(&["~*", "+@all", "resetchannels", "&user:*", "&tidings:*"]).await;
+    let gateway = options(&format!("redis://app:hunter2@127.0.0.1:{}", redis.port())).start().await;
+    let mut events = redis.subscribe("presence").await;
+    let clients = join_all(["42", "43", "44"].map(|user| Client::connect(&gateway, user))).await;
+    told(&gateway, "NOPERM").await;
+    eventually("it goes on trying", async || errors(&gateway, "NOPERM").await >= 5.0).await;
+    assert!(redis.online().await.is_empty());
+    assert_eq!(errors(&gateway, "refused").await, 0.0, "{}", gateway.log());
+    let () = redis.command(&["ACL", "SETUSER", "app", "&presence"]).await;
+    let mut come = Vec::new();
+    for _ in &clients {
+        let event = events.next().await;
+        assert_eq!(event["status"], "online", "{event}");
+        come.push(event["user"].as_str().unwrap().to_owned());
+    }
+    come.sort();
+    assert_eq!(come, ["42", "43", "44"]);
+    assert_eq!(redis.online().await, come);
+}
+
+#[tokio::test]
+async fn a_replica_keeps_presence_until_it_is_a_primary_again() {
+    let redis = RedisServer::start().await;
+    let nobody = Proxy::start(redis.port());
+    nobody.refuse();
+    let primary = nobody.url();
+    let port = primary.rsplit_once(':').unwrap().1;
+    let (cause, cure) = (["REPLICAOF", "127.0.0.1", port], ["REPLICAOF", "NO", "ONE"]);
+    presence_waits(&redis, &redis.url(), "READONLY", &[&cause], &[&cure]).await;
+}
+
+#[tokio::test]
+async fn a_full_memory_keeps_presence_until_there_is_room() {
+    let redis = RedisServer::start_with(&["--maxmemory-policy", "noeviction"]).await;
+    let limit = |bytes| ["CONFIG", "SET", "maxmemory", bytes];
+    presence_waits(&redis, &redis.url(), "OOM", &[&limit("1")], &[&limit("0")]).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_cannot_save_keeps_presence_until_it_can() {
+    let redis = RedisServer::start_with(&["--save", "3600 1", "--dbfilename", "dump"]).await;
+    let dump = redis.dir().join("dump");
+    let set = |key, value| ["CONFIG", "SET", key, value];
+    // What is to be replaced by a file is no file: each save fails.
+    std::fs::create_dir(&dump).unwrap();
+    std::fs::write(dump.join("in-the-way"), "").unwrap();
+    let failed = async || redis.command::<String>(&["INFO", "persistence"]).await.contains("bgsave_status:err");
+    let _: String = redis.command(&["BGSAVE"]).await;
+    eventually("the save has failed", failed).await;
+    // Not yet, since writes may go on for all that.
+    let (stop, go_on) = (set("stop-writes-on-bgsave-error", "yes"), set("stop-writes-on-bgsave-error", "no"));
+    run(&redis, &[&go_on]).await;
+    presence_waits(&redis, &redis.url(), "MISCONF", &[&stop], &[&go_on]).await;
+
+    run(&redis, &[&stop]).await;
+    let gateway = options(&redis.url()).start().await;
+    let _client = Client::connect(&gateway, "45").await;
+    told(&gateway, "MISCONF").await;
+    std::fs::remove_dir_all(&dump).unwrap();
+    let _: String = redis.command(&["BGSAVE"]).await;
+    online_within(EXACT, &redis, &["45"]).await;
+}
+
+#[tokio::test]
+async fn presence_is_exact_once_redis_has_loaded_its_data() {
+    let mut redis = RedisServer::start_with(&["--dbfilename", "dump"]).await;
+    let gateway = options(&redis.url()).start().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    let leaver = Client::connect(&gateway, "43").await;
+    online_within(EXACT, &redis, &["42", "43"]).await;
+    let filler = "x".repeat(1_024);
+    let mut keys = redis::Pipeline::new();
+    (0..5_000).for_each(|key| {
+        keys.set(key, &filler).ignore();
+    });
+    let () = keys.query_async(&mut redis.connection().await).await.unwrap();
+    let () = redis.command(&["SAVE"]).await;
+    // A millisecond for each key, and clients are looked after in between.
+    let slowly =
+        ["--dbfilename", "dump", "--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
+    redis.relaunch_with(&slowly).await;
+    leaver.close().await;
+    let _newcomer = Client::connect(&gateway, "44").await;
+    told(&gateway, "LOADING").await;
+    delivered_within(BACK, &redis, &mut client).await;
+    assert_eq!(gateway.get(gateway.public, "/readyz").await.0, 200);
+    let loading: String = redis.command(&["INFO", "persistence"]).await;
+    assert!(loading.contains("\nloading:1"), "all this while it loads: {loading}");
+    redis.answering().await;
+    online_within(EXACT, &redis, &["42", "44"]).await;
+}
+
+/// Redis with TLS and a certificate for these names; what it is reached by.
+async fn with_tls(authority: &Authority, names: &[&str]) -> (RedisServer, u16) {
+    let [certificate, key] = authority.certificate(names).map(|path| path.display().to_string());
+    let ca = authority.ca_file().display().to_string();
+    let port = free_port();
+    let redis = RedisServer::start_with(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "no",
+    ])
+    .await;
+    (redis, port)
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_configured_authority_is_trusted() {
+    let authority = Authority::new();
+    let (redis, port) = with_tls(&authority, &["localhost", "127.0.0.1"]).await;
+    let ca = authority.ca_file();
+    for host in ["localhost", "127.0.0.1"] {
+        let url = format!("rediss://{host}:{port}");
+        let gateway = options(&url).set("redis.ca_file", ca.to_str().unwrap()).start().await;
+        let mut client = Client::connect(&gateway, host).await;
+        online_within(EXACT, &redis, &[host]).await;
+        for size in [1, 10, 70_000, 900_000] {
+            let text = "x".repeat(size);
+            assert_eq!(redis.publish(host, &format!("\"{text}\"")).await, 1);
+            assert!(client.event().await == text.as_str(), "{size} bytes");
+        }
+        client.close().await;
+        online_within(EXACT, &redis, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_of_an_unknown_authority_or_for_another_name_is_refused_and_said() {
+    let (authority, unknown) = (Authority::new(), Authority::new());
+    let (_redis, port) = with_tls(&authority, &["redis.example.com"]).await;
+    let url = format!("rediss://:hunter2@localhost:{port}");
+    let (other_ca, ca) = (unknown.ca_file(), authority.ca_file());
+    let cases = [(Some(other_ca), "UnknownIssuer"), (None, "UnknownIssuer"), (Some(ca), "not valid for name")];
+    join_all(cases.map(async |(ca, why)| {
+        let mut options = options(&url);
+        if let Some(ca) = &ca {
+            options = options.set("redis.ca_file", ca.to_str().unwrap());
+        }
+        let gateway = options.start_unready().await;
+        told(&gateway, "connection").await;
+        assert!(reason(&gateway).await.contains(why), "{}", reason(&gateway).await);
+        assert!(!publishes(&gateway).await);
+        assert!(!gateway.log().contains("hunter2"), "{}", gateway.log());
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn user_password_and_database_of_the_url_are_those_of_both_connections() {
+    let redis = RedisServer::start().await;
+    let (user, password) = ("zoë@app:1", "p:a/s%s?w#o@r d+é");
+    let word = format!(">{password}");
+    let () = redis.command(&["ACL", "SETUSER", user, "on", &word, "~*", "&*", "+@all"]).await;
+    let () = redis.command(&["ACL", "SETUSER", "default", "-@write", "-psubscribe"]).await;
+    let encoded = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+    let url = format!("redis://{}:{}@127.0.0.1:{}/3", encoded(user), encoded(password), redis.port());
+    let gateway = options(&url).start().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    eventually("42 is online in that database", async || redis.online_in(3).await == ["42"]).await;
+    for purpose in ["subscriber", "commands"] {
+        let links = redis.links_of(&gateway.instance, purpose).await;
+        assert_eq!(links.len(), 1, "one {purpose}: {links:?}");
+        assert!(links[0].contains(" db=3 ") && links[0].contains(&format!(" user={user} ")), "{links:?}");
+    }
+    redis.publish("42", "1").await;
+    assert_eq!(client.event().await, 1);
+    let (encoded, log) = (encoded(password), gateway.log());
+    assert!(!log.contains(password) && !log.contains(&encoded), "{log}");
+}
+
+#[tokio::test]
+async fn everything_works_with_a_redis_that_takes_400_ms_to_answer() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    proxy.delay(Duration::from_millis(200));
+    let gateway = options(&proxy.url()).start().await;
+    let (mut client, leaver) = (Client::connect(&gateway, "42").await, Client::connect(&gateway, "43").await);
+    online_within(EXACT, &redis, &["42", "43"]).await;
+    for number in 0..20 {
+        let (status, _) = gateway.post(gateway.admin, NOTIFY, &format!("{{\"data\":{number}}}")).await;
+        assert_eq!((status, client.event().await), (202, number.into()));
+    }
+    leaver.close().await;
+    online_within(EXACT, &redis, &["42"]).await;
+    let (status, presence) = gateway.get(gateway.admin, "/v1/users/43/presence").await;
+    assert!(status == 200 && presence.contains("\"online\":false"), "{status} {presence}");
+    proxy.cut();
+    delivered_within(BACK, &redis, &mut client).await;
+    gateway.ready().await;
+    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 1.0);
+    for kind in ["timeout", "silent"] {
+        assert_eq!(errors(&gateway, kind).await, 0.0, "{kind}: {}", gateway.log());
+    }
+}
+
+#[tokio::test]
+async fn many_callers_at_once_are_each_answered_503_within_5_s_while_redis_is_away() {
+    let (_redis, proxy, gateway) = behind_a_proxy().await;
+    assert!(publishes(&gateway).await);
+    let crowd = async |rounds: usize| {
+        let callers = (0..100).map(async |_| {
+            for _ in 0..rounds {
+                assert!(!publishes(&gateway).await);
+            }
+        });
+        join_all(callers).await;
+    };
+    proxy.blackhole(Whose::All, Way::Both);
+    crowd(4).await;
+    proxy.refuse();
+    crowd(10).await;
+    proxy.heal();
+    publishing_is_back(&gateway).await;
+    gateway.ready().await;
+}
+
+#[tokio::test]
+async fn an_instance_whose_link_is_silent_stops_all_the_same() {
+    let (_redis, proxy, mut gateway) = behind_a_proxy().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    proxy.blackhole(Whose::All, Way::Both);
+    gateway.signal("TERM");
+    let (status, code) = tokio::join!(gateway.exit(), client.close_code());
+    assert_eq!((status.code(), code), (Some(0), 4200));
+}
+
+/// Connections that come and go, each of another user, and publishing over HTTP, for this long.
+async fn load(gateway: &Gateway, name: &str, duration: Duration) {
+    let end = Instant::now() + duration;
+    let visitors = (0..10).map(async |visitor| {
+        for visit in 0.. {
+            if Instant::now() > end {
+                return;
+            }
+            let user = format!("{name}-{visitor}-{visit}");
+            Client::connect(gateway, &user).await.close().await;
+        }
+    });
+    let publishers = (0..10).map(async |_| {
+        while Instant::now() < end {
+            publishes(gateway).await;
+        }
+    });
+    tokio::join!(join_all(visitors), join_all(publishers));
+}
+
+#[tokio::test]
+async fn memory_stays_flat_through_an_outage_under_load() {
+    let seconds = std::env::var("LINK_OUTAGE_SECONDS").map_or(16, |seconds| seconds.parse().unwrap());
+    let (redis, proxy, gateway) = behind_a_proxy().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    load(&gateway, "before", Duration::from_secs(3)).await;
+    online_within(BACK, &redis, &["42"]).await;
+    let before = gateway.resident_bytes();
+    for (name, outage) in [("refused", true), ("silent", false)] {
+        if outage {
+            proxy.refuse()
+        } else {
+            proxy.blackhole(Whose::All, Way::Both)
+        }
+        load(&gateway, name, Duration::from_secs(seconds) / 2).await;
+        assert!(!publishes(&gateway).await);
+        let grown = gateway.resident_bytes().saturating_sub(before);
+        assert!(grown < 10_000_000, "{name}: by {grown} bytes");
+        proxy.heal();
+    }
+    delivered_within(BACK, &redis, &mut client).await;
+    gateway.ready().await;
+    online_within(EXACT, &redis, &["42"]).await;
+}
