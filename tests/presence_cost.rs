@@ -56,6 +56,11 @@ async fn commands_of_ten_seconds(redis: &RedisServer) -> u64 {
     commands(redis).await - before
 }
 
+async fn memory(redis: &RedisServer) -> u64 {
+    let info: String = redis.command(&["INFO", "memory"]).await;
+    info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().trim().parse().unwrap()
+}
+
 async fn all_online(redis: &RedisServer, users: usize) {
     eventually_within(LONG, "all are online", async || {
         redis.command::<usize>(&["SCARD", "online_users"]).await == users
@@ -78,6 +83,7 @@ async fn ten_thousand_idle_connections_cost_what_ten_do_and_a_storm_of_them_some
     let of_few = commands_of_ten_seconds(&redis).await;
     few.shutdown().await;
 
+    let memory_before = memory(&redis).await;
     let (started, batches_before) = (Instant::now(), batches(&gateway).await);
     let mut many = crowd(gateway.public, 0..MANY).await;
     let took = started.elapsed();
@@ -85,6 +91,10 @@ async fn ten_thousand_idle_connections_cost_what_ten_do_and_a_storm_of_them_some
     let storm = batches(&gateway).await - batches_before;
     println!("{MANY} connections came in {took:?}: {storm} batches");
     assert!(storm <= MANY as f64 / 10.0, "{storm} batches for {MANY} connections");
+
+    let bytes = memory(&redis).await.saturating_sub(memory_before) / MANY as u64;
+    println!("{MANY} users online: {bytes} bytes of Redis each");
+    assert!(bytes < 500, "{bytes} bytes for each user");
 
     let of_many = commands_of_ten_seconds(&redis).await;
     assert_eq!(gateway.metric("tidings_connections").await, MANY as f64, "all stayed");
