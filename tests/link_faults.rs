@@ -575,7 +575,7 @@ async fn load(gateway: &Gateway, name: &str, duration: Duration) {
 
 #[tokio::test]
 async fn memory_stays_flat_through_an_outage_under_load() {
-    let seconds = std::env::var("LINK_OUTAGE_SECONDS").map_or(16, |seconds| seconds.parse().unwrap());
+    let seconds = std::env::var("LINK_OUTAGE_SECONDS").map_or(12, |seconds| seconds.parse().unwrap());
     let (redis, proxy, gateway) = behind_a_proxy().await;
     let mut client = Client::connect(&gateway, "42").await;
     load(&gateway, "before", Duration::from_secs(3)).await;
