@@ -114,8 +114,9 @@ async fn a_killed_instance_s_users_were_last_seen_about_its_last_heartbeat() {
     let _both = [Client::connect(&doomed, "both").await, Client::connect(&other, "both").await];
     eventually_connections(&other, "single", 1).await;
     eventually_connections(&other, "both", 2).await;
-    // A lease's length of heartbeats after the connection.
-    tokio::time::sleep(LEASE).await;
+    let heartbeats = async || doomed.metric("tidings_presence_batches_total").await;
+    let until = heartbeats().await + 4.0;
+    eventually("its lease was renewed some times", async || heartbeats().await >= until).await;
     let killed = now_ms();
     doomed.kill().await;
     eventually_within(LEASE + 2 * SECOND, "single is offline", async || {
