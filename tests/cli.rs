@@ -624,3 +624,28 @@ async fn no_token_secret_or_payload_is_ever_logged() {
     }
     assert!(shown.contains("DEBUG"), "the log was not as talkative as asked for: {shown}");
 }
+
+#[tokio::test]
+async fn every_key_is_in_the_documentation_with_the_default_it_has() {
+    let page = include_str!("../docs/configuration.md");
+    let refused = run(&["check-config"], &[("TIDINGS_NONSENSE", "1")]).await;
+    let (_, keys) = refused.stderr.split_once("accepted are ").unwrap();
+    let keys: Vec<&str> =
+        keys.trim().split(", ").filter(|key| !key.ends_with("_file") || key.contains("ca_")).collect();
+    assert!(keys.len() > 25, "{keys:?}");
+    for key in &keys {
+        assert!(page.contains(&format!("`{key}`")), "{key} is not documented");
+    }
+
+    let shown = run(&["check-config"], &[("TIDINGS_AUTH__HMAC_SECRET", SECRET)]).await.stdout;
+    let defaults: toml::Table = shown.parse().unwrap();
+    for (section, table) in &defaults {
+        for (name, value) in table.as_table().unwrap() {
+            let key = format!("{section}.{name}");
+            let row = format!("`{key}`");
+            let line = page.lines().find(|line| line.starts_with('|') && line.contains(&row)).unwrap();
+            let default = value.to_string().trim_matches('"').replace("***", "none").replace("[]", "empty");
+            assert!(line.contains(&default), "{key} is {default}: {line}");
+        }
+    }
+}
