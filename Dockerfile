@@ -14,7 +14,7 @@ RUN apt-get update \
     && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin tidings
 COPY --from=build /out/tidings /usr/local/bin/tidings
 USER tidings
-# The default, loopback, is out of reach from outside the container.
+# The default, loopback, is out of reach from outside the container. A variable wins over a mounted file's server.listen.
 ENV TIDINGS_SERVER__LISTEN=0.0.0.0:8080
 EXPOSE 8080 9090
 # bash speaks enough HTTP, so the image needs no client.

@@ -3,13 +3,14 @@
 //! Backends `PUBLISH user:42 '{…}'` to Redis; every instance hears it and writes it to that user's WebSockets; a plain
 //! Redis set says who is online. The modules, from the bottom up, each importing only from those above it in this list:
 //!
-//! | layer | modules |
+//! | row | modules |
 //! | --- | --- |
-//! | 0 | [`protocol`], [`config`], [`metrics`], [`log`], [`shutdown`], [`backoff`] |
-//! | 1 | [`auth`], [`registry`], [`backplane`] |
-//! | 2 | [`router`], [`presence`], [`connection`] |
-//! | 3 | [`server`], [`load`] (the load generator) |
-//! | 4 | [`Gateway`], which wires them, and [`cli`] |
+//! | 0 | [`protocol`], [`config`], [`metrics`], [`shutdown`], [`backoff`] |
+//! | 1 | [`log`] |
+//! | 2 | [`auth`], [`registry`], [`backplane`] |
+//! | 3 | [`router`], [`presence`], [`connection`] |
+//! | 4 | [`server`], [`load`] (the load generator) |
+//! | 5 | [`Gateway`], which wires them, and [`cli`] |
 
 pub mod auth;
 pub mod backoff;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bottom up; a module may use those of earlier rows, and its own row's only where `SIDEWAYS` says so.
+/// Bottom up; a module may use those of earlier rows.
 const LAYERS: [&[&str]; 6] = [
     &["protocol", "config", "metrics", "shutdown", "backoff"],
     &["log"],

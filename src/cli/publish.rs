@@ -29,8 +29,8 @@ pub(super) struct Publish {
     /// server.admin_listen]
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
-    /// Store it, so that a client that is away gets it later
-    #[arg(long)]
+    /// Not available yet
+    #[arg(long, hide = true)]
     durable: bool,
     #[command(flatten)]
     config: ConfigArgs,

@@ -18,7 +18,7 @@ const GOOD_SECRET_BYTES: usize = 32;
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// For one machine, with no set-up: memory backplane, random secret, demo page; loopback only
+    /// For one machine, with no set-up: in memory unless --redis-url is given, random secret, demo page; loopback only
     #[arg(long)]
     dev: bool,
     /// Write {"public":…,"admin":…,"instance":…,"pid":…} here once both listeners accept
@@ -49,7 +49,7 @@ impl Serve {
 
 async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("cannot listen for signals")?;
-    let (dev, demo) = (config.dev, config.server.demo);
+    let (in_memory, demo) = (config.redis.url.is_none(), config.server.demo);
     let gateway = Gateway::start(config)?;
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
     info!(%public, %admin, %instance, "listening");
@@ -62,7 +62,7 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
         });
         write_whole(path, &ready.to_string()).with_context(|| format!("--ready-file {}", path.display()))?;
     }
-    for line in greeting(public, demo, dev) {
+    for line in greeting(public, demo, in_memory) {
         // An instance lives on with its standard output gone.
         if let Err(error) = say(&line) {
             warn!(%error, "standard output takes nothing");
@@ -77,10 +77,10 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn greeting(public: SocketAddr, demo: bool, dev: bool) -> Vec<String> {
+fn greeting(public: SocketAddr, demo: bool, in_memory: bool) -> Vec<String> {
     let page = demo.then(|| format!("tidings: the demo page is at http://{public}/"));
-    let note = "tidings: without a Redis URL, --dev keeps everything in memory: nothing survives a restart";
-    page.into_iter().chain(dev.then(|| note.to_owned())).collect()
+    let note = "tidings: without a Redis URL, everything is in this process: nothing survives a restart";
+    page.into_iter().chain(in_memory.then(|| note.to_owned())).collect()
 }
 
 /// Writes a file so that a reader sees all of it or none.

@@ -92,7 +92,7 @@ pub struct Server {
 pub struct Redis {
     /// The server; none means the in-process backplane.
     pub url: Option<SecretString>,
-    /// What every name of ours in Redis starts with.
+    /// What names of ours start with in Redis, apart from those of `presence.`.
     pub prefix: String,
     /// PEM of the authority that signed the server's certificate; else the system's.
     pub ca_file: Option<PathBuf>,
