@@ -85,8 +85,11 @@ impl Work {
                     let step = Duration::from_secs(1) / rate.max(1);
                     let owed = (now - begun).as_nanos() / step.as_nanos().max(1);
                     let owed = u64::try_from(owed).unwrap_or(u64::MAX).saturating_sub(self.due);
-                    let due = u32::try_from(self.due).unwrap_or(u32::MAX);
-                    (owed.min(BATCH), begun + step.saturating_mul(due), step)
+                    let burst = u64::from(self.plan.burst.max(1));
+                    let count = owed.min(BATCH.max(burst));
+                    // The first is due one step after the beginning, and a burst goes out whole.
+                    let first = u32::try_from(self.due + 1).unwrap_or(u32::MAX);
+                    (count - count % burst, begun + step.saturating_mul(first), step)
                 }
                 Pace::FlatOut(window) => {
                     let back = self.tally.delivered() / u64::from(self.plan.copies());
