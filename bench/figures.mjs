@@ -16,17 +16,22 @@ export function labelOf({ server, variant }) {
   return variant ? `${server}, ${variant}` : server;
 }
 
-// What one row measured, repeat by repeat.
+// What one row measured: repeat => value.
 function series(scenario, lines, row, key) {
   const metric = scenario.metrics.find((candidate) => candidate.key === key);
   const mine = lines.filter((line) => line.server === row.server && line.variant === row.variant);
-  return mine.toSorted((a, b) => a.repeat - b.repeat).map((line) => metric.of(line.report, line.extra));
+  return new Map(mine.map((line) => [line.repeat, metric.of(line.report, line.extra)]));
+}
+
+// Only of repeats that both were measured in: one that was interrupted ends with some servers missing.
+function ratios(ours, theirs) {
+  return [...ours].filter(([repeat]) => theirs.has(repeat)).map(([repeat, value]) => value / theirs.get(repeat));
 }
 
 export function tableOf(scenario, lines) {
   return rowsOf(scenario).map((row) => ({
     label: labelOf(row),
-    cells: scenario.metrics.map(({ key }) => spread(series(scenario, lines, row, key))),
+    cells: scenario.metrics.map(({ key }) => spread([...series(scenario, lines, row, key).values()])),
   }));
 }
 
@@ -44,14 +49,14 @@ export function promisesOf(scenario, lines) {
     const sign = target.better === 'less' ? '≤' : '≥';
     const what = target.of ? `${metric.name}, ${target.of}` : metric.name;
     if (!target.against) {
-      const found = spread(values);
+      const found = spread([...values.values()]);
       return { what, promised: `${sign} ${target.most}`, unit: metric.unit, found, verdict: verdictOf(target, found) };
     }
     const other = target.of ? { server: 'tidings', variant: target.against } : { server: target.against, variant: '' };
     const others = series(scenario, lines, other, target.metric);
-    const found = spread(values.map((value, repeat) => value / others[repeat]));
-    const idle = target.needsBusy && spread(series(scenario, lines, other, 'busy')).median < BUSY;
-    const verdict = idle ? `undecided: ${target.against} was not the bottleneck` : verdictOf(target, found);
+    const found = spread(ratios(values, others));
+    const busy = target.needsBusy ? spread([...series(scenario, lines, other, 'busy').values()]).median : 100;
+    const verdict = busy < BUSY ? `undecided: ${target.against} was not the bottleneck` : verdictOf(target, found);
     return { what, promised: `${sign} ${target.times} × ${target.against}`, unit: '×', found, verdict };
   });
 }

@@ -4,8 +4,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { LOAD_CORE, SERVER_CORE, residentBytes, start, startRedis, startServer, stop, tidings } from './servers.mjs';
 
-const COMMON = ['--connections', '10000', '--duration', '5s', '--json'];
-const QUICK = ['--connections', '1000', '--duration', '2s', '--json'];
+const COMMON = '--connections 10000 --connect-rate 4000 --settle 1s --duration 5s --json';
+const QUICK = '--connections 1000 --duration 2s --json';
 const QUICK_CONNECTIONS = 1_000;
 
 // From the last close until memory is read: longer than presence takes to see that somebody left.
@@ -14,14 +14,8 @@ const WATCH_MS = 50;
 
 // A later flag wins over an earlier one of the same name.
 function flagsOf(scenario, variant, quick) {
-  const flags = new Map();
-  for (const list of [quick ? QUICK : COMMON, scenario.flags, variant]) {
-    for (let at = 0; at < list.length; at += 1) {
-      const value = list[at + 1]?.startsWith('--') ? undefined : list[at + 1];
-      flags.set(list[at], value);
-      if (value !== undefined) at += 1;
-    }
-  }
+  const text = [quick ? QUICK : COMMON, scenario.flags, variant].join(' ');
+  const flags = new Map([...text.matchAll(/(--\S+)(?: (?!--)(\S+))?/g)].map(([, name, value]) => [name, value]));
   if (quick) flags.set('--connections', `${Math.min(flags.get('--connections'), QUICK_CONNECTIONS)}`);
   return [...flags].flat().filter((part) => part !== undefined);
 }
@@ -30,8 +24,9 @@ async function load(server, flags, core) {
   const command = [tidings, 'load', ...server.load, '--server-pid', `${server.child.pid}`, ...flags];
   const child = start(command, { core, env: server.env });
   const code = await child.done;
-  if (code !== 0) throw new Error(`${command.join(' ')}\nended with ${code}: ${child.output.stderr}${child.output.stdout}`);
-  return JSON.parse(child.output.stdout);
+  const { stdout, stderr } = child.output;
+  if (code !== 0) throw new Error(`${command.join(' ')}\nended with ${code}: ${stderr}${stdout}`);
+  return JSON.parse(stdout);
 }
 
 // Rounds of connections that come and go, and the memory that is left after the first and the last.
@@ -57,7 +52,8 @@ async function watched(server, flags, core) {
 
 // What goes to a socket is `sendto` or `writev`; a `write` wakes one of the server's own threads.
 async function traced(server, flags, core) {
-  const strace = start(['strace', '-f', '-c', '-U', 'calls,name', '-e', 'trace=sendto,writev,sendmsg', '-p', `${server.child.pid}`]);
+  const counted = ['-c', '-U', 'calls,name', '-e', 'trace=sendto,writev,sendmsg'];
+  const strace = start(['strace', '-f', ...counted, '-p', `${server.child.pid}`]);
   const report = await load(server, flags, core);
   await stop(strace, 'SIGINT');
   const writes = /^\s*(\d+)\s+total$/m.exec(strace.output.stderr)?.[1];

@@ -8,6 +8,8 @@ import { plot } from './plot.mjs';
 import { scenarios } from './scenarios.mjs';
 import { range, table } from './text.mjs';
 
+const PINNED = 'The server has one core, the load generator and Redis the other.';
+
 function read(folder, scenario) {
   const path = join(folder, 'raw', `${scenario.name}.jsonl`);
   if (!existsSync(path)) return [];
@@ -15,21 +17,23 @@ function read(folder, scenario) {
   return [{ scenario, about, lines }];
 }
 
-function sectionOf({ scenario, about, lines }) {
+function sectionOf({ scenario, lines }) {
   const head = ['', ...scenario.metrics.map(({ name, unit }) => (unit ? `${name} (${unit})` : name))];
   const rows = tableOf(scenario, lines);
   const flags = [...new Set(lines.map((line) => line.flags))];
-  const cores = scenario.pinned ? 'The server on one core, the load generator and Redis on the other.' : 'Nothing is pinned.';
+  const cores = scenario.pinned ? PINNED : 'Nothing is pinned.';
+  const repeats = new Set(lines.map(({ repeat }) => repeat)).size;
   return `## ${scenario.title}
 
-${scenario.text} ${cores} Median of ${about.repeats} (least–most).
+${scenario.text} ${cores}
+Median of ${repeats} (least–most).
 
 ${table(head, rows.map(({ label, cells }) => [label, ...cells.map(range)]))}
 
 ![${scenario.title}](${scenario.name}.svg)
 
 \`\`\`sh
-node bench/run.mjs --only ${scenario.name} --repeats ${about.repeats}
+node bench/run.mjs --only ${scenario.name} --repeats ${repeats}
 ${flags.map((flag) => `# tidings load ${flag}`).join('\n')}
 \`\`\`
 `;
@@ -63,7 +67,7 @@ export function render(folder) {
   const runs = scenarios.flatMap((scenario) => read(folder, scenario));
   if (runs.length === 0) throw new Error(`${folder}/raw is empty`);
   const machines = new Set(runs.map(machine));
-  if (machines.size > 1) throw new Error(`raw lines of different machines or versions: run everything again\n${[...machines].join('\n')}`);
+  if (machines.size > 1) throw new Error(`raw lines of different machines: ${[...machines].join('\n')}`);
   const dates = runs.map(({ about }) => about.at.slice(0, 10)).toSorted();
   const loads = runs.map(({ about }) => about.load).toSorted((a, b) => a - b);
   const text = `# Benchmarks
@@ -83,8 +87,8 @@ ${promises(runs)}
 | --- | --- |
 | tidings | everything on: tokens verified, heartbeats, presence in Redis, metrics; plaintext |
 | floor | [the least program](../../bench/floor.rs): one thread, no token verified, nothing kept, checked or bounded |
-| ws | [ws and ioredis](../../bench/peers/ws.mjs): tokens verified, a heartbeat, no presence; payloads passed on unparsed |
-| socketio | [socket.io and ioredis](../../bench/peers/socketio.mjs): tokens verified, a room for each user, no presence |
+| ws | [ws and ioredis](../../bench/peers/ws.mjs): tokens verified, a heartbeat; no presence, payloads passed on unparsed |
+| socketio | [socket.io and ioredis](../../bench/peers/socketio.mjs): tokens verified, heartbeats, rooms; no presence |
 
 ## How
 
@@ -97,13 +101,16 @@ CPU is the server's process in \`/proc\`, in ticks of 10 ms; memory is its resid
 that the server does until the connections have been idle for a while, presence included. Latency counts from when a
 message was due, and holds the load generator's own share, the same for every server: it looks at its schedule every
 0.2 ms. "Server busy" is the share of its core; where it is far below 100 %, the load generator and Redis were the
-bottleneck, and deliveries per second say nothing about the server.
+bottleneck, and deliveries per second say nothing about the server. The commands below leave out where the server and
+Redis are, its process id (\`--server-pid\`), and for socket.io \`--client socket-io\` with its path.
 
 ${runs.map(sectionOf).join('\n')}
 ## Where
 
-${machine(runs[0])} Measured ${dates[0] === dates.at(-1) ? `on ${dates[0]}` : `from ${dates[0]} to ${dates.at(-1)}`}, the
-load average before each scenario's first run being ${loads[0].toFixed(1)} to ${loads.at(-1).toFixed(1)}.
+${machine(runs[0])}
+
+Measured from ${dates[0]} to ${dates.at(-1)}. The load average before each scenario's first run was
+${loads[0].toFixed(1)} to ${loads.at(-1).toFixed(1)}: what else ran here is in the spread.
 `;
   writeFileSync(join(folder, 'README.md'), text);
   for (const run of runs) writeFileSync(join(folder, `${run.scenario.name}.svg`), plotOf(run));

@@ -50,7 +50,8 @@ export function plot(title, panels) {
     top += HEAD + one.bars.length * ROW;
     return text;
   });
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${top}" width="${WIDTH}" height="${top}" role="img">
+  const size = `viewBox="0 0 ${WIDTH} ${top}" width="${WIDTH}" height="${top}"`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} role="img">
 <title>${escape(title)}</title>
 <style>${STYLE}</style>
 ${drawn.join('\n')}

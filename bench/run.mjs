@@ -64,6 +64,10 @@ function begin(scenario, { folder, repeats, quick }) {
   return path;
 }
 
+function summary({ metrics }, { report, extra }) {
+  return metrics.map(({ name, unit, of }) => `${name} ${figure(of(report, extra))} ${unit}`.trim()).join(', ');
+}
+
 async function measureAll(options) {
   mkdirSync(join(options.folder, 'raw'), { recursive: true });
   const paths = new Map();
@@ -76,8 +80,8 @@ async function measureAll(options) {
         const row = rows[(turn + repeat) % rows.length];
         const line = { repeat, ...(await measure(scenario, row, options.quick)) };
         appendFileSync(paths.get(scenario), `${JSON.stringify(line)}\n`);
-        const found = scenario.metrics.map(({ name, unit, of }) => `${name} ${figure(of(line.report, line.extra))} ${unit}`);
-        console.log(`${repeat + 1}/${options.repeats} ${scenario.name}: ${labelOf(row)}: ${found.join(', ')}`);
+        const place = `${repeat + 1}/${options.repeats} ${scenario.name}: ${labelOf(row)}`;
+        console.log(`${place}: ${summary(scenario, line)}`);
       }
     }
   }

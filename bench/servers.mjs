@@ -27,7 +27,9 @@ export function start(command, { core, env } = {}) {
   const [program, ...args] = core ? ['taskset', '-c', core, ...command] : command;
   const child = spawn(program, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
   child.output = { stdout: '', stderr: '' };
-  for (const name of ['stdout', 'stderr']) child[name].setEncoding('utf8').on('data', (text) => (child.output[name] += text));
+  for (const name of ['stdout', 'stderr']) {
+    child[name].setEncoding('utf8').on('data', (text) => (child.output[name] += text));
+  }
   running.add(child);
   child.done = new Promise((resolve) => {
     child.once('error', (error) => resolve(error.message));
@@ -55,13 +57,13 @@ async function ready(child, condition) {
   throw new Error(`not ready: ${told(child)}`);
 }
 
-async function freePort() {
-  const server = net.createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address();
-  server.close();
-  await once(server, 'close');
-  return port;
+// Held together until all are known, so that they differ.
+async function freePorts(count) {
+  const servers = Array.from({ length: count }, () => net.createServer().listen(0, '127.0.0.1'));
+  await Promise.all(servers.map((server) => server.listening || once(server, 'listening')));
+  const ports = servers.map((server) => server.address().port);
+  await Promise.all(servers.map((server) => once(server.close(), 'close')));
+  return ports;
 }
 
 async function accepts(port) {
@@ -76,7 +78,7 @@ async function isReady(port) {
 }
 
 export async function startRedis(core) {
-  const port = await freePort();
+  const [port] = await freePorts(1);
   const flags = ['--port', port, '--bind', '127.0.0.1', '--save', '', '--maxmemory-policy', 'noeviction'].map(String);
   const child = await ready(start(['redis-server', ...flags], { core }), () => accepts(port));
   return { child, address: `127.0.0.1:${port}`, url: `redis://127.0.0.1:${port}` };
@@ -86,9 +88,10 @@ export async function startRedis(core) {
 const kinds = {
   tidings: {
     // Everything is on: tokens are verified, heartbeats sent, presence kept, metrics counted.
-    command: (port, redis, admin) => [
-      tidings, 'serve', '--listen', `127.0.0.1:${port}`, '--admin-listen', `127.0.0.1:${admin}`, '--redis-url', redis.url,
-    ],
+    command(port, redis, admin) {
+      const listen = ['--listen', `127.0.0.1:${port}`, '--admin-listen', `127.0.0.1:${admin}`];
+      return [tidings, 'serve', ...listen, '--redis-url', redis.url];
+    },
     ready: isReady,
   },
   floor: { command: (port, redis) => [floor, `127.0.0.1:${port}`, redis.address], ready: accepts },
@@ -102,9 +105,9 @@ const kinds = {
 
 export async function startServer(name, redis, core) {
   const kind = kinds[name];
-  const port = await freePort();
+  const [port, admin] = await freePorts(2);
   const env = { SECRET: secret, TIDINGS_AUTH__HMAC_SECRET: secret, TIDINGS_LOG__LEVEL: 'warn' };
-  const child = start(kind.command(port, redis, await freePort()), { core, env });
+  const child = start(kind.command(port, redis, admin), { core, env });
   await ready(child, () => kind.ready(port));
   const load = ['--target', `127.0.0.1:${port}`, '--redis-url', redis.url, ...(kind.flags ?? [])];
   return { child, env, load };
