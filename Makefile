@@ -1,6 +1,6 @@
 # `make` alone lists what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt demo
+.PHONY: help run test lint fmt demo bench
 
 # The browser tests drive the binary that `cargo test` has just built.
 target_dir := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -28,3 +28,6 @@ fmt: ## format the Rust sources
 
 demo: ## two instances on a Redis of their own; Ctrl-C stops all
 	@scripts/demo
+
+bench: ## every benchmark, into docs/benchmarks (ARGS=--quick: only whether it works)
+	node bench/run.mjs $(ARGS)

@@ -10,6 +10,7 @@
 )]
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ struct Client {
     /// The request while it is incomplete, then whatever could not be written.
     buffer: Vec<u8>,
     greeted: bool,
+    user: String,
 }
 
 struct Floor {
@@ -79,14 +81,21 @@ impl Floor {
             });
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut socket, Token(FIRST + index), interest)?;
-            self.clients[index] = Some(Client { socket, buffer: Vec::new(), greeted: false });
+            self.clients[index] = Some(Client { socket, buffer: Vec::new(), greeted: false, user: String::new() });
         }
     }
 
     fn client(&mut self, index: usize) {
-        if self.serve(index).is_err() {
-            self.clients[index] = None;
+        if self.serve(index).is_err()
+            && let Some(client) = self.clients[index].take()
+        {
             self.free.push(index);
+            if let Entry::Occupied(mut user) = self.users.entry(client.user) {
+                user.get_mut().retain(|other| *other != index);
+                if user.get().is_empty() {
+                    user.remove();
+                }
+            }
         }
     }
 
@@ -109,8 +118,8 @@ impl Floor {
         }
         if !client.greeted && client.buffer.ends_with(b"\r\n\r\n") {
             let request = String::from_utf8_lossy(&std::mem::take(&mut client.buffer)).into_owned();
-            let user = client.greet(&request)?;
-            self.users.entry(user).or_default().push(index);
+            client.user = client.greet(&request)?;
+            self.users.entry(client.user.clone()).or_default().push(index);
         }
         Ok(())
     }

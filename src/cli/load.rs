@@ -62,6 +62,9 @@ pub(super) struct Load {
     /// Connections are left idle for this long before their memory is read
     #[arg(long, default_value = "2s", value_parser = duration)]
     settle: Duration,
+    /// Connections are left idle for this long at the end, before their memory is read once more
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    linger: Duration,
     /// Bytes of each message
     #[arg(long, default_value_t = 128)]
     payload: usize,
@@ -132,6 +135,7 @@ impl Load {
             duration: self.duration,
             payload: self.payload,
             settle: self.settle,
+            linger: self.linger,
             server_pid: self.server_pid,
             seed: self.seed,
         };

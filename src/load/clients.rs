@@ -127,24 +127,28 @@ impl Client {
         buffer.drain(..head);
         let mut client = Self { socket, buffer };
         if plan.tongue == Tongue::SocketIo {
+            // Engine.IO opens (`0`), then Socket.IO connects the client to the namespace (`40`) or refuses it (`44`).
+            client.greeting(b"0").await?;
             client.send(format!("40{{\"token\":\"{token}\"}}").as_bytes()).await.map_err(text)?;
+            client.greeting(b"40").await?;
+        } else {
+            client.greeting(b"").await?;
         }
-        // Whoever has its greeting is registered.
-        client.first_frames(if plan.tongue == Tongue::SocketIo { 2 } else { 1 }).await.map_err(text)?;
         Ok(client)
     }
 
-    async fn first_frames(&mut self, mut count: usize) -> std::io::Result<()> {
+    /// Takes the first frame, which must begin like this. Whoever has its greeting is registered.
+    async fn greeting(&mut self, like: &[u8]) -> Result<(), String> {
         loop {
-            while let Some((_, _, end)) = frame(&self.buffer) {
-                self.buffer.drain(..end);
-                count = count.saturating_sub(1);
-                if count == 0 {
-                    return Ok(());
+            if let Some((opcode, payload, end)) = frame(&self.buffer) {
+                if opcode != 1 || !payload.starts_with(like) {
+                    return Err(format!("refused: {}", String::from_utf8_lossy(payload)));
                 }
+                self.buffer.drain(..end);
+                return Ok(());
             }
-            if self.socket.read_buf(&mut self.buffer).await? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            if self.socket.read_buf(&mut self.buffer).await.map_err(text)? == 0 {
+                return Err("the server closed the connection".into());
             }
         }
     }

@@ -83,6 +83,8 @@ pub struct Plan {
     pub payload: usize,
     /// How long the connections are left idle before their memory is read.
     pub settle: Duration,
+    /// How long the connections are left idle at the end, before their memory is read once more.
+    pub linger: Duration,
     /// The server's process, if its cost is wanted.
     pub server_pid: Option<u32>,
     /// For the choice of users.
@@ -137,7 +139,6 @@ pub async fn run(
     let connecting = Instant::now();
     let fleet = Fleet::connect(&plan, &tally, token, &progress).await?;
     let connected_in = connecting.elapsed();
-    let connected = usage().transpose()?;
     sleep(plan.settle).await;
     let idle = usage().transpose()?;
 
@@ -156,6 +157,8 @@ pub async fn run(
     let sent = publisher.stop().await?;
     let expected = fleet.expected(&plan, &sent);
     tally.settled(expected).await;
+    sleep(plan.linger).await;
+    let end = usage().transpose()?;
     Ok(Report::new(&report::Measured {
         plan: &plan,
         connected_in,
@@ -163,7 +166,7 @@ pub async fn run(
         published,
         delivered,
         expected,
-        usage: report::Phases { before, connected, idle, first, last },
+        usage: report::Phases { before, idle, first, last, end },
         tally: &tally,
     }))
 }

@@ -82,11 +82,8 @@ impl Work {
             let now = self.tally.epoch.elapsed();
             let (count, first_due, step) = match self.plan.pace {
                 Pace::OpenLoop(rate) => {
-                    let step = Duration::from_secs(1) / rate.max(1);
-                    let owed = (now - begun).as_nanos() / step.as_nanos().max(1);
-                    let owed = u64::try_from(owed).unwrap_or(u64::MAX).saturating_sub(self.due);
-                    let due = u32::try_from(self.due).unwrap_or(u32::MAX);
-                    (owed.min(BATCH), begun + step.saturating_mul(due), step)
+                    let (count, first_due, step) = owed(now - begun, rate, self.plan.burst, self.due);
+                    (count, begun + first_due, step)
                 }
                 Pace::FlatOut(window) => {
                     let back = self.tally.delivered() / u64::from(self.plan.copies());
@@ -136,9 +133,41 @@ impl Work {
     }
 }
 
+/// How many messages are owed after this while, when the first of them was due, and how far apart they are.
+fn owed(elapsed: Duration, rate: u32, burst: u32, published: u64) -> (u64, Duration, Duration) {
+    let step = Duration::from_secs(1) / rate.max(1);
+    let due = u64::try_from(elapsed.as_nanos() / step.as_nanos().max(1)).unwrap_or(u64::MAX);
+    let burst = u64::from(burst.max(1));
+    // A burst goes out whole, once its last message is due.
+    let count = due.saturating_sub(published).min(BATCH.max(burst)) / burst * burst;
+    let first = u32::try_from(published + 1).unwrap_or(u32::MAX);
+    (count, step.saturating_mul(first), step)
+}
+
 /// `{"n":NUMBER,"t":DUE_NS,"p":"…"}`, filled up to the wanted size.
 fn message(number: u64, due: Duration, size: usize) -> String {
     let head = format!(r#"{{"n":{number},"t":{},"p":""#, due.as_nanos());
     let fill = size.saturating_sub(head.len() + 2);
     format!("{head}{}\"}}", "x".repeat(fill))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(500);
+
+    #[test]
+    fn a_message_is_sent_when_it_is_due_and_not_before() {
+        assert_eq!(owed(STEP / 2, 2, 1, 0).0, 0);
+        assert_eq!(owed(STEP, 2, 1, 0), (1, STEP, STEP));
+        assert_eq!(owed(STEP * 5, 2, 1, 2), (3, STEP * 3, STEP));
+    }
+
+    #[test]
+    fn a_burst_goes_out_whole() {
+        assert_eq!(owed(STEP * 7, 2, 8, 0).0, 0);
+        assert_eq!(owed(STEP * 17, 2, 8, 0).0, 16);
+        assert_eq!(owed(STEP * 1_000, 2, 300, 0).0, 300);
+    }
 }

@@ -52,16 +52,18 @@ struct Server {
     cpu_us_per_handshake: f64,
     context_switches_per_delivery: f64,
     resident_bytes: u64,
+    resident_bytes_idle: u64,
+    resident_bytes_at_end: u64,
     resident_bytes_per_idle_connection: f64,
 }
 
 /// Readings of the server's process, in the order they were taken.
 pub(super) struct Phases {
     pub(super) before: Option<Usage>,
-    pub(super) connected: Option<Usage>,
     pub(super) idle: Option<Usage>,
     pub(super) first: Option<Usage>,
     pub(super) last: Option<Usage>,
+    pub(super) end: Option<Usage>,
 }
 
 pub(super) struct Measured<'a> {
@@ -119,8 +121,7 @@ fn quantiles(all: Histogram<u64>) -> Latency {
 }
 
 fn server(plan: &Plan, published: u64, delivered: u64, usage: &Phases) -> Option<Server> {
-    let (before, connected, idle) = (usage.before?, usage.connected?, usage.idle?);
-    let (first, last) = (usage.first?, usage.last?);
+    let (before, idle, first, last) = (usage.before?, usage.idle?, usage.first?, usage.last?);
     let (user, system) = (last.user - first.user, last.system - first.system);
     let total = |reading: &Usage| reading.user + reading.system;
     let per = |time: Duration, count: u64| micros(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)) / whole(count);
@@ -129,9 +130,12 @@ fn server(plan: &Plan, published: u64, delivered: u64, usage: &Phases) -> Option
         user_us_per_delivery: per(user, delivered),
         system_us_per_delivery: per(system, delivered),
         cpu_us_per_message: per(user + system, published),
-        cpu_us_per_handshake: per(total(&connected) - total(&before), plan.connections.into()),
+        // With what a handshake leaves to be done behind the client's back, such as presence.
+        cpu_us_per_handshake: per(total(&idle) - total(&before), plan.connections.into()),
         context_switches_per_delivery: ratio(last.context_switches - first.context_switches, whole(delivered)),
         resident_bytes: last.resident_bytes,
+        resident_bytes_idle: idle.resident_bytes,
+        resident_bytes_at_end: usage.end?.resident_bytes,
         resident_bytes_per_idle_connection: ratio(
             idle.resident_bytes.saturating_sub(before.resident_bytes),
             f64::from(plan.connections.max(1)),

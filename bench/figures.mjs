@@ -1,0 +1,62 @@
+// From raw lines to figures: medians, spreads, ratios within one repeat, and whether a promise was kept.
+
+import { rowsOf } from './scenarios.mjs';
+
+// A server below this was waiting for the load generator.
+const BUSY = 90;
+
+function spread(values) {
+  const sorted = values.toSorted((a, b) => a - b);
+  const middle = (sorted.length - 1) / 2;
+  const median = (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2;
+  return { median, min: sorted[0], max: sorted.at(-1) };
+}
+
+export function labelOf({ server, variant }) {
+  return variant ? `${server}, ${variant}` : server;
+}
+
+// What one row measured: repeat => value.
+function series(scenario, lines, row, key) {
+  const metric = scenario.metrics.find((candidate) => candidate.key === key);
+  const mine = lines.filter((line) => line.server === row.server && line.variant === row.variant);
+  return new Map(mine.map((line) => [line.repeat, metric.of(line.report, line.extra)]));
+}
+
+// Only of repeats that both were measured in: one that was interrupted ends with some servers missing.
+function ratios(ours, theirs) {
+  return [...ours].filter(([repeat]) => theirs.has(repeat)).map(([repeat, value]) => value / theirs.get(repeat));
+}
+
+export function tableOf(scenario, lines) {
+  return rowsOf(scenario).map((row) => ({
+    label: labelOf(row),
+    cells: scenario.metrics.map(({ key }) => spread([...series(scenario, lines, row, key).values()])),
+  }));
+}
+
+function verdictOf(target, { median, min, max }) {
+  const most = target.times ?? target.most;
+  const keeps = target.better === 'less' ? (value) => value <= most : (value) => value >= most;
+  if (keeps(min) && keeps(max)) return 'met';
+  return keeps(median) ? 'met in the median' : 'missed';
+}
+
+export function promisesOf(scenario, lines) {
+  return scenario.targets.map((target) => {
+    const metric = scenario.metrics.find(({ key }) => key === target.metric);
+    const values = series(scenario, lines, { server: 'tidings', variant: target.of ?? '' }, target.metric);
+    const sign = target.better === 'less' ? '≤' : '≥';
+    const what = target.of ? `${metric.name}, ${target.of}` : metric.name;
+    if (!target.against) {
+      const found = spread([...values.values()]);
+      return { what, promised: `${sign} ${target.most}`, unit: metric.unit, found, verdict: verdictOf(target, found) };
+    }
+    const other = target.of ? { server: 'tidings', variant: target.against } : { server: target.against, variant: '' };
+    const others = series(scenario, lines, other, target.metric);
+    const found = spread(ratios(values, others));
+    const busy = target.needsBusy ? spread([...series(scenario, lines, other, 'busy').values()]).median : 100;
+    const verdict = busy < BUSY ? `undecided: ${target.against} was not the bottleneck` : verdictOf(target, found);
+    return { what, promised: `${sign} ${target.times} × ${target.against}`, unit: '×', found, verdict };
+  });
+}

@@ -1,0 +1,101 @@
+// Every benchmark, in one command: builds, measures, and writes docs/benchmarks.
+//
+// usage: node bench/run.mjs [--repeats N] [--only SCENARIO] [--quick] [--render]
+//   --quick   1,000 connections, short runs, one repeat: only whether it works; writes to target/bench-quick
+//   --render  writes the page again from the raw lines, without measuring
+
+import { execFileSync } from 'node:child_process';
+import { appendFileSync, mkdirSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+
+import { labelOf } from './figures.mjs';
+import { machine } from './machine.mjs';
+import { measure } from './measure.mjs';
+import { render } from './page.mjs';
+import { rowsOf, scenarios } from './scenarios.mjs';
+import { figure } from './text.mjs';
+
+process.chdir(join(import.meta.dirname, '..'));
+
+const run = (command, ...args) => execFileSync(command, args, { stdio: 'inherit' });
+
+function has(tool) {
+  try {
+    execFileSync('which', [tool]);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function options() {
+  const text = { type: 'string' };
+  const flag = { type: 'boolean', default: false };
+  const { values } = parseArgs({ options: { repeats: text, only: text, quick: flag, render: flag } });
+  const repeats = Number(values.repeats ?? (values.quick ? 1 : 5));
+  if (!Number.isInteger(repeats) || repeats < 1) throw new Error('--repeats is a whole number from 1');
+  const names = scenarios.map(({ name }) => name);
+  if (values.only && !names.includes(values.only)) throw new Error(`--only is one of ${names.join(', ')}`);
+  return { ...values, repeats, folder: values.quick ? 'target/bench-quick' : 'docs/benchmarks' };
+}
+
+function prepare() {
+  for (const tool of ['taskset', 'redis-server']) if (!has(tool)) throw new Error(`${tool} is missing`);
+  if (os.cpus().length < 2) throw new Error('two cores are needed: one for the server, one for the load');
+  run('cargo', 'build', '--release', '--locked', '--bin', 'tidings', '--example', 'floor');
+  run('npm', 'ci', '--prefix', 'bench/peers', '--no-audit', '--no-fund', '--silent');
+}
+
+function wanted({ only }) {
+  return scenarios.filter(({ name, tool }) => {
+    if (only && name !== only) return false;
+    if (tool && !has(tool)) console.log(`${name}: left out, ${tool} is missing`);
+    return !tool || has(tool);
+  });
+}
+
+// Raw lines are kept as they come: a run that fails later has not lost them.
+function begin(scenario, { folder, repeats, quick }) {
+  const path = join(folder, 'raw', `${scenario.name}.jsonl`);
+  const about = { at: new Date().toISOString(), repeats, quick, load: os.loadavg()[0], machine: machine() };
+  writeFileSync(path, `${JSON.stringify(about)}\n`);
+  return path;
+}
+
+function summary({ metrics }, { report, extra }) {
+  return metrics.map(({ name, unit, of }) => `${name} ${figure(of(report, extra))} ${unit}`.trim()).join(', ');
+}
+
+async function measureAll(options) {
+  mkdirSync(join(options.folder, 'raw'), { recursive: true });
+  const paths = new Map();
+  for (let repeat = 0; repeat < options.repeats; repeat += 1) {
+    for (const scenario of wanted(options)) {
+      if (repeat === 0) paths.set(scenario, begin(scenario, options));
+      const rows = rowsOf(scenario);
+      for (let turn = 0; turn < rows.length; turn += 1) {
+        // Another begins each time, so that no server always has the same neighbour in time.
+        const row = rows[(turn + repeat) % rows.length];
+        const line = { repeat, ...(await measure(scenario, row, options.quick)) };
+        appendFileSync(paths.get(scenario), `${JSON.stringify(line)}\n`);
+        const place = `${repeat + 1}/${options.repeats} ${scenario.name}: ${labelOf(row)}`;
+        console.log(`${place}: ${summary(scenario, line)}`);
+      }
+    }
+  }
+}
+
+try {
+  const chosen = options();
+  if (!chosen.render) {
+    prepare();
+    await measureAll(chosen);
+  }
+  render(chosen.folder);
+  console.log(`written: ${chosen.folder}/README.md`);
+} catch (error) {
+  console.error(`bench: ${error.message}`);
+  process.exit(1);
+}

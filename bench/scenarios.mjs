@@ -1,0 +1,168 @@
+// What is measured: the flags of `tidings load`, who is measured, what is read from the report, and what was promised.
+
+const EVERYBODY = ['tidings', 'floor', 'ws', 'socketio'];
+
+const metric = (key, name, unit, of) => ({ key, name, unit, of });
+const ofServer = (key, name, unit, field) => metric(key, name, unit, ({ server }) => server[field]);
+const cpuPerDelivery = ofServer('cpu', 'CPU per delivery', 'µs', 'cpu_us_per_delivery');
+const cpuPerMessage = ofServer('cpu', 'CPU per message', 'µs', 'cpu_us_per_message');
+
+// Near 100 % the server was the bottleneck; below, the load generator and Redis, on the other core, were.
+const busy = metric('busy', 'server busy', '%', (report) => {
+  return (report.server.cpu_us_per_message * report.published_per_second) / 10_000;
+});
+
+const below = (key, against, times) => ({ metric: key, against, times, better: 'less' });
+// More is only told from less where the other server gave all it had.
+const above = (key, against, times) => ({ metric: key, against, times, better: 'more', needsBusy: true });
+
+export const scenarios = [
+  {
+    name: 'idle',
+    title: 'Handshakes and idle connections',
+    text: 'Every connection is made, with its token, and then left alone.',
+    servers: EVERYBODY,
+    pinned: true,
+    flags: '--connect-rate 2000 --settle 3s --warm-up 0s --duration 1s --rate 100',
+    metrics: [
+      ofServer('memory', 'memory per idle connection', 'bytes', 'resident_bytes_per_idle_connection'),
+      ofServer('handshake', 'CPU per handshake', 'µs', 'cpu_us_per_handshake'),
+    ],
+    targets: [{ metric: 'memory', most: 2_500, better: 'less' }, below('handshake', 'floor', 2)],
+  },
+  {
+    name: 'unicast',
+    title: 'Unicast, flat out',
+    text: 'Messages to users at random, as fast as deliveries come back (at most 1,000 outstanding).',
+    servers: EVERYBODY,
+    pinned: true,
+    flags: '--flat-out',
+    metrics: [
+      cpuPerDelivery,
+      metric('throughput', 'deliveries', '/s', (report) => report.deliveries_per_second),
+      busy,
+    ],
+    targets: [
+      below('cpu', 'floor', 1.15),
+      below('cpu', 'ws', 0.7),
+      below('cpu', 'socketio', 0.4),
+      above('throughput', 'floor', 0.87),
+      above('throughput', 'socketio', 2.5),
+    ],
+  },
+  {
+    name: 'open-loop',
+    title: '10,000 messages a second',
+    text: 'Messages to users at random, on a schedule that waits for nobody.',
+    servers: EVERYBODY,
+    pinned: false,
+    flags: '--rate 10000',
+    metrics: [
+      cpuPerDelivery,
+      metric('p50', 'latency, p50', 'µs', (report) => report.latency_us.p50),
+      metric('p99', 'latency, p99', 'µs', (report) => report.latency_us.p99),
+    ],
+    targets: [below('cpu', 'floor', 1.3), below('p50', 'floor', 1.2)],
+  },
+  {
+    name: 'fanout',
+    title: 'One message to every connection of one user',
+    text: 'Two messages a second to one user, who has every connection.',
+    servers: EVERYBODY,
+    pinned: true,
+    flags: '--mode fanout --rate 2',
+    metrics: [
+      metric('last', 'time to the last copy, p50', 'µs', (report) => report.last_copy_us.p50),
+      cpuPerDelivery,
+    ],
+    targets: [below('last', 'floor', 1)],
+  },
+  {
+    name: 'miss',
+    title: 'Messages for nobody here',
+    text: 'Most messages of a large fleet are for users of other instances: 20,000 a second of them.',
+    servers: EVERYBODY,
+    pinned: true,
+    flags: '--mode miss --rate 20000',
+    metrics: [cpuPerMessage, busy],
+    targets: [below('cpu', 'floor', 1.5), below('cpu', 'ws', 0.35)],
+  },
+  {
+    name: 'burst',
+    title: 'Eight messages to one user back to back',
+    text: 'The same 10,000 messages a second, eight at a time to one user, or each to a user at random.',
+    servers: ['tidings'],
+    variants: { 'eight apart': '--burst 1', 'eight back to back': '--burst 8' },
+    pinned: true,
+    flags: '--rate 10000',
+    metrics: [cpuPerDelivery],
+    targets: [{ metric: 'cpu', of: 'eight back to back', against: 'eight apart', times: 0.5, better: 'less' }],
+  },
+  {
+    name: 'writes',
+    title: 'Writes of a burst',
+    text: 'All writes to sockets, of handshakes and presence too, as strace counts them. One for each burst is 0.125.',
+    servers: ['tidings'],
+    pinned: true,
+    tool: 'strace',
+    flags: '--connections 100 --rate 8000 --burst 8 --warm-up 0s',
+    metrics: [metric('writes', 'writes per delivery', '', (report, { writes }) => writes / report.deliveries)],
+    targets: [{ metric: 'writes', most: 0.14, better: 'less' }],
+  },
+  {
+    name: 'churn',
+    title: 'Memory after everybody came and went five times',
+    text: 'Resident memory with nobody connected, after the first round and after the fifth, some seconds later each.',
+    servers: EVERYBODY,
+    pinned: false,
+    rounds: 5,
+    flags: '--settle 500ms --warm-up 0s --duration 500ms --rate 1000',
+    metrics: [
+      metric('first', 'after the first', 'MB', (_, { empty }) => empty[0] / 1e6),
+      metric('fifth', 'after the fifth', 'MB', (_, { empty }) => empty[1] / 1e6),
+      metric('growth', 'fifth to first', '×', (_, { empty }) => empty[1] / empty[0]),
+    ],
+    targets: [{ metric: 'growth', most: 1.3, better: 'less' }],
+  },
+  {
+    name: 'large',
+    title: 'Memory after 64 KiB to every connection',
+    text: 'One notification of 64 KiB to each connection; resident memory before it and 10 s after the last copy.',
+    servers: ['tidings'],
+    pinned: true,
+    flags: '--mode fanout --payload 65536 --rate 1 --warm-up 0s --duration 1500ms --linger 10s',
+    metrics: [
+      metric('idle', 'before', 'MB', ({ server }) => server.resident_bytes_idle / 1e6),
+      metric('peak', 'at most', 'MB', (_, { peak }) => peak / 1e6),
+      metric('end', '10 s after', 'MB', ({ server }) => server.resident_bytes_at_end / 1e6),
+      metric('growth', 'after to before', '×', ({ server }) => {
+        return server.resident_bytes_at_end / server.resident_bytes_idle;
+      }),
+    ],
+    targets: [{ metric: 'growth', most: 1.5, better: 'less' }],
+  },
+  {
+    name: 'connections',
+    title: 'More connections',
+    text: '10,000 messages a second, whatever the number of connections.',
+    servers: ['tidings', 'floor'],
+    variants: {
+      '1,000': '--connections 1000',
+      '10,000': '--connections 10000',
+      '19,000': '--connections 19000',
+    },
+    pinned: true,
+    flags: '--rate 10000',
+    metrics: [cpuPerDelivery],
+    targets: [
+      { metric: 'cpu', of: '10,000', against: '1,000', times: 1.15, better: 'less' },
+      { metric: 'cpu', of: '19,000', against: '1,000', times: 1.15, better: 'less' },
+    ],
+  },
+];
+
+// The rows of a scenario: a server, and the variant where there are some.
+export function rowsOf(scenario) {
+  const variants = Object.entries(scenario.variants ?? { '': '' });
+  return variants.flatMap(([variant, flags]) => scenario.servers.map((server) => ({ server, variant, flags })));
+}
