@@ -1,0 +1,86 @@
+//! The kinds of value that keys have: how each is read, what is accepted, how it is shown.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Value;
+
+use super::settings::{Settings, text};
+use super::value::{DURATION, boolean, format_duration, integer, list, parse_duration};
+
+impl Settings {
+    pub(super) fn boolean(&mut self, key: &str, default: bool) -> bool {
+        self.read_or(key, "true or false", default, boolean, |value| (*value).into())
+    }
+
+    pub(super) fn duration(&mut self, key: &str, default: &str, least: Duration) -> Duration {
+        let accepted = format!("{DURATION}, at least {}", format_duration(least));
+        let default = parse_duration(default).unwrap_or(least);
+        let parse = |value: &Value| parse_duration(value.as_str()?).filter(|given| *given >= least);
+        self.read_or(key, &accepted, default, parse, |value| format_duration(*value).into())
+    }
+
+    pub(super) fn size(&mut self, key: &str, default: u32) -> usize {
+        let parse = |value: &Value| integer(value).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+        let accepted = "a whole number from 1 to 4294967295";
+        let size = self.read_or(key, accepted, default, parse, |n| i64::from(*n).into());
+        usize::try_from(size).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn address(&mut self, key: &str, default: &str) -> SocketAddr {
+        let default = default.parse().unwrap_or_else(|_| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let parse = |value: &Value| value.as_str()?.parse().ok();
+        let accepted = "an address with a port, such as 127.0.0.1:8080 or [::]:8080";
+        self.read_or(key, accepted, default, parse, |address| address.to_string().into())
+    }
+
+    /// A name that goes into Redis keys; no braces, since those mark a hash tag.
+    pub(super) fn name(&mut self, key: &str, default: &str) -> String {
+        let accepted = "1 to 128 characters without white space, braces or control characters";
+        let bad = |c: char| c.is_whitespace() || c.is_control() || c == '{' || c == '}';
+        let parse = |value: &Value| text(value).filter(|name| name.len() <= 128 && !name.contains(bad));
+        self.read_or(key, accepted, default.to_owned(), parse, |name| name.clone().into())
+    }
+
+    pub(super) fn optional_text(&mut self, key: &str) -> Option<String> {
+        self.read(key, "a text that is not empty", text, |value| value.clone().into())
+    }
+
+    /// A file that can be read now.
+    pub(super) fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.optional_text(key)?);
+        if let Err(error) = std::fs::read(&path) {
+            self.problem(format!("{key} = {path:?}: {error}: accepted is a readable file"));
+        }
+        Some(path)
+    }
+
+    /// One of a few words; the first is the default.
+    pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        let find = |word: &str| choices.iter().find(|(name, _)| *name == word).copied();
+        let default = choices.first().copied();
+        let parse = |value: &Value| value.as_str().and_then(find).map(Some);
+        let render = |choice: &Option<(&str, T)>| choice.map_or("", |(word, _)| word).into();
+        let chosen = self.read_or(key, &words.join(", "), default, parse, render);
+        #[allow(clippy::expect_used, reason = "every caller gives at least one choice")]
+        let (_, value) = chosen.expect("a choice");
+        value
+    }
+
+    pub(super) fn origins(&mut self, key: &str) -> Vec<String> {
+        let accepted = "a list of origins such as https://app.example.com or https://*.example.com, without a path";
+        let parse = |value: &Value| list(value).filter(|origins| origins.iter().all(|origin| is_origin(origin)));
+        self.read_or(key, accepted, Vec::new(), parse, |origins| {
+            Value::Array(origins.iter().cloned().map(Value::String).collect())
+        })
+    }
+}
+
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, host)) = text.split_once("://") else { return false };
+    let host = host.strip_prefix("*.").unwrap_or(host);
+    let scheme_ok = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    scheme_ok && !host.is_empty() && !host.contains(|c: char| "/*?#@".contains(c) || c.is_whitespace())
+}
