@@ -9,7 +9,7 @@ function spread(values) {
   const sorted = values.toSorted((a, b) => a - b);
   const middle = (sorted.length - 1) / 2;
   const median = (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2;
-  return { median, min: sorted[0], max: sorted.at(-1) };
+  return { median, min: sorted[0], max: sorted.at(-1), count: sorted.length };
 }
 
 export function labelOf({ server, variant }) {
@@ -35,9 +35,11 @@ export function tableOf(scenario, lines) {
   }));
 }
 
-function verdictOf(target, { median, min, max }) {
+function verdictOf(target, { median, min, max, count }) {
   const most = target.times ?? target.most;
   const keeps = target.better === 'less' ? (value) => value <= most : (value) => value >= most;
+  // One repeat shows no spread, and so proves little.
+  if (count === 1) return keeps(median) ? 'met once' : 'missed once';
   if (keeps(min) && keeps(max)) return 'met';
   return keeps(median) ? 'met in the median' : 'missed';
 }

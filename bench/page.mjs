@@ -26,7 +26,7 @@ function sectionOf({ scenario, lines }) {
   return `## ${scenario.title}
 
 ${scenario.text} ${cores}
-Median of ${repeats} (least–most).
+${repeats === 1 ? 'Measured once.' : `Median of ${repeats} (least–most).`}
 
 ${table(head, rows.map(({ label, cells }) => [label, ...cells.map(range)]))}
 
@@ -77,7 +77,8 @@ machine at one time: what counts are the ratios between servers of the same repe
 
 ## What was promised
 
-A ratio is of tidings to the other server in the same repeat: its median (least–most). *Met* means in every repeat.
+A ratio is of tidings to the other server in the same repeat: its median (least–most), or the one value where it was
+measured once. *Met* means in every repeat.
 
 ${promises(runs)}
 
@@ -109,7 +110,7 @@ ${runs.map(sectionOf).join('\n')}
 
 ${machine(runs[0])}
 
-Measured from ${dates[0]} to ${dates.at(-1)}. The load average before each scenario's first run was
+Measured ${[...new Set(dates)].join(', ')}. The load average before each scenario's first run was
 ${loads[0].toFixed(1)} to ${loads.at(-1).toFixed(1)}: what else ran here is in the spread.
 `;
   writeFileSync(join(folder, 'README.md'), text);

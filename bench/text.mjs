@@ -5,7 +5,8 @@ export function figure(value) {
   return value.toLocaleString('en-US', { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-export function range({ median, min, max }) {
+export function range({ median, min, max, count }) {
+  if (count === 1) return figure(median);
   return `${figure(median)} (${figure(min)}–${figure(max)})`;
 }
 
