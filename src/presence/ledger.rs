@@ -204,6 +204,17 @@ mod tests {
         ledger
     }
 
+    /// A ledger in which `7` and `42` are confirmed, and `42` has left since.
+    fn one_gone(now: Instant) -> Ledger {
+        let mut ledger = settled(now);
+        ledger.observe(user("7"), 1, now);
+        let batch = ledger.batch("i", 2);
+        ledger.confirm(&batch);
+        ledger.observe(user("42"), 0, now);
+        ledger.expire(now + DELAY, DELAY);
+        ledger
+    }
+
     #[test]
     fn a_reload_within_the_delay_releases_nobody() {
         let now = Instant::now();
@@ -320,12 +331,7 @@ mod tests {
     #[test]
     fn whom_the_backplane_forgot_is_added_in_silence_and_who_left_meanwhile_is_told_of() {
         let now = Instant::now();
-        let mut ledger = settled(now);
-        ledger.observe(user("7"), 1, now);
-        let batch = ledger.batch("i", 2);
-        ledger.confirm(&batch);
-        ledger.observe(user("42"), 0, now);
-        ledger.expire(now + DELAY, DELAY);
+        let mut ledger = one_gone(now);
         ledger.observe(user("new"), 1, now);
 
         ledger.start_over(true);
@@ -342,12 +348,7 @@ mod tests {
     #[test]
     fn a_lease_lost_in_the_midst_of_a_silent_return_changes_nothing_about_it() {
         let now = Instant::now();
-        let mut ledger = settled(now);
-        ledger.observe(user("7"), 1, now);
-        let batch = ledger.batch("i", 2);
-        ledger.confirm(&batch);
-        ledger.observe(user("42"), 0, now);
-        ledger.expire(now + DELAY, DELAY);
+        let mut ledger = one_gone(now);
         ledger.start_over(true);
         ledger.start_over(false);
         let silent = ledger.batch("k", 1);

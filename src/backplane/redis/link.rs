@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, ScriptInvocation,
     TlsCertificates, cmd,
@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::stream::{KEEPALIVE, Stream};
+use super::stream::{KEEPALIVE, Stream, keepalive};
 use crate::backplane::BackplaneError;
 use crate::config;
 
@@ -48,8 +48,7 @@ impl Link {
     pub(super) fn new(config: &config::Redis, url: &SecretString, name: String) -> Result<Self, BackplaneError> {
         let bad_url = |error: redis::RedisError| BackplaneError::Config(format!("redis.url: {error}"));
         let info: ConnectionInfo = url.expose_secret().into_connection_info().map_err(bad_url)?;
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
-        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive).set_user_timeout(KEEPALIVE * 2);
+        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive()).set_user_timeout(KEEPALIVE * 2);
         let info = info.set_tcp_settings(tcp);
         let client = match &config.ca_file {
             None => Client::open(info).map_err(bad_url)?,
@@ -137,7 +136,7 @@ impl Link {
             }
             _ => false,
         };
-        // Somebody who holds the lock is making a newer one.
+        // Somebody else at the lock is making a newer one, or takes this one: then the next failure lets go of it.
         if broken
             && let Ok(mut commands) = self.commands.try_lock()
             && commands.number == number

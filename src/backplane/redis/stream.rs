@@ -128,6 +128,11 @@ impl Stream {
     }
 }
 
+/// The system's checks of a quiet connection.
+pub(super) fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
+}
+
 async fn tcp(host: &str, port: u16) -> Result<TcpStream, BackplaneError> {
     let mut failed = None;
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
@@ -137,9 +142,8 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, BackplaneError> {
         match timeout(share, TcpStream::connect(address)).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
             Ok(socket) => {
                 socket.set_nodelay(true)?;
-                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
                 let options = SockRef::from(&socket);
-                options.set_tcp_keepalive(&keepalive)?;
+                options.set_tcp_keepalive(&keepalive())?;
                 options.set_tcp_user_timeout(Some(KEEPALIVE * 2))?;
                 return Ok(socket);
             }
