@@ -17,6 +17,6 @@ use crate::protocol::UserId;
 pub struct Identity {
     /// The user.
     pub user: UserId,
-    /// The end of the token, in seconds since 1970, leeway not included.
-    pub expires: u64,
+    /// The end of the token, in seconds since 1970, leeway not included; `None` for a credential without an end.
+    pub expires: Option<u64>,
 }

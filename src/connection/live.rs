@@ -135,14 +135,15 @@ impl<'a> Live<'a> {
         }
         self.identity = identity;
         self.reset_end();
-        self.member.outbox.send(ServerFrame::Authenticated { expires: self.identity.expires }.encode());
+        let expires = self.identity.expires.unwrap_or(u64::MAX);
+        self.member.outbox.send(ServerFrame::Authenticated { expires }.encode());
         Ok(())
     }
 
     fn reset_end(&mut self) {
         // Tokio's clock cannot hold every moment that a token can name. One that ends in more than a year never does.
         const FAR: Duration = Duration::from_secs(365 * 86_400);
-        let left = self.context.verifier.time_left(self.identity.expires);
-        self.ends_at = (left < FAR).then(|| Instant::now() + left);
+        let left = self.identity.expires.map(|expires| self.context.verifier.time_left(expires));
+        self.ends_at = left.filter(|left| *left < FAR).map(|left| Instant::now() + left);
     }
 }

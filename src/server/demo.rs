@@ -24,8 +24,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
+use super::handshake::check_origin;
 use super::notifications::from_page;
-use super::public::check_origin;
 use super::reply::{Refusal, check_loopback_host, not_found};
 use super::request::{bad_user, object};
 use crate::auth::mint;

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
@@ -59,6 +61,10 @@ impl Listener {
     }
 }
 
+/// The other end of the socket that a request came on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
 /// Accepts until the instance stops. Each connection's head must come within `head_deadline`.
 pub async fn serve(
     listener: Listener,
@@ -73,13 +79,13 @@ pub async fn serve(
     loop {
         let Some(accepted) = stopping.run_until_cancelled(listener.listener.accept()).await else { return };
         match accepted {
-            Ok((socket, _)) => {
+            Ok((socket, peer)) => {
                 // A refusal of these by the system costs speed or a slot for a while, no more.
                 socket.set_nodelay(true).ok();
                 SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_DEADLINE)).ok();
                 let (router, stopping) = (router.clone(), stopping.clone());
                 shutdown.spawn_service(async move {
-                    stopping.run_until_cancelled(http(socket, router, head_deadline)).await;
+                    stopping.run_until_cancelled(http(socket, Peer(peer), router, head_deadline)).await;
                 });
             }
             Err(error) => {
@@ -93,12 +99,17 @@ pub async fn serve(
     }
 }
 
-async fn http(socket: TcpStream, router: axum::Router, head_deadline: Duration) {
+async fn http(socket: TcpStream, peer: Peer, router: axum::Router, head_deadline: Duration) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_deadline)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     if let Err(error) = connection.await {
         debug!(%error, "http connection ended");

@@ -2,6 +2,7 @@
 
 mod admin;
 mod demo;
+mod handshake;
 mod listener;
 mod notifications;
 mod presence;

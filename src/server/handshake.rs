@@ -1,0 +1,127 @@
+//! What is decided about a WebSocket handshake before it is answered: everything, but for a token that a `hello` brings.
+
+use axum::extract::Query;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use serde::Deserialize;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::App;
+use super::listener::Peer;
+use super::reply::Refusal;
+use crate::auth::{Credential, Identity, TokenError, offers_tidings_v1};
+use crate::protocol::Dialect;
+
+/// The head of the request that asks for a WebSocket.
+#[derive(Debug)]
+pub(super) struct Head<'a> {
+    pub(super) method: &'a Method,
+    pub(super) uri: &'a Uri,
+    pub(super) headers: &'a HeaderMap,
+    /// The other end of the socket, which may be a proxy.
+    pub(super) peer: Option<Peer>,
+}
+
+/// A handshake that may be answered with 101.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) accept: HeaderValue,
+    pub(super) dialect: Dialect,
+    pub(super) offered: bool,
+    pub(super) identity: Option<Identity>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Parameters {
+    token: Option<String>,
+    format: Option<String>,
+}
+
+/// Decides, in the order of the contract.
+///
+/// # Errors
+/// The refusal to answer with.
+pub(super) async fn admit(app: &App, head: &Head<'_>) -> Result<Admitted, Refusal> {
+    let Head { method, uri, headers, .. } = *head;
+    let accept = check_upgrade(method, headers)?;
+    if app.context.shutdown.draining().is_cancelled() {
+        return Err(Refusal::draining());
+    }
+    let Query(parameters) = Query::<Parameters>::try_from_uri(uri)
+        .map_err(|_| Refusal::bad_request("the query is malformed or names something twice"))?;
+    let offered = offers_tidings_v1(headers);
+    let dialect = match parameters.format.as_deref() {
+        None if offered => Dialect::TidingsV1,
+        None => Dialect::Plain,
+        Some("raw") => Dialect::Raw,
+        Some(_) => return Err(Refusal::bad_request("?format= is \"raw\" or absent")),
+    };
+    check_origin(app, headers)?;
+    let identity = identify(app, headers, parameters.token).await?;
+    Ok(Admitted { accept, dialect, offered, identity })
+}
+
+/// Who is there; `None` where a `hello` will say so.
+async fn identify(app: &App, headers: &HeaderMap, query_token: Option<String>) -> Result<Option<Identity>, Refusal> {
+    match Credential::find(headers, query_token, app.config.auth.query_token) {
+        Credential::Hello => Ok(None),
+        Credential::QueryNotAllowed => {
+            let message = "?token= is not accepted here (auth.query_token is off): send the token as a Bearer, as a \
+                           subprotocol bearer.<jwt>, or in a hello";
+            Err(Refusal::new(StatusCode::UNAUTHORIZED, "query_token_not_allowed", message))
+        }
+        Credential::Token(token) => app.context.verifier.verify(&token).map(Some).map_err(|error| bad_token(&error)),
+    }
+}
+
+fn bad_token(error: &TokenError) -> Refusal {
+    let code = match error {
+        TokenError::Expired => "token_expired",
+        TokenError::Bad(_) => "bad_token",
+        TokenError::User(_) => "bad_user",
+    };
+    Refusal::new(StatusCode::UNAUTHORIZED, code, error.to_string())
+}
+
+/// RFC 6455, section 4.2.1.
+fn check_upgrade(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
+    let has_token = |name: header::HeaderName, wanted: &str| {
+        let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(wanted))
+    };
+    if !has_token(header::UPGRADE, "websocket") {
+        let message = "this is a WebSocket endpoint: send an upgrade request";
+        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message));
+    }
+    if method != Method::GET {
+        return Err(Refusal::bad_request("a WebSocket upgrade is a GET"));
+    }
+    if !has_token(header::CONNECTION, "upgrade") {
+        return Err(Refusal::bad_request("\"Connection: Upgrade\" is missing"));
+    }
+    match headers.get(header::SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes) {
+        Some(b"13") => {}
+        Some(_) => {
+            let message = "only version 13 of the WebSocket protocol is spoken here";
+            return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message));
+        }
+        None => return Err(Refusal::bad_request("\"Sec-WebSocket-Version: 13\" is missing")),
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).filter(|key| is_key(key));
+    let key = key.ok_or_else(|| Refusal::bad_request("\"Sec-WebSocket-Key\" must be 16 bytes as base64"))?;
+    HeaderValue::from_str(&derive_accept_key(key)).map_err(|_| Refusal::bad_request("bad \"Sec-WebSocket-Key\""))
+}
+
+/// 16 bytes as base64: 22 characters and two of padding.
+fn is_key(key: &[u8]) -> bool {
+    let base64 = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'+' || *byte == b'/';
+    key.len() == 24 && key.ends_with(b"==") && key.iter().take(22).all(base64)
+}
+
+pub(super) fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
+    let origin = headers.get(header::ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()));
+    if app.origins.allows_token(origin.as_deref()) {
+        return Ok(());
+    }
+    let message = "pages of this origin may not connect (server.allowed_origins)";
+    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
+}
