@@ -71,12 +71,10 @@ impl Registry {
         self.change.notify_one();
     }
 
-    /// Calls `each` for every connection of a user, in the order they came; gives whether there was one.
-    pub fn each_of(&self, user: &str, mut each: impl FnMut(&Arc<Member>)) -> bool {
-        self.users.get(user).is_some_and(|members| {
-            members.iter().for_each(&mut each);
-            true
-        })
+    /// Gives `look` a user's connections, in the order they came, where there is one. They must not be written to in
+    /// there: it keeps others from coming and going.
+    pub fn with<T>(&self, user: &str, look: impl FnOnce(&[Arc<Member>]) -> T) -> Option<T> {
+        self.users.get(user).map(|members| look(&members))
     }
 
     /// How many connections a user has here.
@@ -122,6 +120,14 @@ pub struct Registration {
     registry: Arc<Registry>,
     user: UserId,
     member: Arc<Member>,
+}
+
+impl Registration {
+    /// Whose connection it is.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        &self.user
+    }
 }
 
 impl Drop for Registration {

@@ -5,7 +5,6 @@
 //! writes it when the socket has room. Only whole frames enter the queue and the lock orders them, so frames are never
 //! torn nor swapped, whoever writes them.
 
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
@@ -13,15 +12,13 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::config::{Outbox as Bound, SlowClient};
 use crate::protocol::Close;
-
-/// An empty queue keeps no more room than this many frames.
-const IDLE_CAPACITY: usize = 8;
 
 /// Most frames in one write.
 const MAX_SLICES: usize = 32;
@@ -52,7 +49,8 @@ pub enum Driven {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Bytes>,
+    /// Oldest first. One frame lies in place: most connections never have a second one waiting.
+    queue: SmallVec<[Bytes; 1]>,
     bytes: usize,
     /// The front frame is partly on the socket, or is the greeting: it must go out, whatever happens to the others.
     front_begun: bool,
@@ -75,7 +73,7 @@ impl Outbox {
     #[must_use]
     pub fn new(socket: TcpStream) -> Self {
         let state = State {
-            queue: VecDeque::new(),
+            queue: SmallVec::new(),
             bytes: 0,
             front_begun: false,
             held: false,
@@ -244,9 +242,8 @@ impl Outbox {
         if state.stalled_since.take().is_some() {
             self.waker.wake();
         }
-        if state.queue.capacity() > IDLE_CAPACITY {
-            state.queue = VecDeque::new();
-        }
+        // Empty: its room is given back.
+        state.queue.shrink_to_fit();
     }
 }
 
@@ -257,22 +254,23 @@ impl State {
 
     fn append(&mut self, frame: Bytes) {
         self.bytes += frame.len();
-        self.queue.push_back(frame);
+        self.queue.push(frame);
     }
 
     /// Takes note of bytes that the socket took.
     fn advance(&mut self, mut count: usize) {
         self.bytes = self.bytes.saturating_sub(count);
-        while let Some(front) = self.queue.front_mut() {
-            if count < front.len() {
-                self.front_begun |= count > 0;
-                front.advance(count);
+        let mut whole = 0;
+        for frame in &mut self.queue {
+            if count < frame.len() {
+                frame.advance(count);
                 break;
             }
-            count -= front.len();
-            self.front_begun = false;
-            self.queue.pop_front();
+            count -= frame.len();
+            whole += 1;
         }
+        self.front_begun = count > 0 || (whole == 0 && self.front_begun);
+        self.queue.drain(..whole);
         if self.stalled_since.is_some() {
             self.stalled_since = Some(Instant::now());
         }
@@ -289,13 +287,13 @@ impl State {
     }
 
     fn drop_oldest(&mut self) -> bool {
-        match self.queue.remove(usize::from(self.front_begun)) {
-            Some(frame) => {
-                self.bytes = self.bytes.saturating_sub(frame.len());
-                true
-            }
-            None => false,
+        let oldest = usize::from(self.front_begun);
+        if oldest == self.queue.len() {
+            return false;
         }
+        let frame = self.queue.remove(oldest);
+        self.bytes = self.bytes.saturating_sub(frame.len());
+        true
     }
 }
 
@@ -421,6 +419,6 @@ mod tests {
         outbox.open(None);
         let mut got = vec![0; 100 * 11];
         client.read_exact(&mut got).await.unwrap();
-        assert!(outbox.state.lock().queue.capacity() <= IDLE_CAPACITY);
+        assert!(!outbox.state.lock().queue.spilled());
     }
 }

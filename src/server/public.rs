@@ -17,7 +17,7 @@ use super::listener::Peer;
 use super::reply::Refusal;
 use super::{App, healthz, readyz};
 use crate::auth::OFFERED_PROTOCOL;
-use crate::connection;
+use crate::connection::Connection;
 
 pub(super) fn router() -> axum::Router<Arc<App>> {
     axum::Router::new().route("/ws", any(websocket)).route("/healthz", get(healthz)).route("/readyz", get(readyz))
@@ -57,7 +57,8 @@ async fn upgraded(app: Arc<App>, upgrade: OnUpgrade, admitted: Admitted) {
     let (socket, early): (TcpStream, Vec<u8>) = (parts.io.into_inner(), parts.read_buf.to_vec());
     let Admitted { dialect, identity, .. } = admitted;
     let context = Arc::clone(&app.context);
-    app.context.shutdown.spawn_connection(connection::run(context, socket, early, dialect, identity));
+    let connection = Connection::open(context, socket, early, dialect).await;
+    app.context.shutdown.spawn_connection(connection.run(identity));
 }
 
 fn refuse(app: &App, refusal: Refusal) -> Response {
