@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -21,7 +20,7 @@ use crate::auth::{Identity, TokenError, Verifier};
 use crate::config;
 use crate::metrics::Metrics;
 use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, ServerFrame};
-use crate::registry::{Member, Outbox, Registry};
+use crate::registry::{self, Member, Outbox, Registry};
 use crate::shutdown::Shutdown;
 pub use drain::drain;
 use live::Live;
@@ -63,7 +62,7 @@ type Socket = WebSocketStream<Wire>;
 /// identity the client owes a `hello`.
 pub async fn run(
     context: Arc<Context>,
-    socket: TcpStream,
+    socket: registry::Socket,
     early: Vec<u8>,
     dialect: Dialect,
     identity: Option<Identity>,

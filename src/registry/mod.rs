@@ -1,6 +1,7 @@
 //! Who is connected here: users and their connections, in one concurrent map. Nothing in here awaits.
 
 mod outbox;
+mod socket;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::protocol::{ConnectionId, Dialect, UserId};
 pub use outbox::{Driven, Outbox, Pushed};
+pub use socket::Socket;
 
 /// One connection, as everybody but its own task sees it.
 #[derive(Debug)]
@@ -138,7 +140,7 @@ mod tests {
     async fn member() -> Arc<Member> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let outbox = Outbox::new(socket);
+        let outbox = Outbox::new(Socket::Plain(socket));
         Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, outbox })
     }
 

@@ -18,6 +18,7 @@ use super::reply::Refusal;
 use super::{App, healthz, readyz};
 use crate::auth::OFFERED_PROTOCOL;
 use crate::connection;
+use crate::registry::Socket;
 
 pub(super) fn router() -> axum::Router<Arc<App>> {
     axum::Router::new().route("/ws", any(websocket)).route("/healthz", get(healthz)).route("/readyz", get(readyz))
@@ -54,7 +55,7 @@ async fn upgraded(app: Arc<App>, upgrade: OnUpgrade, admitted: Admitted) {
     };
     let Ok(parts) = io.downcast::<TokioIo<TcpStream>>() else { return };
     // Copied: a slice, even an empty one, would keep the whole buffer of the handshake for as long as the connection.
-    let (socket, early): (TcpStream, Vec<u8>) = (parts.io.into_inner(), parts.read_buf.to_vec());
+    let (socket, early) = (Socket::Plain(parts.io.into_inner()), parts.read_buf.to_vec());
     let Admitted { dialect, identity, .. } = admitted;
     let context = Arc::clone(&app.context);
     app.context.shutdown.spawn_connection(connection::run(context, socket, early, dialect, identity));
