@@ -2,6 +2,7 @@
 
 mod outbox;
 mod socket;
+mod tls;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 use crate::protocol::{ConnectionId, Dialect, UserId};
 pub use outbox::{Driven, Outbox, Pushed};
 pub use socket::Socket;
+pub use tls::Tls;
 
 /// One connection, as everybody but its own task sees it.
 #[derive(Debug)]

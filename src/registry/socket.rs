@@ -6,12 +6,24 @@ use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use super::tls::Tls;
 
 /// Bytes in and out of one client.
 #[derive(Debug)]
 pub enum Socket {
     /// TCP as it is.
     Plain(TcpStream),
+    /// TLS, apart: it is a hundred times as large.
+    Tls(Box<Tls>),
+}
+
+impl From<TlsStream<TcpStream>> for Socket {
+    fn from(stream: TlsStream<TcpStream>) -> Self {
+        let (tcp, session) = stream.into_inner();
+        Self::Tls(Box::new(Tls::new(tcp, session)))
+    }
 }
 
 impl Socket {
@@ -22,6 +34,7 @@ impl Socket {
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.try_write(bytes),
+            Self::Tls(tls) => tls.try_write_vectored(&[IoSlice::new(bytes)]),
         }
     }
 
@@ -32,6 +45,7 @@ impl Socket {
     pub(super) fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.try_write_vectored(slices),
+            Self::Tls(tls) => tls.try_write_vectored(slices),
         }
     }
 
@@ -42,6 +56,7 @@ impl Socket {
     pub(super) fn try_flush(&self) -> io::Result<()> {
         match self {
             Self::Plain(_) => Ok(()),
+            Self::Tls(tls) => tls.try_flush(),
         }
     }
 
@@ -52,6 +67,7 @@ impl Socket {
     pub(super) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(tcp) => tcp.poll_write_ready(cx),
+            Self::Tls(tls) => tls.poll_write_ready(cx),
         }
     }
 
@@ -68,6 +84,7 @@ impl Socket {
                     done => return Poll::Ready(done),
                 }
             },
+            Self::Tls(tls) => tls.poll_read(cx, buf),
         }
     }
 
@@ -75,7 +92,8 @@ impl Socket {
     pub(super) fn finish_writing(&self) {
         match self {
             // A socket that is broken already has told it.
-            Self::Plain(tcp) => SockRef::from(tcp).shutdown(Shutdown::Write).ok(),
-        };
+            Self::Plain(tcp) => drop(SockRef::from(tcp).shutdown(Shutdown::Write)),
+            Self::Tls(tls) => tls.finish_writing(),
+        }
     }
 }

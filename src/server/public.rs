@@ -8,12 +8,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::handshake::{self, Admitted, Head};
-use super::listener::Peer;
+use super::listener::{Peer, Stream};
 use super::reply::Refusal;
 use super::{App, healthz, readyz};
 use crate::auth::OFFERED_PROTOCOL;
@@ -53,9 +52,13 @@ async fn upgraded(app: Arc<App>, upgrade: OnUpgrade, admitted: Admitted) {
         debug!("the client left during its handshake");
         return;
     };
-    let Ok(parts) = io.downcast::<TokioIo<TcpStream>>() else { return };
+    let Ok(parts) = io.downcast::<TokioIo<Stream>>() else { return };
     // Copied: a slice, even an empty one, would keep the whole buffer of the handshake for as long as the connection.
-    let (socket, early) = (Socket::Plain(parts.io.into_inner()), parts.read_buf.to_vec());
+    let early = parts.read_buf.to_vec();
+    let socket = match parts.io.into_inner() {
+        Stream::Left(tcp) => Socket::Plain(tcp),
+        Stream::Right(tls) => Socket::from(*tls),
+    };
     let Admitted { dialect, identity, .. } = admitted;
     let context = Arc::clone(&app.context);
     app.context.shutdown.spawn_connection(connection::run(context, socket, early, dialect, identity));
