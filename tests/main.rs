@@ -28,4 +28,5 @@ mod redis_link;
 mod slow_client;
 mod stopping;
 mod support;
+mod tls;
 mod topology;
