@@ -14,6 +14,7 @@ mod backplane;
 mod chaos;
 mod cli;
 mod delivery;
+mod deploy;
 mod footprint;
 mod frames;
 mod handshake;
