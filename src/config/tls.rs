@@ -52,6 +52,12 @@ pub enum TlsError {
 }
 
 impl TlsFiles {
+    /// The paths of a certificate and of its key, unread.
+    #[must_use]
+    pub fn new(certificate: PathBuf, key: PathBuf) -> Self {
+        Self { certificate, key }
+    }
+
     /// Both files or neither, and what is in them must do.
     pub(super) fn from_settings(settings: &mut Settings) -> Option<Self> {
         const KEYS: [&str; 2] = ["server.tls_cert_file", "server.tls_key_file"];
@@ -63,7 +69,7 @@ impl TlsFiles {
             }
             return None;
         };
-        let files = Self { certificate, key };
+        let files = Self::new(certificate, key);
         if let Err(error) = files.read().and_then(|pem| files.parse(&pem)) {
             settings.problem(error.to_string());
         }

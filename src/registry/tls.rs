@@ -120,3 +120,64 @@ impl Write for Kernel<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+    use tokio_rustls::{TlsAcceptor, TlsConnector, client};
+
+    use super::*;
+
+    async fn pair() -> (Tls, client::TlsStream<TcpStream>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let server = ServerConfig::builder().with_no_client_auth();
+        let acceptor = TlsAcceptor::from(Arc::new(server.with_single_cert(vec![made.cert.into()], key).unwrap()));
+        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(listener.accept(), far);
+        let connector = TlsConnector::from(Arc::new(client));
+        let shaking = connector.connect("localhost".try_into().unwrap(), far.unwrap());
+        let (near, far) = tokio::join!(acceptor.accept(near.unwrap().0), shaking);
+        let (tcp, session) = near.unwrap().into_inner();
+        (Tls::new(tcp, session), far.unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_is_encrypted_ahead_of_the_kernel_has_a_bound_and_arrives() {
+        let (tls, mut client) = pair().await;
+        let plenty = vec![b'.'; 1 << 20];
+        let mut taken = 0;
+        loop {
+            match tls.try_write_vectored(&[IoSlice::new(&plenty), IoSlice::new(&plenty)]) {
+                Ok(count) => {
+                    assert!(count <= MAX_UNSENT, "{count} bytes at once");
+                    taken += count;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                    break;
+                }
+            }
+        }
+        assert_eq!(tls.try_flush().unwrap_err().kind(), ErrorKind::WouldBlock);
+        let flushed = async {
+            while tls.try_flush().is_err() {
+                poll_fn(|cx| tls.poll_write_ready(cx)).await.unwrap();
+            }
+        };
+        let mut got = vec![0; taken];
+        let (read, ()) = tokio::join!(client.read_exact(&mut got), flushed);
+        read.unwrap();
+        assert!(got.iter().all(|byte| *byte == b'.'));
+    }
+}

@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs::Ticketer;
-use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
+use tokio_rustls::rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::server::TlsStream;
 use tracing::{info, warn};
@@ -54,6 +54,8 @@ impl Tls {
         let resolver = Arc::clone(&current) as Arc<dyn ResolvesServerCert>;
         let mut config = ServerConfig::builder().with_no_client_auth().with_cert_resolver(resolver);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // Tickets need no memory here; a few sessions are not kept besides.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
         match Ticketer::new() {
             Ok(ticketer) => config.ticketer = ticketer,
             Err(error) => warn!(%error, "no session tickets: clients that return need a whole handshake"),
@@ -111,5 +113,54 @@ impl Tls {
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tempfile::TempDir;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Writes a new certificate and its key, as far as asked.
+    fn renew(dir: &Path, names: &[&str]) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let pems = [("certificate.pem", made.cert.pem()), ("key.pem", made.signing_key.serialize_pem())];
+        for (name, pem) in pems.iter().filter(|(name, _)| names.contains(name)) {
+            std::fs::write(dir.join(name), pem).unwrap();
+        }
+    }
+
+    fn counts(metrics: &Metrics) -> [u64; 2] {
+        ["taken", "refused"].map(|result| metrics.tls_reloads.with_label_values(&[result]).get())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pair_that_is_half_written_at_one_look_is_not_judged_and_each_is_judged_once() {
+        const BOTH: [&str; 2] = ["certificate.pem", "key.pem"];
+        let dir = TempDir::new().unwrap();
+        renew(dir.path(), &BOTH);
+        let files = TlsFiles::new(dir.path().join(BOTH[0]), dir.path().join(BOTH[1]));
+        let (tls, metrics) = (Tls::new(files).unwrap(), Metrics::new());
+        let steps = async {
+            sleep(POLL / 2).await;
+            renew(dir.path(), &["certificate.pem"]);
+            sleep(POLL).await;
+            renew(dir.path(), &BOTH);
+            sleep(POLL * 2).await;
+            assert_eq!(counts(&metrics), [1, 0]);
+            sleep(POLL * 10).await;
+            assert_eq!(counts(&metrics), [1, 0]);
+            renew(dir.path(), &["key.pem"]);
+            sleep(POLL * 10).await;
+            assert_eq!(counts(&metrics), [1, 1]);
+        };
+        tokio::select! {
+            () = steps => {}
+            () = tls.keep_fresh(&metrics) => {}
+        }
     }
 }
