@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::auth::{OriginPolicy, Verifier};
 use crate::backplane::{Backplane, BackplaneError};
-use crate::config::Config;
+use crate::config::{Config, TlsError};
 use crate::connection::{self, Context};
 use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
 use crate::protocol::InstanceId;
 use crate::router::Router;
-use crate::server::{self, App, Listener};
+use crate::server::{self, App, Listener, Tls};
 use crate::shutdown::Shutdown;
 
 /// What a stop may take beyond the drain window: closes on their way, presence given up.
@@ -34,6 +34,9 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// A certificate that cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A backplane that cannot be used.
     #[error(transparent)]
     Backplane(#[from] BackplaneError),
@@ -59,12 +62,14 @@ impl Gateway {
         let app = Arc::new(App::new(config)?);
         start_routing(&app);
         start_presence(&app);
+        start_reloading(&app);
 
         let gateway = Self { public: public.address, admin: admin.address, app: Arc::clone(&app) };
         for (listener, router) in [(public, server::public(&app)), (admin, server::admin(&app))] {
             let Context { metrics, shutdown, .. } = &*app.context;
             let deadline = app.config.server.handshake_timeout;
-            let serving = server::serve(listener, router, deadline, Arc::clone(metrics), shutdown.clone());
+            let tls = app.tls.clone();
+            let serving = server::serve(listener, router, tls, deadline, Arc::clone(metrics), shutdown.clone());
             shutdown.spawn_service(serving);
         }
         Ok(gateway)
@@ -88,6 +93,13 @@ impl Gateway {
         &self.app.context.instance
     }
 
+    /// Reads the TLS certificate anew, if there is one.
+    pub fn reload(&self) {
+        if let Some(tls) = &self.app.tls {
+            tls.reload();
+        }
+    }
+
     /// Sends the clients away over `drain.window`, gives presence up, and ends every task.
     pub async fn stop(self) {
         let Context { registry, shutdown, .. } = &*self.app.context;
@@ -104,7 +116,8 @@ impl Gateway {
 }
 
 impl App {
-    fn new(config: Config) -> Result<Self, BackplaneError> {
+    fn new(config: Config) -> Result<Self, StartError> {
+        let tls = config.server.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         let (instance, metrics) = (InstanceId::random(), Arc::new(Metrics::new()));
         let backplane = Arc::new(Backplane::new(&config, &instance, &metrics)?);
         let context = Arc::new(Context {
@@ -118,7 +131,7 @@ impl App {
             shutdown: Shutdown::default(),
         });
         let origins = OriginPolicy::new(&config.server.allowed_origins, config.dev);
-        Ok(Self { config, context, backplane, origins, started: Instant::now() })
+        Ok(Self { config, context, backplane, tls, origins, started: Instant::now() })
     }
 }
 
@@ -126,6 +139,15 @@ fn start_routing(app: &App) {
     let Context { registry, metrics, outbox, limits, shutdown, .. } = &*app.context;
     let router = Router::new(Arc::clone(registry), Arc::clone(metrics), *outbox, limits.max_payload_bytes);
     app.backplane.subscribe(Arc::new(move |heard| router.take(heard)), shutdown);
+}
+
+fn start_reloading(app: &App) {
+    let Some(tls) = app.tls.clone() else { return };
+    let Context { metrics, shutdown, .. } = &*app.context;
+    let (metrics, stopping) = (Arc::clone(metrics), shutdown.stopping().clone());
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(tls.keep_fresh(&metrics)).await;
+    });
 }
 
 fn start_presence(app: &App) {

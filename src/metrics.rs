@@ -20,6 +20,10 @@ pub struct Metrics {
     pub connections_closed: IntCounterVec,
     /// Handshakes refused, by HTTP status.
     pub handshakes_refused: IntCounterVec,
+    /// TLS handshakes that failed or took too long.
+    pub tls_handshakes_failed: IntCounter,
+    /// Certificates read anew, by result.
+    pub tls_reloads: IntCounterVec,
     /// Accepts that failed.
     pub accept_errors: IntCounter,
     /// Messages heard from the backplane, whoever they are for.
@@ -62,6 +66,12 @@ impl Metrics {
             connections_opened: counter(r, "connections_opened_total", "WebSocket upgrades done."),
             connections_closed: labelled(r, "connections_closed_total", "Ended connections, by close code.", "code"),
             handshakes_refused: labelled(r, "handshakes_refused_total", "Refused handshakes, by status.", "status"),
+            tls_handshakes_failed: counter(
+                r,
+                "tls_handshakes_failed_total",
+                "TLS handshakes that failed or took too long.",
+            ),
+            tls_reloads: labelled(r, "tls_reloads_total", "TLS certificates read anew: taken, or refused.", "result"),
             accept_errors: counter(r, "accept_errors_total", "Connections that could not be accepted."),
             messages_received: counter(r, "messages_received_total", "Messages heard from the backplane."),
             messages_missed: counter(r, "messages_missed_total", "Messages for users without a connection here."),

@@ -59,11 +59,21 @@ impl Shutdown {
     }
 }
 
-/// SIGTERM and SIGINT, listened for from creation on.
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// SIGTERM, SIGINT: the end.
+    Stop,
+    /// SIGHUP: files that may have changed are to be read anew.
+    Reload,
+}
+
+/// SIGTERM, SIGINT and SIGHUP, listened for from creation on.
 #[derive(Debug)]
 pub struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -72,15 +82,21 @@ impl Signals {
     /// # Errors
     /// Where the system refuses a handler.
     pub fn install() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    /// Waits for the next of either.
-    pub async fn next(&mut self) {
-        let name = tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+    /// Waits for the next of them.
+    pub async fn next(&mut self) -> Asked {
+        let (name, asked) = tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", Asked::Stop),
+            _ = self.interrupt.recv() => ("SIGINT", Asked::Stop),
+            _ = self.hangup.recv() => ("SIGHUP", Asked::Reload),
         };
         info!(signal = name, "signal received");
+        asked
     }
 }

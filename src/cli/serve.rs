@@ -8,9 +8,10 @@ use clap::Args;
 use serde_json::json;
 use tracing::{info, warn};
 
+use super::notify::{READY, STOPPING, notify};
 use super::{ConfigArgs, block_on, say};
 use crate::config::{Config, Redis, secret_bytes};
-use crate::shutdown::Signals;
+use crate::shutdown::{Asked, Signals};
 use crate::{Gateway, log};
 
 /// An HMAC key as long as its hash (RFC 7518, section 3.2).
@@ -49,7 +50,9 @@ impl Serve {
 
 async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("cannot listen for signals")?;
-    let (in_memory, demo) = (config.redis.url.is_none(), config.server.demo);
+    let in_memory = config.redis.url.is_none();
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+    let demo = config.server.demo.then_some(scheme);
     let gateway = Gateway::start(config)?;
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
     info!(%public, %admin, %instance, "listening");
@@ -62,6 +65,7 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
         });
         write_whole(path, &ready.to_string()).with_context(|| format!("--ready-file {}", path.display()))?;
     }
+    notify(READY);
     for line in greeting(public, demo, in_memory) {
         // An instance lives on with its standard output gone.
         if let Err(error) = say(&line) {
@@ -69,16 +73,20 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
         }
     }
 
-    signals.next().await;
+    while signals.next().await == Asked::Reload {
+        gateway.reload();
+    }
+    notify(STOPPING);
+    let second = async { while signals.next().await == Asked::Reload {} };
     tokio::select! {
         () = gateway.stop() => info!("stopped"),
-        () = signals.next() => anyhow::bail!("a second signal: stopped at once"),
+        () = second => anyhow::bail!("a second signal: stopped at once"),
     }
     Ok(())
 }
 
-fn greeting(public: SocketAddr, demo: bool, in_memory: bool) -> Vec<String> {
-    let page = demo.then(|| format!("tidings: the demo page is at http://{public}/"));
+fn greeting(public: SocketAddr, demo: Option<&str>, in_memory: bool) -> Vec<String> {
+    let page = demo.map(|scheme| format!("tidings: the demo page is at {scheme}://{public}/"));
     let note = "tidings: without a Redis URL, everything is in this process: nothing survives a restart";
     page.into_iter().chain(in_memory.then(|| note.to_owned())).collect()
 }

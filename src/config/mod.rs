@@ -2,6 +2,7 @@
 
 mod kind;
 mod settings;
+mod tls;
 mod value;
 
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use toml::Value;
 
 use settings::{Settings, mask_url, text};
+pub use tls::{Pem, TlsError, TlsFiles};
 use value::format_duration;
 pub use value::parse_duration;
 
@@ -86,6 +88,8 @@ pub struct Server {
     pub pong_timeout: Duration,
     /// Serves the demo page with its open sign-in.
     pub demo: bool,
+    /// Both listeners speak TLS with this certificate; none: they do not.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Keys under `redis.`.
@@ -260,6 +264,7 @@ impl Server {
             heartbeat: settings.duration("server.heartbeat", "25s", MIN),
             pong_timeout: settings.duration("server.pong_timeout", "10s", MIN),
             demo: settings.boolean("server.demo", dev),
+            tls: TlsFiles::from_settings(settings),
         }
     }
 }

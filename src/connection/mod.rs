@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -22,7 +21,7 @@ use crate::auth::{Identity, TokenError, Verifier};
 use crate::config;
 use crate::metrics::Metrics;
 use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, ServerFrame};
-use crate::registry::{Member, Outbox, Registration, Registry};
+use crate::registry::{self, Member, Outbox, Registration, Registry};
 use crate::shutdown::Shutdown;
 use clock::Clock;
 pub use drain::drain;
@@ -79,7 +78,7 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     /// Takes an upgraded socket. `early` is what the client sent on the heels of its handshake.
-    pub async fn open(context: Arc<Context>, socket: TcpStream, early: Vec<u8>, dialect: Dialect) -> Self {
+    pub async fn open(context: Arc<Context>, socket: registry::Socket, early: Vec<u8>, dialect: Dialect) -> Self {
         context.metrics.connections_opened.inc();
         let open = OpenGauge::new(&context.metrics);
         let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox: Outbox::new(socket) });

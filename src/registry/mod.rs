@@ -1,6 +1,8 @@
 //! Who is connected here: users and their connections, in one concurrent map. Nothing in here awaits.
 
 mod outbox;
+mod socket;
+mod tls;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,6 +17,8 @@ use tokio::sync::Notify;
 
 use crate::protocol::{ConnectionId, Dialect, UserId};
 pub use outbox::{Driven, Outbox, Pushed};
+pub use socket::Socket;
+pub use tls::Tls;
 
 /// One connection, as everybody but its own task sees it.
 #[derive(Debug)]
@@ -144,7 +148,7 @@ mod tests {
     async fn member() -> Arc<Member> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let outbox = Outbox::new(socket);
+        let outbox = Outbox::new(Socket::Plain(socket));
         Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, outbox })
     }
 

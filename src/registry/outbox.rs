@@ -6,17 +6,15 @@
 //! torn nor swapped, whoever writes them.
 
 use std::io::{self, ErrorKind, IoSlice};
-use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::socket::Socket;
 use crate::config::{Outbox as Bound, SlowClient};
 use crate::protocol::Close;
 
@@ -63,7 +61,7 @@ struct State {
 /// See the module.
 #[derive(Debug)]
 pub struct Outbox {
-    socket: TcpStream,
+    socket: Socket,
     state: Mutex<State>,
     waker: AtomicWaker,
 }
@@ -71,7 +69,7 @@ pub struct Outbox {
 impl Outbox {
     /// An empty outbox on this socket.
     #[must_use]
-    pub fn new(socket: TcpStream) -> Self {
+    pub fn new(socket: Socket) -> Self {
         let state = State {
             queue: SmallVec::new(),
             bytes: 0,
@@ -175,7 +173,8 @@ impl Outbox {
             {
                 let mut state = self.state.lock();
                 self.write_queued(&mut state);
-                if state.queue.is_empty() || state.held {
+                // Not stalled: whatever was queued is with the kernel.
+                if state.stalled_since.is_none() || state.held {
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -188,62 +187,66 @@ impl Outbox {
     /// # Errors
     /// The socket's.
     pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.socket.poll_read_ready(cx))?;
-            match self.socket.try_read(buf) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-        }
+        self.socket.poll_read(cx, buf)
     }
 
     /// Tells the client that nothing more comes: it sees the end behind the last frame.
     pub fn finish_writing(&self) {
-        // A socket that is broken already has told it.
-        SockRef::from(&self.socket).shutdown(Shutdown::Write).ok();
+        self.socket.finish_writing();
     }
 
     fn write_queued(&self, state: &mut State) {
         if state.held {
             return;
         }
-        while !state.queue.is_empty() {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let mut used = 0;
-            for (slice, frame) in slices.iter_mut().zip(&state.queue) {
-                *slice = IoSlice::new(frame);
-                used += 1;
+        let done = loop {
+            if state.queue.is_empty() {
+                break self.socket.try_flush();
             }
-            let written = match slices.get(..used) {
-                Some([only]) => self.socket.try_write(only),
-                Some(several) => self.socket.try_write_vectored(several),
-                None => return,
-            };
-            match written {
+            match self.try_write(&state.queue) {
                 Ok(count) => state.advance(count),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    // Once: from here on the task waits for room, and waking it would only make it ask again.
-                    if state.stalled_since.is_none() {
-                        state.stalled_since = Some(Instant::now());
-                        self.waker.wake();
-                    }
-                    return;
+                Err(error) => break Err(error),
+            }
+        };
+        match done {
+            Ok(()) => {
+                if state.stalled_since.take().is_some() {
+                    self.waker.wake();
                 }
-                Err(_) => {
-                    // The reading side of the task meets the same end; whatever was queued is lost with the client.
-                    state.give_up(Close::Gone);
-                    state.queue.clear();
-                    state.bytes = 0;
-                    state.front_begun = false;
+                // Empty: its room is given back.
+                state.queue.shrink_to_fit();
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                // Once: from here on the task waits for room, and waking it would only make it ask again.
+                if state.stalled_since.is_none() {
+                    state.stalled_since = Some(Instant::now());
                     self.waker.wake();
                 }
             }
+            Err(_) => {
+                // The reading side of the task meets the same end; whatever was queued is lost with the client.
+                state.give_up(Close::Gone);
+                state.queue = SmallVec::new();
+                state.bytes = 0;
+                state.front_begun = false;
+                state.stalled_since = None;
+                self.waker.wake();
+            }
         }
-        if state.stalled_since.take().is_some() {
-            self.waker.wake();
+    }
+
+    /// As much of the queue as one write takes.
+    fn try_write(&self, queue: &[Bytes]) -> io::Result<usize> {
+        if let [only] = queue {
+            return self.socket.try_write(only);
         }
-        // Empty: its room is given back.
-        state.queue.shrink_to_fit();
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut used = 0;
+        for (slice, frame) in slices.iter_mut().zip(queue) {
+            *slice = IoSlice::new(frame);
+            used += 1;
+        }
+        self.socket.try_write_vectored(slices.get(..used).unwrap_or_default())
     }
 }
 
@@ -303,7 +306,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::AsyncReadExt;
-    use tokio::net::{TcpListener, TcpSocket};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     use super::*;
     use crate::protocol::text_frame;
@@ -317,8 +320,8 @@ mod tests {
         socket.set_send_buffer_size(4_096).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(socket.connect(listener.local_addr().unwrap()), listener.accept());
-        let outbox = Outbox::new(near.unwrap());
-        outbox.socket.writable().await.unwrap();
+        let outbox = Outbox::new(Socket::Plain(near.unwrap()));
+        poll_fn(|cx| outbox.socket.poll_write_ready(cx)).await.unwrap();
         (outbox, far.unwrap().0)
     }
 

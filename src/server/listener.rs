@@ -1,6 +1,6 @@
 //! Accepts connections and speaks HTTP/1.1 on them, with a deadline on every stage.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +14,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tracing::{debug, warn};
 
+use super::Tls;
 use super::reply::Refusal;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
@@ -65,10 +68,15 @@ impl Listener {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// Accepts until the instance stops. Each connection's head must come within `head_deadline`.
+/// A connection as HTTP has it: TCP as it is, or TLS.
+pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// Accepts until the instance stops. Each connection's head must come within `head_deadline`, its TLS handshake
+/// included.
 pub async fn serve(
     listener: Listener,
     router: axum::Router,
+    tls: Option<Arc<Tls>>,
     head_deadline: Duration,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
@@ -83,9 +91,21 @@ pub async fn serve(
                 // A refusal of these by the system costs speed or a slot for a while, no more.
                 socket.set_nodelay(true).ok();
                 SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_DEADLINE)).ok();
-                let (router, stopping) = (router.clone(), stopping.clone());
+                let (router, tls, stopping) = (router.clone(), tls.clone(), stopping.clone());
+                let metrics = Arc::clone(&metrics);
                 shutdown.spawn_service(async move {
-                    stopping.run_until_cancelled(http(socket, Peer(peer), router, head_deadline)).await;
+                    let deadline = Instant::now() + head_deadline;
+                    let serving = async {
+                        let stream = match tls {
+                            None => Either::Left(socket),
+                            Some(tls) => match encrypted(socket, &tls, deadline, &metrics).await {
+                                Some(stream) => Either::Right(stream),
+                                None => return,
+                            },
+                        };
+                        http(stream, Peer(peer), router, deadline.duration_since(Instant::now())).await;
+                    };
+                    stopping.run_until_cancelled(serving).await;
                 });
             }
             Err(error) => {
@@ -99,7 +119,24 @@ pub async fn serve(
     }
 }
 
-async fn http(socket: TcpStream, peer: Peer, router: axum::Router, head_deadline: Duration) {
+/// Shakes hands; a client that cannot, or is too slow, is counted.
+async fn encrypted(
+    socket: TcpStream,
+    tls: &Tls,
+    deadline: Instant,
+    metrics: &Metrics,
+) -> Option<Box<TlsStream<TcpStream>>> {
+    match timeout_at(deadline, tls.accept(socket)).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            metrics.tls_handshakes_failed.inc();
+            debug!(%error, "tls handshake failed");
+            None
+        }
+    }
+}
+
+async fn http(socket: Stream, peer: Peer, router: axum::Router, head_deadline: Duration) {
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(peer);

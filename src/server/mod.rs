@@ -9,6 +9,7 @@ mod presence;
 mod public;
 mod reply;
 mod request;
+mod tls;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use crate::config::Config;
 use crate::connection::Context;
 
 pub use listener::{Listener, serve};
+pub use tls::Tls;
 
 /// What every request handler can reach.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub struct App {
     pub context: Arc<Context>,
     /// Where notifications come from and go to.
     pub backplane: Arc<Backplane>,
+    /// Where the listeners speak TLS.
+    pub tls: Option<Arc<Tls>>,
     /// Which pages may connect.
     pub origins: OriginPolicy,
     /// When the instance started.

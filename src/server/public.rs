@@ -8,16 +8,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::handshake::{self, Admitted, Head};
-use super::listener::Peer;
+use super::listener::{Peer, Stream};
 use super::reply::Refusal;
 use super::{App, healthz, readyz};
 use crate::auth::OFFERED_PROTOCOL;
 use crate::connection::Connection;
+use crate::registry::Socket;
 
 pub(super) fn router() -> axum::Router<Arc<App>> {
     axum::Router::new().route("/ws", any(websocket)).route("/healthz", get(healthz)).route("/readyz", get(readyz))
@@ -52,9 +52,13 @@ async fn upgraded(app: Arc<App>, upgrade: OnUpgrade, admitted: Admitted) {
         debug!("the client left during its handshake");
         return;
     };
-    let Ok(parts) = io.downcast::<TokioIo<TcpStream>>() else { return };
+    let Ok(parts) = io.downcast::<TokioIo<Stream>>() else { return };
     // Copied: a slice, even an empty one, would keep the whole buffer of the handshake for as long as the connection.
-    let (socket, early): (TcpStream, Vec<u8>) = (parts.io.into_inner(), parts.read_buf.to_vec());
+    let early = parts.read_buf.to_vec();
+    let socket = match parts.io.into_inner() {
+        Stream::Left(tcp) => Socket::Plain(tcp),
+        Stream::Right(tls) => Socket::from(*tls),
+    };
     let Admitted { dialect, identity, .. } = admitted;
     let context = Arc::clone(&app.context);
     let connection = Connection::open(context, socket, early, dialect).await;

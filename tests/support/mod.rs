@@ -9,6 +9,7 @@ mod light;
 mod nginx;
 mod proxy;
 mod redis;
+mod tls;
 mod token;
 
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub use light::Light;
 pub use nginx::Nginx;
 pub use proxy::{Proxy, Way, Whose};
 pub use redis::{RedisServer, Subscription, free_port};
+pub use tls::{client_config, handshake_tls, served_certificate};
 pub use token::{SECRET, now, sign, sign_with, token, token_for};
 
 /// How long a test waits for something that must come: far longer than it takes, so that only its absence fails.
