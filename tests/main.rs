@@ -18,6 +18,7 @@ mod footprint;
 mod frames;
 mod handshake;
 mod hello;
+mod limits;
 mod link_faults;
 mod presence;
 mod presence_cost;

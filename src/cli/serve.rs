@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{ConfigArgs, block_on, say};
 use crate::config::{Config, Redis, secret_bytes};
 use crate::shutdown::Signals;
-use crate::{Gateway, log};
+use crate::{Gateway, log, server};
 
 /// An HMAC key as long as its hash (RFC 7518, section 3.2).
 const GOOD_SECRET_BYTES: usize = 32;
@@ -50,6 +50,7 @@ impl Serve {
 async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("cannot listen for signals")?;
     let (in_memory, demo) = (config.redis.url.is_none(), config.server.demo);
+    server::raise_limit();
     let gateway = Gateway::start(config)?;
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
     info!(%public, %admin, %instance, "listening");

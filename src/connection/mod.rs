@@ -19,9 +19,10 @@ use tracing::debug;
 
 use crate::auth::{Identity, TokenError, Verifier};
 use crate::config;
+use crate::limits::{Limit, Limiter, Over, Pass};
 use crate::metrics::Metrics;
 use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, ServerFrame};
-use crate::registry::{Member, Outbox, Registry};
+use crate::registry::{Backlog, Member, Outbox, Registry};
 use crate::shutdown::Shutdown;
 pub use drain::drain;
 use live::Live;
@@ -42,8 +43,12 @@ pub struct Context {
     pub server: config::Server,
     /// The write timeout.
     pub outbox: config::Outbox,
-    /// The largest inbound message.
+    /// How much a client may send.
     pub limits: config::Limits,
+    /// Who may connect, and how often.
+    pub limiter: Limiter,
+    /// What waits in all outboxes together.
+    pub backlog: Arc<Backlog>,
     /// Verifies tokens of `hello` and `auth`.
     pub verifier: Verifier,
     /// Where greeted connections are found.
@@ -67,10 +72,12 @@ pub async fn run(
     early: Vec<u8>,
     dialect: Dialect,
     identity: Option<Identity>,
+    mut pass: Pass,
 ) {
     context.metrics.connections_opened.inc();
     let _open = OpenGauge::new(&context.metrics);
-    let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox: Outbox::new(socket) });
+    let outbox = Outbox::new(socket, Arc::clone(&context.backlog));
+    let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox });
     let limit = context.limits.max_inbound_bytes;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
@@ -78,24 +85,25 @@ pub async fn run(
         .max_write_buffer_size(MAX_CONTROL_BYTES)
         .max_message_size(Some(limit))
         .max_frame_size(Some(limit));
-    let wire = Wire::new(Arc::clone(&member));
+    let wire = Wire::new(Arc::clone(&member), &context.limits, &early);
     let mut socket = WebSocketStream::from_partially_read(wire, early, Role::Server, Some(config)).await;
 
     let identity = match identity {
         Some(identity) => Ok(identity),
         // Boxed, as the end is: what lasts for seconds must not make every connection larger for its whole life.
-        None => Box::pin(hello(&context, &mut socket)).await,
+        None => Box::pin(hello(&context, &mut socket, &mut pass)).await,
     };
     let close = match identity {
         Ok(identity) => live(&context, &mut socket, &member, identity).await,
         Err(close) => close,
     };
+    let close = socket.get_ref().over.map_or(close, |over| sent_too_much(&context, over));
     context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
     debug!(connection = %member.id, code = close.code(), reason = close.reason(), "connection closed");
     Box::pin(finish(&mut socket, &member, close)).await;
 }
 
-async fn hello(context: &Context, socket: &mut Socket) -> Result<Identity, Close> {
+async fn hello(context: &Context, socket: &mut Socket, pass: &mut Pass) -> Result<Identity, Close> {
     let first_text = async {
         loop {
             match inbound(socket.next().await) {
@@ -110,10 +118,24 @@ async fn hello(context: &Context, socket: &mut Socket) -> Result<Identity, Close
         () = context.shutdown.draining().cancelled() => return Err(Close::Draining),
     };
     let Ok(ClientFrame::Hello { token }) = ClientFrame::parse(&text) else { return Err(Close::HelloExpected) };
-    context.verifier.verify(&token).map_err(|error| match error {
+    let identity = context.verifier.verify(&token).map_err(|error| match error {
         TokenError::Expired => Close::TokenExpired,
         TokenError::Bad(_) | TokenError::User(_) => Close::BadToken,
-    })
+    })?;
+    context.limiter.admit_user(&identity.user, pass).await.map_err(|limit| match limit {
+        Limit::ConnectionsPerUser => Close::TooManyOfUser,
+        Limit::RatePerUser | Limit::RatePerIp => Close::RateLimited,
+        Limit::Connections | Limit::ConnectionsPerIp => Close::OverCapacity,
+    })?;
+    Ok(identity)
+}
+
+fn sent_too_much(context: &Context, over: Over) -> Close {
+    context.metrics.limited.with_label_values(&[over.name()]).inc();
+    match over {
+        Over::Frames | Over::Bytes => Close::RateLimited,
+        Over::Fragments => Close::TooBig,
+    }
 }
 
 async fn live(context: &Context, socket: &mut Socket, member: &Arc<Member>, identity: Identity) -> Close {
@@ -173,7 +195,7 @@ async fn finish(socket: &mut Socket, member: &Member, close: Close) {
         }
         // Until the client's own close: a socket dropped with unread data in it may lose our last frame.
         while let Some(Ok(_)) = socket.next().await {}
-        if matches!(close, Close::Protocol | Close::InvalidText | Close::TooBig) {
+        if matches!(close, Close::Protocol | Close::InvalidText | Close::TooBig | Close::RateLimited) {
             // The library reads no further after these, but the client may not have stopped sending.
             member.outbox.finish_writing();
             let mut waste = [0; 1_024];

@@ -6,9 +6,11 @@ use serde::Deserialize;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::App;
+use super::forwarded::client_address;
 use super::listener::Peer;
 use super::reply::Refusal;
 use crate::auth::{Credential, Identity, TokenError, offers_tidings_v1};
+use crate::limits::Pass;
 use crate::protocol::Dialect;
 
 /// The head of the request that asks for a WebSocket.
@@ -36,15 +38,21 @@ struct Parameters {
     format: Option<String>,
 }
 
-/// Decides, in the order of the contract.
+/// Decides, in the order of the contract. What the connection takes up goes into `pass`.
 ///
 /// # Errors
 /// The refusal to answer with.
-pub(super) async fn admit(app: &App, head: &Head<'_>) -> Result<Admitted, Refusal> {
+pub(super) async fn admit(app: &App, head: &Head<'_>, pass: &mut Pass) -> Result<Admitted, Refusal> {
     let Head { method, uri, headers, .. } = *head;
     let accept = check_upgrade(method, headers)?;
     if app.context.shutdown.draining().is_cancelled() {
         return Err(Refusal::draining());
+    }
+    let limiter = &app.context.limiter;
+    limiter.admit_connection(pass)?;
+    if let Some(Peer(peer)) = head.peer {
+        let address = client_address(peer.ip(), headers, &app.config.limits.trusted_proxies);
+        limiter.admit_address(address, pass).await?;
     }
     let Query(parameters) = Query::<Parameters>::try_from_uri(uri)
         .map_err(|_| Refusal::bad_request("the query is malformed or names something twice"))?;
@@ -57,6 +65,9 @@ pub(super) async fn admit(app: &App, head: &Head<'_>) -> Result<Admitted, Refusa
     };
     check_origin(app, headers)?;
     let identity = identify(app, headers, parameters.token).await?;
+    if let Some(identity) = &identity {
+        limiter.admit_user(&identity.user, pass).await?;
+    }
     Ok(Admitted { accept, dialect, offered, identity })
 }
 

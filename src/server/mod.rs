@@ -2,10 +2,13 @@
 
 mod admin;
 mod demo;
+mod descriptors;
+mod forwarded;
 mod handshake;
 mod listener;
 mod notifications;
 mod presence;
+mod proxy_protocol;
 mod public;
 mod reply;
 mod request;
@@ -23,6 +26,7 @@ use crate::backplane::Backplane;
 use crate::config::Config;
 use crate::connection::Context;
 
+pub use descriptors::raise_limit;
 pub use listener::{Listener, serve};
 
 /// What every request handler can reach.

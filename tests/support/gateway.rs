@@ -17,6 +17,7 @@ use super::{RedisServer, eventually, within};
 pub struct Options {
     args: Vec<String>,
     env: Vec<(String, String)>,
+    descriptors: Option<u32>,
 }
 
 impl Options {
@@ -38,7 +39,7 @@ impl Options {
     /// Nothing but the secret and free ports.
     pub fn bare() -> Self {
         let args = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new() }
+        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new(), descriptors: None }
             .env("TIDINGS_AUTH__HMAC_SECRET", SECRET)
             .set("drain.window", "200ms")
     }
@@ -64,6 +65,12 @@ impl Options {
         self.arg("--set").arg(&format!("{key}={value}"))
     }
 
+    /// With this many file descriptors at most.
+    pub fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub async fn start(self) -> Gateway {
         let gateway = self.start_unready().await;
@@ -76,7 +83,7 @@ impl Options {
         let dir = TempDir::new().unwrap();
         let (ready_file, log) = (dir.path().join("ready.json"), dir.path().join("log"));
         let stdout = std::fs::File::create(dir.path().join("stdout")).unwrap();
-        let mut child = command(&[])
+        let mut child = command_with(self.descriptors)
             .args(&self.args)
             .arg("--ready-file")
             .arg(&ready_file)
@@ -216,12 +223,27 @@ pub fn http() -> &'static reqwest::Client {
 
 /// The `tidings` binary with arguments, killed when dropped, in an environment without configuration.
 pub fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+    let mut command = clean(env!("CARGO_BIN_EXE_tidings"));
+    command.args(args);
+    command
+}
+
+/// A program in an environment without configuration, killed when dropped.
+fn clean(program: &str) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDINGS_")) {
         command.env_remove(name);
     }
-    command.args(args).kill_on_drop(true);
+    command.kill_on_drop(true);
     command
+}
+
+/// As [`command`], with this many file descriptors at most.
+fn command_with(descriptors: Option<u32>) -> Command {
+    let Some(most) = descriptors else { return command(&[]) };
+    let mut limited = clean("sh");
+    limited.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tidings")]);
+    limited
 }
 
 /// Runs a command that ends by itself.
