@@ -420,7 +420,7 @@ async fn flood(gateway: &Gateway, what: &str, bytes: &[u8]) -> u16 {
 
 #[tokio::test]
 async fn a_flood_of_frames_is_closed_with_4101() {
-    let gateway = Gateway::dev().await;
+    let gateway = Options::dev().set("limits.inbound_frames_per_second", "10").start().await;
     let floods: [(&str, Vec<u8>); 5] = [
         ("pings", masked(0x89, b"?")),
         ("pongs", masked(0x8a, b"!")),
@@ -443,6 +443,17 @@ async fn a_message_in_fragments_without_end_is_closed_with_1009() {
 }
 
 #[tokio::test]
+async fn by_default_a_hundred_frames_a_second_are_fine_and_many_more_at_once_are_not() {
+    let gateway = Gateway::dev().await;
+    let ping = masked(0x89, b"");
+    let mut client = Client::connect(&gateway, "42").await;
+    client.write(&ping.repeat(9_000)).await;
+    client.send(r#"{"type":"ask"}"#).await;
+    assert_eq!(client.frame().await["type"], "error", "it is still heard");
+    assert_eq!(flood(&gateway, "pings", &ping.repeat(12_000)).await, 4101);
+}
+
+#[tokio::test]
 async fn a_flood_of_bytes_is_closed_with_4101() {
     let gateway = Options::dev().set("limits.inbound_bytes_per_second", "1000").start().await;
     let bytes = masked(0x81, &[b' '; 125]).repeat(300);
@@ -455,7 +466,7 @@ async fn a_burst_and_then_what_the_rate_allows_is_fine() {
     let gateway = Options::dev().set("limits.inbound_frames_per_second", "50").start().await;
     let mut client = Client::connect(&gateway, "42").await;
     let pong = masked(0x8a, b"");
-    client.write(&pong.repeat(400)).await;
+    client.write(&pong.repeat(4_950)).await;
     for _ in 0..20 {
         client.write(&pong.repeat(5)).await;
         tokio::time::sleep(SECOND / 10).await;
@@ -466,7 +477,7 @@ async fn a_burst_and_then_what_the_rate_allows_is_fine() {
 
 #[tokio::test]
 async fn a_flood_before_the_hello_is_closed_too() {
-    let gateway = Gateway::dev().await;
+    let gateway = Options::dev().set("limits.inbound_frames_per_second", "10").start().await;
     let mut client = Client::anonymous(&gateway).await;
     client.write(&masked(0x89, b"").repeat(1_200)).await;
     assert_eq!(client.close_frame().await, 4101);

@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use crate::config;
 
-/// How many seconds' worth may come at once.
-const BURST: u32 = 10;
+/// How many seconds' worth of frames may come at once: they cost little, and a busy page sends many.
+const FRAMES_BURST: u32 = 100;
+
+/// How many seconds' worth of bytes.
+const BYTES_BURST: u32 = 10;
 
 /// Fragments that a message may always come in.
 const FEW_FRAGMENTS: usize = 64;
@@ -67,9 +70,10 @@ impl Meter {
     /// A full burst may come.
     #[must_use]
     pub fn new(limits: &config::Limits) -> Self {
-        let frames = Bucket::new(limits.inbound_frames_per_second, 0);
+        let frames = Bucket::new(limits.inbound_frames_per_second, FRAMES_BURST, 0);
         // Two messages of the largest size may come at once, whatever the rate.
-        let bytes = Bucket::new(limits.inbound_bytes_per_second, limits.max_inbound_bytes.saturating_mul(2));
+        let least = limits.max_inbound_bytes.saturating_mul(2);
+        let bytes = Bucket::new(limits.inbound_bytes_per_second, BYTES_BURST, least);
         let most_fragments = (limits.max_inbound_bytes / SMALL_FRAGMENT).max(FEW_FRAGMENTS);
         let most_fragments = u32::try_from(most_fragments).unwrap_or(u32::MAX);
         Self { frames, bytes, most_fragments, fragments: 0, part: Part::First }
@@ -143,8 +147,8 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn new(rate: u32, at_least: usize) -> Self {
-        let most = u64::from(rate.saturating_mul(BURST)).max(at_least as u64).saturating_mul(1_000);
+    fn new(rate: u32, seconds: u32, at_least: usize) -> Self {
+        let most = (u64::from(rate) * u64::from(seconds)).max(at_least as u64).saturating_mul(1_000);
         Self { rate, most, left: most }
     }
 
@@ -192,7 +196,7 @@ mod tests {
     fn pings_are_let_through_up_to_the_burst_and_then_at_the_rate() {
         let mut meter = Meter::new(&limits(2, 1_000_000, 100));
         let ping = encoded(Frame::ping(vec![0; 125]));
-        for _ in 0..20 {
+        for _ in 0..200 {
             meter.take(&ping, NOW).unwrap();
         }
         assert_eq!(meter.take(&ping, NOW), Err(Over::Frames));
