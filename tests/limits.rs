@@ -8,8 +8,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::support::{
-    Client, Gateway, Options, Proxy, RedisServer, Refused, Way, Whose, eventually, eventually_within, handshake,
-    masked, token, within,
+    Client, Gateway, Options, PATIENCE, Proxy, RedisServer, Refused, Way, Whose, eventually, eventually_within,
+    handshake, masked, token, within,
 };
 
 const LEASE: Duration = Duration::from_secs(2);
@@ -258,6 +258,21 @@ async fn without_redis_each_instance_counts_alone_and_refuses_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_lost_answer_costs_nobody_a_slot() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let start = |url: &str| per_user(Options::redis_at(url), 1).set("presence.lease", "1h").start();
+    let (one, other) = tokio::join!(start(&proxy.url()), start(&redis.url()));
+    proxy.blackhole(Whose::All, Way::FromRedis);
+    let client = Client::connect(&one, "42").await;
+    proxy.heal();
+    proxy.cut();
+    client.close().await;
+    // What was granted without being heard of is not held until the end of a lease.
+    let _next = connect_within(PATIENCE, &other, "42").await;
+}
+
+#[tokio::test]
 async fn a_silent_redis_delays_a_handshake_by_little() {
     let redis = RedisServer::start().await;
     let gateway = per_user(Options::redis(&redis), 2).set("limits.connects_per_second_per_user", "1000").start().await;
@@ -454,6 +469,23 @@ async fn by_default_a_hundred_frames_a_second_are_fine_and_many_more_at_once_are
 }
 
 #[tokio::test]
+async fn what_comes_on_the_heels_of_the_handshake_is_metered_too() {
+    let gateway = Gateway::dev().await;
+    // A text of 5,000 zeroes, its header sent with the handshake: read from its middle, it would be as many fragments.
+    let (header, text) = ([0x81, 0xfe, 0x13, 0x88, 0, 0, 0, 0], [0; 5_000]);
+    let (answer, mut socket) = behind_with(&gateway, b"", &header).await;
+    assert!(answer.contains("101"), "{answer}");
+    socket.write_all(&text).await.unwrap();
+    let mut got = Vec::new();
+    while !String::from_utf8_lossy(&got).contains("\"error\"") {
+        let mut some = [0; 1_000];
+        let count = within("an error frame", socket.read(&mut some)).await.unwrap();
+        assert!(count > 0, "closed: {}", String::from_utf8_lossy(&got));
+        got.extend_from_slice(&some[..count]);
+    }
+}
+
+#[tokio::test]
 async fn a_flood_of_bytes_is_closed_with_4101() {
     let gateway = Options::dev().set("limits.inbound_bytes_per_second", "1000").start().await;
     let bytes = masked(0x81, &[b' '; 125]).repeat(300);
@@ -522,13 +554,18 @@ fn proxy_header(address: [u8; 4]) -> Vec<u8> {
 
 /// Opens a connection, writes this and then a handshake; gives the first line of the answer, empty where it is closed.
 async fn behind(gateway: &Gateway, header: &[u8]) -> (String, TcpStream) {
+    behind_with(gateway, header, b"").await
+}
+
+/// As [`behind`], with more on the heels of the handshake.
+async fn behind_with(gateway: &Gateway, header: &[u8], more: &[u8]) -> (String, TcpStream) {
     let mut socket = TcpStream::connect(gateway.public).await.unwrap();
     let request = format!(
         "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer {}\r\n\r\n",
         token("42")
     );
-    socket.write_all(&[header, request.as_bytes()].concat()).await.unwrap();
+    socket.write_all(&[header, request.as_bytes(), more].concat()).await.unwrap();
     let mut got = Vec::new();
     while !got.ends_with(b"\r\n") {
         let mut byte = [0];
@@ -647,7 +684,7 @@ async fn headers_of_more_than_16_kib_are_431() {
 #[tokio::test]
 async fn when_file_descriptors_run_out_those_who_are_there_stay_and_others_come_later() {
     let redis = RedisServer::start().await;
-    let gateway = Options::redis(&redis).descriptors(80).start().await;
+    let gateway = Options::redis(&redis).ulimit("-n 80").start().await;
     assert!(gateway.log().contains("limit=80"), "{}", gateway.log());
     let mut clients = Vec::new();
     // Open TCP connections until one is turned away.
@@ -676,6 +713,17 @@ async fn when_file_descriptors_run_out_those_who_are_there_stay_and_others_come_
         client.close().await;
     }
     eventually("others get in", async || try_connect(&gateway, "43").await.is_some()).await;
+}
+
+#[tokio::test]
+async fn the_soft_limit_of_file_descriptors_is_raised_to_the_hard_one() {
+    let gateway = Options::dev().ulimit("-S -n 80").start().await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let [soft, hard] = [3, 4].map(|word| line.split_whitespace().nth(word).unwrap());
+    assert_ne!(hard, "80", "this machine allows no more");
+    assert_eq!(soft, hard);
+    assert!(gateway.log().contains("before=80"), "{}", gateway.log());
 }
 
 /// `None` where the handshake is answered with 503 or not at all.

@@ -17,7 +17,7 @@ use super::{RedisServer, eventually, within};
 pub struct Options {
     args: Vec<String>,
     env: Vec<(String, String)>,
-    descriptors: Option<u32>,
+    ulimit: Option<String>,
 }
 
 impl Options {
@@ -39,7 +39,7 @@ impl Options {
     /// Nothing but the secret and free ports.
     pub fn bare() -> Self {
         let args = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new(), descriptors: None }
+        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new(), ulimit: None }
             .env("TIDINGS_AUTH__HMAC_SECRET", SECRET)
             .set("drain.window", "200ms")
     }
@@ -65,9 +65,9 @@ impl Options {
         self.arg("--set").arg(&format!("{key}={value}"))
     }
 
-    /// With this many file descriptors at most.
-    pub fn descriptors(mut self, most: u32) -> Self {
-        self.descriptors = Some(most);
+    /// Under a limit of the shell's: `-n 80`, `-S -n 80`.
+    pub fn ulimit(mut self, limit: &str) -> Self {
+        self.ulimit = Some(limit.to_owned());
         self
     }
 
@@ -83,7 +83,7 @@ impl Options {
         let dir = TempDir::new().unwrap();
         let (ready_file, log) = (dir.path().join("ready.json"), dir.path().join("log"));
         let stdout = std::fs::File::create(dir.path().join("stdout")).unwrap();
-        let mut child = command_with(self.descriptors)
+        let mut child = command_under(self.ulimit.as_deref())
             .args(&self.args)
             .arg("--ready-file")
             .arg(&ready_file)
@@ -238,11 +238,11 @@ fn clean(program: &str) -> Command {
     command
 }
 
-/// As [`command`], with this many file descriptors at most.
-fn command_with(descriptors: Option<u32>) -> Command {
-    let Some(most) = descriptors else { return command(&[]) };
+/// As [`command`], under a limit of the shell's.
+fn command_under(ulimit: Option<&str>) -> Command {
+    let Some(ulimit) = ulimit else { return command(&[]) };
     let mut limited = clean("sh");
-    limited.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tidings")]);
+    limited.args(["-c", &format!("ulimit {ulimit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tidings")]);
     limited
 }
 
