@@ -15,7 +15,7 @@ use tidings::backplane::Heard;
 use tidings::config::{Outbox as Bound, SlowClient};
 use tidings::metrics::Metrics;
 use tidings::protocol::{ConnectionId, Dialect, Encoded, Event, UserId, is_json};
-use tidings::registry::{Driven, Member, Outbox, Pushed, Registration, Registry, Socket};
+use tidings::registry::{Backlog, Driven, Member, Outbox, Pushed, Registration, Registry, Socket};
 use tidings::router::Router;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -25,6 +25,7 @@ const USERS: u32 = 10_000;
 const BOUND: Bound = Bound {
     max_messages: usize::MAX,
     max_bytes: usize::MAX,
+    max_total_bytes: usize::MAX,
     slow_client: SlowClient::Disconnect,
     write_timeout: Duration::from_secs(10),
 };
@@ -44,10 +45,11 @@ fn member(runtime: &Runtime) -> std::io::Result<Arc<Member>> {
         while matches!(client.read(&mut bytes), Ok(1..)) {}
     });
     runtime.block_on(socket.writable())?;
+    let backlog = Backlog::new(Metrics::new().backlog_bytes, usize::MAX);
     Ok(Arc::new(Member {
         id: ConnectionId::random(),
         dialect: Dialect::TidingsV1,
-        outbox: Outbox::new(Socket::Plain(socket)),
+        outbox: Outbox::new(Socket::Plain(socket), backlog),
     }))
 }
 

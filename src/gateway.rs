@@ -8,9 +8,11 @@ use crate::auth::{OriginPolicy, Verifier};
 use crate::backplane::{Backplane, BackplaneError};
 use crate::config::{Config, TlsError};
 use crate::connection::{self, Context};
+use crate::limits::Limiter;
 use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
 use crate::protocol::InstanceId;
+use crate::registry::Backlog;
 use crate::router::Router;
 use crate::server::{self, App, Listener, Tls};
 use crate::shutdown::Shutdown;
@@ -57,20 +59,17 @@ impl Gateway {
     /// [`StartError`]; nothing is left running then.
     pub fn start(config: Config) -> Result<Self, StartError> {
         let listen = |address, key| Listener::bind(address).map_err(|error| StartError::Listen { address, key, error });
-        let public = listen(config.server.listen, "server.listen")?;
+        let public = listen(config.server.listen, "server.listen")?.public(config.server.proxy_protocol);
         let admin = listen(config.server.admin_listen, "server.admin_listen")?;
         let app = Arc::new(App::new(config)?);
         start_routing(&app);
         start_presence(&app);
         start_reloading(&app);
+        app.context.limiter.start(&app.context.instance, app.config.presence.lease, &app.context.shutdown);
 
         let gateway = Self { public: public.address, admin: admin.address, app: Arc::clone(&app) };
         for (listener, router) in [(public, server::public(&app)), (admin, server::admin(&app))] {
-            let Context { metrics, shutdown, .. } = &*app.context;
-            let deadline = app.config.server.handshake_timeout;
-            let tls = app.tls.clone();
-            let serving = server::serve(listener, router, tls, deadline, Arc::clone(metrics), shutdown.clone());
-            shutdown.spawn_service(serving);
+            app.context.shutdown.spawn_service(server::serve(Arc::clone(&app), listener, router));
         }
         Ok(gateway)
     }
@@ -124,7 +123,9 @@ impl App {
             instance,
             server: config.server.clone(),
             outbox: config.outbox,
-            limits: config.limits,
+            limits: config.limits.clone(),
+            limiter: Limiter::new(&config.limits, &backplane, &metrics),
+            backlog: Backlog::new(metrics.backlog_bytes.clone(), config.outbox.max_total_bytes),
             verifier: Verifier::new(&config.auth),
             registry: Arc::default(),
             metrics,

@@ -8,9 +8,10 @@
 //! | 0 | [`protocol`], [`config`], [`metrics`], [`shutdown`], [`backoff`] |
 //! | 1 | [`log`] |
 //! | 2 | [`auth`], [`registry`], [`backplane`] |
-//! | 3 | [`router`], [`presence`], [`connection`] |
-//! | 4 | [`server`], [`load`] (the load generator) |
-//! | 5 | [`Gateway`], which wires them, and [`cli`] |
+//! | 3 | [`limits`] |
+//! | 4 | [`router`], [`presence`], [`connection`] |
+//! | 5 | [`server`], [`load`] (the load generator) |
+//! | 6 | [`Gateway`], which wires them, and [`cli`] |
 
 pub mod auth;
 pub mod backoff;
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod connection;
 mod gateway;
+pub mod limits;
 pub mod load;
 pub mod log;
 pub mod metrics;

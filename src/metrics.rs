@@ -24,6 +24,12 @@ pub struct Metrics {
     pub tls_handshakes_failed: IntCounter,
     /// Certificates read anew, by result.
     pub tls_reloads: IntCounterVec,
+    /// Connections and clients that a limit refused, by limit.
+    pub limited: IntCounterVec,
+    /// Decisions on a limit of the whole fleet that were made without the fleet, by limit.
+    pub limits_unshared: IntCounterVec,
+    /// Connections without a good PROXY header where one must be.
+    pub proxy_headers_refused: IntCounter,
     /// Accepts that failed.
     pub accept_errors: IntCounter,
     /// Messages heard from the backplane, whoever they are for.
@@ -36,6 +42,8 @@ pub struct Metrics {
     pub deliveries: IntCounter,
     /// Events that a slow connection did not get.
     pub deliveries_dropped: IntCounter,
+    /// Bytes that wait in the queues of all connections.
+    pub backlog_bytes: IntGauge,
     /// Notifications published over HTTP.
     pub published: IntCounter,
     /// 1 while the backplane is subscribed.
@@ -72,6 +80,18 @@ impl Metrics {
                 "TLS handshakes that failed or took too long.",
             ),
             tls_reloads: labelled(r, "tls_reloads_total", "TLS certificates read anew: taken, or refused.", "result"),
+            limited: labelled(r, "limited_total", "What a limit refused, by limit.", "limit"),
+            limits_unshared: labelled(
+                r,
+                "limits_unshared_total",
+                "Decisions on a limit of the whole fleet made by this instance alone, by limit.",
+                "limit",
+            ),
+            proxy_headers_refused: counter(
+                r,
+                "proxy_headers_refused_total",
+                "Connections without a good PROXY header.",
+            ),
             accept_errors: counter(r, "accept_errors_total", "Connections that could not be accepted."),
             messages_received: counter(r, "messages_received_total", "Messages heard from the backplane."),
             messages_missed: counter(r, "messages_missed_total", "Messages for users without a connection here."),
@@ -83,6 +103,7 @@ impl Metrics {
             ),
             deliveries: counter(r, "deliveries_total", "Events handed to a connection."),
             deliveries_dropped: counter(r, "deliveries_dropped_total", "Events that a slow connection did not get."),
+            backlog_bytes: gauge(r, "backlog_bytes", "Bytes waiting in the queues of connections that take no more."),
             published: counter(r, "published_total", "Notifications published over HTTP."),
             backplane_up: gauge(r, "backplane_up", "1 while subscribed to the backplane, else 0."),
             backplane_gaps: counter(r, "backplane_gaps_total", "Lost subscriptions, each a gap in what was heard."),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{info, warn};
 
 /// The phases of a stop, and every task that must have ended after it. Clones share them.
@@ -34,6 +35,11 @@ impl Shutdown {
     /// Spawns a task that a drain waits for: one of a client.
     pub fn spawn_connection(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.connections.spawn(task);
+    }
+
+    /// Until it is dropped, a drain waits as for a client's task.
+    pub fn connection_in_hand(&self) -> TaskTrackerToken {
+        self.connections.token()
     }
 
     /// Spawns a task of the instance itself; it must end once [`Shutdown::stopping`] is cancelled.

@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Bottom up; a module may use those of earlier rows.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 7] = [
     &["protocol", "config", "metrics", "shutdown", "backoff"],
     &["log"],
     &["auth", "registry", "backplane"],
+    &["limits"],
     &["router", "presence", "connection"],
     &["server", "load"],
     &["gateway", "cli", "lib", "main"],

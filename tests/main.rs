@@ -20,6 +20,7 @@ mod frames;
 mod handshake;
 mod hello;
 mod leaving;
+mod limits;
 mod link_faults;
 mod presence;
 mod presence_cost;

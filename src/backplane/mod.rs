@@ -22,7 +22,7 @@ use crate::protocol::{InstanceId, UserId};
 use crate::shutdown::Shutdown;
 pub use lease::{Applied, BadCursor, Batch, LiveInstance, Page, PageCursor, UserPresence};
 pub use memory::Memory;
-pub use redis::{Malformed, Redis};
+pub use redis::{Claim, Granted, Malformed, Redis};
 
 /// What a channel's name starts with, before the user's id.
 pub const USER_CHANNEL: &str = "user:";
@@ -151,6 +151,15 @@ impl Backplane {
                 Ok(Self::Memory(Memory::new(config.presence.offline_delay)))
             }
             Some(url) => Redis::new(config, url, instance, Arc::clone(metrics)).map(|redis| Self::Redis(redis.into())),
+        }
+    }
+
+    /// What counts for all instances together; the in-process backplane has only the one.
+    #[must_use]
+    pub fn fleet(&self) -> Option<Arc<Redis>> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Redis(redis) => Some(Arc::clone(redis)),
         }
     }
 

@@ -12,7 +12,7 @@ use super::notify::{READY, STOPPING, notify};
 use super::{ConfigArgs, block_on, say};
 use crate::config::{Config, Redis, secret_bytes};
 use crate::shutdown::{Asked, Signals};
-use crate::{Gateway, log};
+use crate::{Gateway, log, server};
 
 /// An HMAC key as long as its hash (RFC 7518, section 3.2).
 const GOOD_SECRET_BYTES: usize = 32;
@@ -53,6 +53,7 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
     let in_memory = config.redis.url.is_none();
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let demo = config.server.demo.then_some(scheme);
+    server::raise_limit();
     let gateway = Gateway::start(config)?;
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
     info!(%public, %admin, %instance, "listening");

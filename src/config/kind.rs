@@ -1,13 +1,20 @@
 //! The kinds of value that keys have: how each is read, what is accepted, how it is shown.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::Value;
 
 use super::settings::{Settings, text};
 use super::value::{DURATION, boolean, format_duration, integer, list, parse_duration};
+
+const COUNT: &str = "a whole number from 1 to 4294967295";
+
+fn count(value: &Value) -> Option<u32> {
+    integer(value).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0)
+}
 
 impl Settings {
     pub(super) fn boolean(&mut self, key: &str, default: bool) -> bool {
@@ -21,11 +28,16 @@ impl Settings {
         self.read_or(key, &accepted, default, parse, |value| format_duration(*value).into())
     }
 
+    pub(super) fn count(&mut self, key: &str, default: u32) -> u32 {
+        self.read_or(key, COUNT, default, count, |n| i64::from(*n).into())
+    }
+
+    pub(super) fn optional_count(&mut self, key: &str) -> Option<u32> {
+        self.read(key, COUNT, count, |n| i64::from(*n).into())
+    }
+
     pub(super) fn size(&mut self, key: &str, default: u32) -> usize {
-        let parse = |value: &Value| integer(value).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
-        let accepted = "a whole number from 1 to 4294967295";
-        let size = self.read_or(key, accepted, default, parse, |n| i64::from(*n).into());
-        usize::try_from(size).unwrap_or(usize::MAX)
+        usize::try_from(self.count(key, default)).unwrap_or(usize::MAX)
     }
 
     pub(super) fn address(&mut self, key: &str, default: &str) -> SocketAddr {
@@ -67,6 +79,16 @@ impl Settings {
         #[allow(clippy::expect_used, reason = "every caller gives at least one choice")]
         let (_, value) = chosen.expect("a choice");
         value
+    }
+
+    /// Networks, and addresses as the smallest of them.
+    pub(super) fn networks(&mut self, key: &str) -> Vec<IpNet> {
+        let accepted = "a list of networks or addresses such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7";
+        let network = |text: &String| text.parse().ok().or_else(|| Some(text.parse::<IpAddr>().ok()?.into()));
+        let parse = |value: &Value| list(value)?.iter().map(network).collect();
+        self.read_or(key, accepted, Vec::new(), parse, |networks| {
+            Value::Array(networks.iter().map(|network: &IpNet| network.to_string().into()).collect())
+        })
     }
 
     pub(super) fn origins(&mut self, key: &str) -> Vec<String> {

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use toml::Value;
 
@@ -86,6 +87,8 @@ pub struct Server {
     pub heartbeat: Duration,
     /// How long it may then stay silent.
     pub pong_timeout: Duration,
+    /// Whether connections to the public listener begin with a PROXY protocol header of version 2.
+    pub proxy_protocol: bool,
     /// Serves the demo page with its open sign-in.
     pub demo: bool,
     /// Both listeners speak TLS with this certificate; none: they do not.
@@ -144,6 +147,8 @@ pub struct Outbox {
     pub max_messages: usize,
     /// Most queued bytes of one connection.
     pub max_bytes: usize,
+    /// Most bytes that wait in the queues of all connections together.
+    pub max_total_bytes: usize,
     /// What happens when one of them is reached.
     pub slow_client: SlowClient,
     /// How long a queue may make no progress.
@@ -159,9 +164,25 @@ pub enum SlowClient {
     DropOldest,
 }
 
-/// Keys under `limits.`.
-#[derive(Debug, Clone, Copy)]
+/// Keys under `limits.`; what is absent has no limit.
+#[derive(Debug, Clone)]
 pub struct Limits {
+    /// Most open connections of this instance.
+    pub max_connections: Option<u32>,
+    /// Most open connections of one user, on all instances together.
+    pub max_connections_per_user: Option<u32>,
+    /// Most open connections of one client address to this instance.
+    pub max_connections_per_ip: Option<u32>,
+    /// Most handshakes of one client address in a second, on all instances together.
+    pub connects_per_second_per_ip: Option<u32>,
+    /// Most handshakes of one user in a second, on all instances together.
+    pub connects_per_second_per_user: Option<u32>,
+    /// Proxies whose word on the client's address is taken.
+    pub trusted_proxies: Vec<IpNet>,
+    /// WebSocket frames that one client may send in a second.
+    pub inbound_frames_per_second: u32,
+    /// Bytes that one client may send in a second.
+    pub inbound_bytes_per_second: u32,
     /// Largest message from a client, inclusive, in bytes.
     pub max_inbound_bytes: usize,
     /// Largest published notification, in bytes.
@@ -263,6 +284,7 @@ impl Server {
             hello_timeout: settings.duration("server.hello_timeout", "5s", MIN),
             heartbeat: settings.duration("server.heartbeat", "25s", MIN),
             pong_timeout: settings.duration("server.pong_timeout", "10s", MIN),
+            proxy_protocol: settings.boolean("server.proxy_protocol", false),
             demo: settings.boolean("server.demo", dev),
             tls: TlsFiles::from_settings(settings),
         }
@@ -347,6 +369,7 @@ impl Outbox {
         Self {
             max_messages: settings.size("outbox.max_messages", 256),
             max_bytes: settings.size("outbox.max_bytes", 1_048_576),
+            max_total_bytes: settings.size("outbox.max_total_bytes", 268_435_456),
             slow_client,
             write_timeout: settings.duration("outbox.write_timeout", "10s", Duration::from_millis(10)),
         }
@@ -356,6 +379,14 @@ impl Outbox {
 impl Limits {
     fn read(settings: &mut Settings) -> Self {
         Self {
+            max_connections: settings.optional_count("limits.max_connections"),
+            max_connections_per_user: settings.optional_count("limits.max_connections_per_user"),
+            max_connections_per_ip: settings.optional_count("limits.max_connections_per_ip"),
+            connects_per_second_per_ip: settings.optional_count("limits.connects_per_second_per_ip"),
+            connects_per_second_per_user: settings.optional_count("limits.connects_per_second_per_user"),
+            trusted_proxies: settings.networks("limits.trusted_proxies"),
+            inbound_frames_per_second: settings.count("limits.inbound_frames_per_second", 100),
+            inbound_bytes_per_second: settings.count("limits.inbound_bytes_per_second", 65_536),
             max_inbound_bytes: settings.size("limits.max_inbound_bytes", 16_384),
             max_payload_bytes: settings.size("limits.max_payload_bytes", 1_048_576),
         }

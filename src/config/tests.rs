@@ -131,3 +131,28 @@ fn origins_are_checked_when_they_are_read() {
         assert!(problem(&[(key, wrong)]).contains("server.allowed_origins"), "{wrong}");
     }
 }
+
+#[test]
+fn limits_are_counts_from_one_on_and_networks() {
+    let config = load(&[
+        ("TIDINGS_LIMITS__MAX_CONNECTIONS_PER_USER", "5"),
+        ("TIDINGS_LIMITS__TRUSTED_PROXIES", "10.0.0.0/8, 2001:db8::/32, 192.0.2.7"),
+    ])
+    .unwrap();
+    assert_eq!(config.limits.max_connections_per_user, Some(5));
+    assert_eq!(config.limits.max_connections, None);
+    let networks: Vec<String> = config.limits.trusted_proxies.iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7/32"]);
+    for (key, wrong) in [
+        ("MAX_CONNECTIONS", "0"),
+        ("MAX_CONNECTIONS_PER_IP", "-1"),
+        ("CONNECTS_PER_SECOND_PER_IP", "many"),
+        ("CONNECTS_PER_SECOND_PER_USER", "1.5"),
+        ("INBOUND_FRAMES_PER_SECOND", "0"),
+        ("TRUSTED_PROXIES", "10.0.0.0/33"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8, proxy.example"),
+    ] {
+        let text = problem(&[(&format!("TIDINGS_LIMITS__{key}"), wrong)]);
+        assert!(text.contains(&format!("limits.{}", key.to_lowercase())) && text.contains(wrong), "{text}");
+    }
+}

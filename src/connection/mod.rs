@@ -19,9 +19,10 @@ use tracing::debug;
 
 use crate::auth::{Identity, TokenError, Verifier};
 use crate::config;
+use crate::limits::{Limit, Limiter, Over, Pass};
 use crate::metrics::Metrics;
 use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, ServerFrame};
-use crate::registry::{self, Member, Outbox, Registration, Registry};
+use crate::registry::{self, Backlog, Member, Outbox, Registration, Registry};
 use crate::shutdown::Shutdown;
 use clock::Clock;
 pub use drain::drain;
@@ -42,8 +43,12 @@ pub struct Context {
     pub server: config::Server,
     /// The write timeout.
     pub outbox: config::Outbox,
-    /// The largest inbound message.
+    /// How much a client may send.
     pub limits: config::Limits,
+    /// Who may connect, and how often.
+    pub limiter: Limiter,
+    /// What waits in all outboxes together.
+    pub backlog: Arc<Backlog>,
     /// Verifies tokens of `hello` and `auth`.
     pub verifier: Verifier,
     /// Where greeted connections are found.
@@ -67,6 +72,7 @@ pub struct Connection {
     clock: Clock,
     /// From the greeting on.
     registration: Option<Registration>,
+    pass: Pass,
     _open: OpenGauge,
 }
 
@@ -77,11 +83,19 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Takes an upgraded socket. `early` is what the client sent on the heels of its handshake.
-    pub async fn open(context: Arc<Context>, socket: registry::Socket, early: Vec<u8>, dialect: Dialect) -> Self {
+    /// Takes an upgraded socket. `early` is what the client sent on the heels of its handshake, `pass` what the
+    /// connection takes up of the limits.
+    pub async fn open(
+        context: Arc<Context>,
+        socket: registry::Socket,
+        early: Vec<u8>,
+        dialect: Dialect,
+        pass: Pass,
+    ) -> Self {
         context.metrics.connections_opened.inc();
         let open = OpenGauge::new(&context.metrics);
-        let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox: Outbox::new(socket) });
+        let outbox = Outbox::new(socket, Arc::clone(&context.backlog));
+        let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox });
         let limit = context.limits.max_inbound_bytes;
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -89,9 +103,9 @@ impl Connection {
             .max_write_buffer_size(MAX_CONTROL_BYTES)
             .max_message_size(Some(limit))
             .max_frame_size(Some(limit));
-        let wire = Wire::new(Arc::clone(&member));
+        let wire = Wire::new(Arc::clone(&member), &context.limits, &early);
         let socket = WebSocketStream::from_partially_read(wire, early, Role::Server, Some(config)).await;
-        Self { context, member, socket, clock: Clock::default(), registration: None, _open: open }
+        Self { context, member, socket, clock: Clock::default(), registration: None, pass, _open: open }
     }
 
     /// Runs to the connection's end; without an identity the client owes a `hello`.
@@ -108,6 +122,7 @@ impl Connection {
                 Ok(()) => self.live().await,
                 Err(close) => close,
             };
+            let close = self.socket.get_ref().over.map_or(close, |over| sent_too_much(&self.context, over));
             self.registration = None;
             self.context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
             debug!(connection = %self.member.id, code = close.code(), reason = close.reason(), "connection closed");
@@ -135,6 +150,11 @@ impl Connection {
             TokenError::Expired => Close::TokenExpired,
             TokenError::Bad(_) | TokenError::User(_) => Close::BadToken,
         })?;
+        context.limiter.admit_user(&identity.user, &mut self.pass).await.map_err(|limit| match limit {
+            Limit::ConnectionsPerUser => Close::TooManyOfUser,
+            Limit::RatePerUser | Limit::RatePerIp => Close::RateLimited,
+            Limit::Connections | Limit::ConnectionsPerIp => Close::OverCapacity,
+        })?;
         self.greet(identity)
     }
 
@@ -158,6 +178,14 @@ impl Connection {
         member.outbox.open(welcome);
         // A drain that began before the registration has not seen this connection.
         if context.shutdown.draining().is_cancelled() { Err(Close::Draining) } else { Ok(()) }
+    }
+}
+
+fn sent_too_much(context: &Context, over: Over) -> Close {
+    context.metrics.limited.with_label_values(&[over.name()]).inc();
+    match over {
+        Over::Frames | Over::Bytes => Close::RateLimited,
+        Over::Fragments => Close::TooBig,
     }
 }
 
@@ -193,7 +221,7 @@ async fn finish(socket: &mut Socket, member: &Member, close: Close) {
         }
         // Until the client's own close: a socket dropped with unread data in it may lose our last frame.
         while let Some(Ok(_)) = socket.next().await {}
-        if matches!(close, Close::Protocol | Close::InvalidText | Close::TooBig) {
+        if matches!(close, Close::Protocol | Close::InvalidText | Close::TooBig | Close::RateLimited) {
             // The library reads no further after these, but the client may not have stopped sending.
             member.outbox.finish_writing();
             let mut waste = [0; 1_024];

@@ -29,12 +29,20 @@ pub enum Close {
     HelloTimeout,
     /// The first frame was no `hello`.
     HelloExpected,
+    /// Too many connections of this user, on all instances together.
+    TooManyOfUser,
+    /// The instance has no room for one more.
+    OverCapacity,
+    /// The user connects too often, or the client sends too much.
+    RateLimited,
     /// The instance stops.
     Draining,
     /// The client answered nothing in time.
     NoPong,
     /// The client's outbox filled.
     TooSlow,
+    /// The outboxes of all clients together are too full for more than a little of this one's.
+    Crowded,
     /// A write made no progress in time.
     WriteTimeout,
 }
@@ -55,9 +63,12 @@ impl Close {
             Self::TokenExpired => 4010,
             Self::Disconnected => 4011,
             Self::HelloTimeout | Self::HelloExpected => 4012,
+            Self::TooManyOfUser => 4004,
+            Self::OverCapacity => 4100,
+            Self::RateLimited => 4101,
             Self::Draining => 4200,
             Self::NoPong => 4201,
-            Self::TooSlow | Self::WriteTimeout => 4203,
+            Self::TooSlow | Self::Crowded | Self::WriteTimeout => 4203,
         }
     }
 
@@ -77,9 +88,13 @@ impl Close {
             Self::Disconnected => "disconnected",
             Self::HelloTimeout => "no hello in time",
             Self::HelloExpected => "the first frame must be a hello",
+            Self::TooManyOfUser => "too many connections of this user",
+            Self::OverCapacity => "over capacity",
+            Self::RateLimited => "rate limited",
             Self::Draining => "draining",
             Self::NoPong => "no pong",
             Self::TooSlow => "too slow",
+            Self::Crowded => "too slow while many are",
             Self::WriteTimeout => "too slow: a write timed out",
         }
     }

@@ -1,5 +1,6 @@
 //! Who is connected here: users and their connections, in one concurrent map. Nothing in here awaits.
 
+mod backlog;
 mod outbox;
 mod socket;
 mod tls;
@@ -16,6 +17,7 @@ use smallvec::{SmallVec, smallvec};
 use tokio::sync::Notify;
 
 use crate::protocol::{ConnectionId, Dialect, UserId};
+pub use backlog::Backlog;
 pub use outbox::{Driven, Outbox, Pushed};
 pub use socket::Socket;
 pub use tls::Tls;
@@ -143,12 +145,13 @@ impl Drop for Registration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
     use tokio::net::{TcpListener, TcpStream};
 
     async fn member() -> Arc<Member> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let outbox = Outbox::new(Socket::Plain(socket));
+        let outbox = Outbox::new(Socket::Plain(socket), Backlog::new(Metrics::new().backlog_bytes, usize::MAX));
         Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, outbox })
     }
 

@@ -6,6 +6,7 @@
 //! torn nor swapped, whoever writes them.
 
 use std::io::{self, ErrorKind, IoSlice};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::backlog::{Backlog, Share};
 use super::socket::Socket;
 use crate::config::{Outbox as Bound, SlowClient};
 use crate::protocol::Close;
@@ -56,6 +58,7 @@ struct State {
     held: bool,
     stalled_since: Option<Instant>,
     closing: Option<Close>,
+    share: Share,
 }
 
 /// See the module.
@@ -67,9 +70,9 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty outbox on this socket.
+    /// An empty outbox on this socket. What waits in it counts in the backlog.
     #[must_use]
-    pub fn new(socket: Socket) -> Self {
+    pub fn new(socket: Socket, backlog: Arc<Backlog>) -> Self {
         let state = State {
             queue: SmallVec::new(),
             bytes: 0,
@@ -77,6 +80,7 @@ impl Outbox {
             held: false,
             stalled_since: None,
             closing: None,
+            share: Share::new(backlog),
         };
         Self { socket, state: Mutex::new(state), waker: AtomicWaker::new() }
     }
@@ -126,6 +130,13 @@ impl Outbox {
         }
         let first = state.queue.is_empty();
         state.append(frame);
+        if state.stalled_since.is_some()
+            && let Some(lost) = state.settle()
+        {
+            drop(state);
+            self.waker.wake();
+            return Pushed::Full(lost + dropped);
+        }
         match (dropped, first) {
             (0, true) => Pushed::First,
             (0, false) => Pushed::Behind,
@@ -211,6 +222,7 @@ impl Outbox {
         match done {
             Ok(()) => {
                 if state.stalled_since.take().is_some() {
+                    state.share.set(0);
                     self.waker.wake();
                 }
                 // Empty: its room is given back.
@@ -222,12 +234,16 @@ impl Outbox {
                     state.stalled_since = Some(Instant::now());
                     self.waker.wake();
                 }
+                if state.settle().is_some() {
+                    self.waker.wake();
+                }
             }
             Err(_) => {
                 // The reading side of the task meets the same end; whatever was queued is lost with the client.
                 state.give_up(Close::Gone);
                 state.queue = SmallVec::new();
                 state.bytes = 0;
+                state.share.set(0);
                 state.front_begun = false;
                 state.stalled_since = None;
                 self.waker.wake();
@@ -279,6 +295,11 @@ impl State {
         }
     }
 
+    /// Tells the backlog what waits here, and gives up where that is too much for all; gives how many were lost then.
+    fn settle(&mut self) -> Option<usize> {
+        (self.share.set(self.bytes) && self.closing.is_none()).then(|| self.give_up(Close::Crowded))
+    }
+
     /// Drops everything but a frame that is half out; gives how many were dropped.
     fn give_up(&mut self, close: Close) -> usize {
         self.closing.get_or_insert(close);
@@ -286,6 +307,7 @@ impl State {
         let lost = self.queue.len().saturating_sub(keep);
         self.queue.truncate(keep);
         self.bytes = self.queue.iter().map(Bytes::len).sum();
+        self.share.set(self.bytes);
         lost
     }
 
@@ -305,22 +327,33 @@ mod tests {
     use std::future::poll_fn;
     use std::time::Duration;
 
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     use super::*;
+    use crate::metrics::Metrics;
     use crate::protocol::text_frame;
 
     fn bound(max_messages: usize, slow_client: SlowClient) -> Bound {
-        Bound { max_messages, max_bytes: 1 << 20, slow_client, write_timeout: Duration::from_secs(1) }
+        Bound {
+            max_messages,
+            max_bytes: 1 << 20,
+            max_total_bytes: 1 << 28,
+            slow_client,
+            write_timeout: Duration::from_secs(1),
+        }
     }
 
     async fn pair() -> (Outbox, TcpStream) {
+        pair_within(&Backlog::new(Metrics::new().backlog_bytes, 1 << 28)).await
+    }
+
+    async fn pair_within(backlog: &Arc<Backlog>) -> (Outbox, TcpStream) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_send_buffer_size(4_096).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(socket.connect(listener.local_addr().unwrap()), listener.accept());
-        let outbox = Outbox::new(Socket::Plain(near.unwrap()));
+        let outbox = Outbox::new(Socket::Plain(near.unwrap()), Arc::clone(backlog));
         poll_fn(|cx| outbox.socket.poll_write_ready(cx)).await.unwrap();
         (outbox, far.unwrap().0)
     }
@@ -423,5 +456,62 @@ mod tests {
         let mut got = vec![0; 100 * 11];
         client.read_exact(&mut got).await.unwrap();
         assert!(!outbox.state.lock().queue.spilled());
+    }
+
+    #[tokio::test]
+    async fn while_all_together_are_too_full_nobody_keeps_more_than_a_share() {
+        let gauge = Metrics::new().backlog_bytes;
+        let backlog = Backlog::new(gauge.clone(), 100_000);
+        let limit = bound(1_000, SlowClient::DropOldest);
+        let mut pairs = Vec::new();
+        for _ in 0..20 {
+            pairs.push(pair_within(&backlog).await);
+        }
+        let (mut most, mut given_up) = (0, 0);
+        for round in 0..100 {
+            for (outbox, _) in &pairs {
+                given_up += usize::from(matches!(outbox.push(numbered(round, 10_000), &limit), Pushed::Full(1..)));
+                outbox.flush();
+                most = most.max(gauge.get());
+            }
+        }
+        assert!(given_up > 0);
+        assert!(most <= 100_000 + 20 * (16 * 1024 + 10_012), "{most} bytes");
+        let (outbox, client) = &mut pairs[19];
+        let driven = poll_fn(|cx| outbox.poll_drive(cx, None)).await;
+        assert_eq!(driven, Driven::Closing(Close::Crowded));
+        // Those who read are served all the while.
+        let (ready, mut reader) = pair_within(&backlog).await;
+        for round in 0..10 {
+            assert_eq!(ready.push(numbered(round, 100), &limit), Pushed::First);
+            ready.flush();
+            reader.read_exact(&mut [0; 110]).await.unwrap();
+        }
+        drop(client.shutdown().await);
+        drop(pairs);
+        assert_eq!(gauge.get(), 0, "who is gone keeps nothing");
+    }
+
+    #[tokio::test]
+    async fn what_is_written_at_once_is_no_backlog_and_what_waits_is() {
+        let gauge = Metrics::new().backlog_bytes;
+        let (outbox, mut client) = pair_within(&Backlog::new(gauge.clone(), usize::MAX)).await;
+        let limit = bound(1_000, SlowClient::Disconnect);
+        outbox.push(numbered(0, 100), &limit);
+        outbox.flush();
+        assert_eq!(gauge.get(), 0);
+        let mut sent = 110;
+        while gauge.get() == 0 {
+            outbox.push(numbered(0, 10_000), &limit);
+            outbox.flush();
+            sent += 10_012;
+        }
+        let waiting = gauge.get();
+        outbox.push(numbered(0, 10_000), &limit);
+        assert_eq!(gauge.get(), waiting + 10_012, "behind what waits");
+        let mut got = vec![0; sent + 10_012];
+        let (_, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| outbox.poll_flush(cx)));
+        flushed.unwrap();
+        assert_eq!(gauge.get(), 0);
     }
 }

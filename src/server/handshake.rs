@@ -1,14 +1,17 @@
 //! What is decided about a WebSocket handshake before it is answered: everything, but for a token that a `hello` brings.
 
+use std::net::SocketAddr;
+
 use axum::extract::Query;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use serde::Deserialize;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::App;
-use super::listener::Peer;
+use super::forwarded::client_address;
 use super::reply::Refusal;
 use crate::auth::{Credential, Identity, TokenError, offers_tidings_v1};
+use crate::limits::Pass;
 use crate::protocol::Dialect;
 
 /// The head of the request that asks for a WebSocket.
@@ -18,7 +21,7 @@ pub(super) struct Head<'a> {
     pub(super) uri: &'a Uri,
     pub(super) headers: &'a HeaderMap,
     /// The other end of the socket, which may be a proxy.
-    pub(super) peer: Option<Peer>,
+    pub(super) peer: SocketAddr,
 }
 
 /// A handshake that may be answered with 101.
@@ -36,16 +39,20 @@ struct Parameters {
     format: Option<String>,
 }
 
-/// Decides, in the order of the contract.
+/// Decides, in the order of the contract. What the connection takes up goes into `pass`.
 ///
 /// # Errors
 /// The refusal to answer with.
-pub(super) async fn admit(app: &App, head: &Head<'_>) -> Result<Admitted, Refusal> {
+pub(super) async fn admit(app: &App, head: &Head<'_>, pass: &mut Pass) -> Result<Admitted, Refusal> {
     let Head { method, uri, headers, .. } = *head;
     let accept = check_upgrade(method, headers)?;
     if app.context.shutdown.draining().is_cancelled() {
         return Err(Refusal::draining());
     }
+    let limiter = &app.context.limiter;
+    limiter.admit_connection(pass)?;
+    let address = client_address(head.peer.ip(), headers, &app.config.limits.trusted_proxies);
+    limiter.admit_address(address, pass).await?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(uri)
         .map_err(|_| Refusal::bad_request("the query is malformed or names something twice"))?;
     let offered = offers_tidings_v1(headers);
@@ -57,6 +64,9 @@ pub(super) async fn admit(app: &App, head: &Head<'_>) -> Result<Admitted, Refusa
     };
     check_origin(app, headers)?;
     let identity = identify(app, headers, parameters.token).await?;
+    if let Some(identity) = &identity {
+        limiter.admit_user(&identity.user, pass).await?;
+    }
     Ok(Admitted { accept, dialect, offered, identity })
 }
 

@@ -2,14 +2,18 @@
 
 mod admin;
 mod demo;
+mod descriptors;
+mod forwarded;
 mod handshake;
+mod http;
 mod listener;
 mod notifications;
 mod presence;
-mod public;
+mod proxy_protocol;
 mod reply;
 mod request;
 mod tls;
+mod websocket;
 
 use std::sync::Arc;
 
@@ -17,6 +21,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use serde_json::json;
 
 use crate::auth::OriginPolicy;
@@ -24,6 +29,7 @@ use crate::backplane::Backplane;
 use crate::config::Config;
 use crate::connection::Context;
 
+pub use descriptors::raise_limit;
 pub use listener::{Listener, serve};
 pub use tls::Tls;
 
@@ -44,9 +50,9 @@ pub struct App {
     pub started: std::time::Instant,
 }
 
-/// The paths of the public listener.
+/// The paths of the public listener, but for the WebSocket.
 pub fn public(app: &Arc<App>) -> axum::Router {
-    let mut router = public::router();
+    let mut router = axum::Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
     if app.config.server.demo {
         router = router.merge(demo::router(app));
     }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::auth::is_loopback_host;
 use crate::backplane::BackplaneError;
+use crate::limits::Limit;
 
 /// A refusal: `{"error":{"code":"…","message":"…"}}`.
 #[derive(Debug)]
@@ -26,8 +27,27 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 
+    pub(super) fn too_slow() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", "the request took too long")
+    }
+
     pub(super) fn draining() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this instance is stopping: connect again")
+    }
+}
+
+impl From<Limit> for Refusal {
+    fn from(limit: Limit) -> Self {
+        let (status, what) = match limit {
+            Limit::Connections => {
+                (StatusCode::SERVICE_UNAVAILABLE, "this instance has all the connections that it may")
+            }
+            Limit::ConnectionsPerIp => (StatusCode::TOO_MANY_REQUESTS, "too many connections from this address"),
+            Limit::ConnectionsPerUser => (StatusCode::TOO_MANY_REQUESTS, "too many connections of this user"),
+            Limit::RatePerIp => (StatusCode::TOO_MANY_REQUESTS, "this address connects too often"),
+            Limit::RatePerUser => (StatusCode::TOO_MANY_REQUESTS, "this user connects too often"),
+        };
+        Self::new(status, limit.name(), format!("{what} (limits.{})", limit.name()))
     }
 }
 

@@ -20,6 +20,7 @@ pub struct Options {
     env: Vec<(String, String)>,
     /// What trusts its certificate.
     https: Option<reqwest::Client>,
+    ulimit: Option<String>,
 }
 
 impl Options {
@@ -41,7 +42,7 @@ impl Options {
     /// Nothing but the secret and free ports.
     pub fn bare() -> Self {
         let args = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new(), https: None }
+        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new(), https: None, ulimit: None }
             .env("TIDINGS_AUTH__HMAC_SECRET", SECRET)
             .set("drain.window", "200ms")
     }
@@ -76,6 +77,12 @@ impl Options {
         self.set("server.tls_cert_file", &path(certificate)).set("server.tls_key_file", &path(key))
     }
 
+    /// Under a limit of the shell's: `-n 80`, `-S -n 80`.
+    pub fn ulimit(mut self, limit: &str) -> Self {
+        self.ulimit = Some(limit.to_owned());
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub async fn start(self) -> Gateway {
         let gateway = self.start_unready().await;
@@ -88,7 +95,7 @@ impl Options {
         let dir = TempDir::new().unwrap();
         let (ready_file, log) = (dir.path().join("ready.json"), dir.path().join("log"));
         let stdout = std::fs::File::create(dir.path().join("stdout")).unwrap();
-        let mut child = command(&[])
+        let mut child = command_under(self.ulimit.as_deref())
             .args(&self.args)
             .arg("--ready-file")
             .arg(&ready_file)
@@ -234,12 +241,27 @@ pub fn http() -> &'static reqwest::Client {
 
 /// The `tidings` binary with arguments, killed when dropped, in an environment without configuration.
 pub fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+    let mut command = clean(env!("CARGO_BIN_EXE_tidings"));
+    command.args(args);
+    command
+}
+
+/// A program in an environment without configuration, killed when dropped.
+fn clean(program: &str) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDINGS_")) {
         command.env_remove(name);
     }
-    command.args(args).kill_on_drop(true);
+    command.kill_on_drop(true);
     command
+}
+
+/// As [`command`], under a limit of the shell's.
+fn command_under(ulimit: Option<&str>) -> Command {
+    let Some(ulimit) = ulimit else { return command(&[]) };
+    let mut limited = clean("sh");
+    limited.args(["-c", &format!("ulimit {ulimit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tidings")]);
+    limited
 }
 
 /// Runs a command that ends by itself.

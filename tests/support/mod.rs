@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use authority::Authority;
-pub use client::{Client, handshake, masked, refused};
+pub use client::{Client, Refused, handshake, masked, refused};
 pub use events::EventStream;
 pub use gateway::{Gateway, Options, command, http, output};
 pub use http::Answer;

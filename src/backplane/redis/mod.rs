@@ -1,6 +1,7 @@
 //! The Redis backplane: pub/sub for messages, a lease design in Lua for presence.
 
 mod directory;
+mod limits;
 mod link;
 mod presence;
 mod resp;
@@ -24,6 +25,8 @@ use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{InstanceId, UserId};
 use crate::shutdown::Shutdown;
+use limits::Limits;
+pub use limits::{Claim, Granted};
 use link::Link;
 use presence::Presence;
 pub use resp::Malformed;
@@ -35,6 +38,7 @@ const PUBLISH_STEP: usize = 500;
 pub struct Redis {
     link: Link,
     presence: Presence,
+    limits: Limits,
     probe_channel: String,
     probe_interval: Duration,
     /// A subscription that was silent for this long, probes included, is dead.
@@ -76,6 +80,7 @@ impl Redis {
         Ok(Self {
             link: Link::new(&config.redis, url, format!("tidings-{instance}"))?,
             presence: Presence::new(&config.presence),
+            limits: Limits::new(&config.redis.prefix, config.presence.lease),
             probe_channel: format!("{}probe:{instance}", config.redis.prefix),
             probe_interval: config.redis.probe_interval,
             // Three probes lost, and a little for the last one's way.
@@ -186,6 +191,45 @@ impl Redis {
 
     pub(super) async fn instances(&self) -> Result<Vec<LiveInstance>, BackplaneError> {
         self.counted(directory::instances(&self.link, &self.presence).await)
+    }
+
+    /// Counts one connect under this key; gives how many all instances counted in this second.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not answer.
+    pub async fn count_connect(&self, key: &str) -> Result<u32, BackplaneError> {
+        self.counted(self.limits.count(&self.link, key).await)
+    }
+
+    /// Takes a lease for a fresh holder of slots; an `earlier` one of the same instance ends.
+    ///
+    /// # Errors
+    /// [`BackplaneError`]; it may be asked for again.
+    pub async fn hold_slots(&self, holder: &str, earlier: Option<&str>) -> Result<(), BackplaneError> {
+        self.counted(self.limits.hold(&self.link, holder, earlier).await)
+    }
+
+    /// Writes claims of at most `most` slots a user, and renews the lease of a holder that has slots of `size` users.
+    /// `None`: the holder is not heard any more, and must start over under another name.
+    ///
+    /// # Errors
+    /// [`BackplaneError`]; the holder must start over then, too.
+    pub async fn claim_slots(
+        &self,
+        holder: &str,
+        size: usize,
+        most: u32,
+        claims: &[Claim],
+    ) -> Result<Option<Granted>, BackplaneError> {
+        self.counted(self.limits.claim(&self.link, holder, size, most, claims).await)
+    }
+
+    /// Gives every slot of a holder up.
+    ///
+    /// # Errors
+    /// [`BackplaneError`]; its lease then ends by itself.
+    pub async fn release_slots(&self, holder: &str) -> Result<(), BackplaneError> {
+        self.counted(self.limits.release(&self.link, holder).await)
     }
 
     pub(super) fn presence_events(&self) -> broadcast::Receiver<Arc<str>> {

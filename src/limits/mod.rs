@@ -1,0 +1,231 @@
+//! Who may connect: how many at once, and how often.
+//!
+//! What holds for one instance is counted here. What holds across the fleet is counted in Redis, and by this instance
+//! alone while Redis is away: nobody is refused because of that. A limit that is not configured costs nothing.
+
+mod meter;
+mod rates;
+mod seats;
+mod slots;
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::backplane::{Backplane, Redis};
+use crate::config;
+use crate::log::LogRate;
+use crate::metrics::Metrics;
+use crate::protocol::{InstanceId, UserId};
+use crate::shutdown::Shutdown;
+pub use meter::{Meter, Over};
+use rates::Rates;
+use seats::{Seat, Seats};
+use slots::{Slot, Slots};
+
+/// A limit, named after its key under `limits.`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Of this instance.
+    Connections,
+    /// Of one user, on all instances.
+    ConnectionsPerUser,
+    /// Of one client address, on this instance.
+    ConnectionsPerIp,
+    /// Connects of one client address, on all instances.
+    RatePerIp,
+    /// Connects of one user, on all instances.
+    RatePerUser,
+}
+
+impl Limit {
+    /// Its key under `limits.`; also its label in metrics, and its code in errors.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "max_connections",
+            Self::ConnectionsPerUser => "max_connections_per_user",
+            Self::ConnectionsPerIp => "max_connections_per_ip",
+            Self::RatePerIp => "connects_per_second_per_ip",
+            Self::RatePerUser => "connects_per_second_per_user",
+        }
+    }
+}
+
+/// What one connection takes up; dropping it gives everything back.
+#[derive(Debug, Default)]
+pub struct Pass {
+    /// How many more connects the narrowest rate allows in this second; `None` where no rate is limited.
+    pub remaining: Option<u32>,
+    /// Boxed: without limits, a connection pays a pointer.
+    held: Option<Box<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    connection: Option<Seat<()>>,
+    address: Option<Seat<IpAddr>>,
+    slot: Option<Slot>,
+}
+
+impl Pass {
+    fn held(&mut self) -> &mut Held {
+        self.held.get_or_insert_default()
+    }
+}
+
+/// The limits of an instance, and what counts towards them.
+#[derive(Debug)]
+pub struct Limiter {
+    connections: Option<Arc<Seats<()>>>,
+    addresses: Option<Arc<Seats<IpAddr>>>,
+    slots: Option<Arc<Slots>>,
+    rates: Rates,
+    rate_per_ip: Option<u32>,
+    rate_per_user: Option<u32>,
+    common: Arc<Common>,
+}
+
+/// What every part of it needs.
+struct Common {
+    /// Where the fleet counts; none for the in-process backplane.
+    fleet: Option<Arc<Redis>>,
+    metrics: Arc<Metrics>,
+    unshared: LogRate,
+    refused: LogRate,
+}
+
+impl std::fmt::Debug for Common {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Common").field("fleet", &self.fleet.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Common {
+    /// Takes note of a decision that should have been the fleet's.
+    fn count_unshared(&self, limit: Limit) {
+        self.metrics.limits_unshared.with_label_values(&[limit.name()]).inc();
+        if let Some(held_back) = self.unshared.admit() {
+            tracing::warn!(limit = limit.name(), held_back, "redis did not say: counted by this instance alone");
+        }
+    }
+}
+
+impl Limiter {
+    /// With nothing counted yet.
+    #[must_use]
+    pub fn new(config: &config::Limits, backplane: &Backplane, metrics: &Arc<Metrics>) -> Self {
+        let common = Arc::new(Common {
+            fleet: backplane.fleet(),
+            metrics: Arc::clone(metrics),
+            unshared: LogRate::new(),
+            refused: LogRate::new(),
+        });
+        Self {
+            connections: config.max_connections.map(Seats::new),
+            addresses: config.max_connections_per_ip.map(Seats::new),
+            slots: config.max_connections_per_user.map(|most| Slots::new(most, Arc::clone(&common))),
+            rates: Rates::default(),
+            rate_per_ip: config.connects_per_second_per_ip,
+            rate_per_user: config.connects_per_second_per_user,
+            common,
+        }
+    }
+
+    /// Keeps the fleet told of the slots that are held here, where they are limited; until the instance stops.
+    pub fn start(&self, instance: &InstanceId, lease: std::time::Duration, shutdown: &Shutdown) {
+        if let (Some(slots), Some(fleet)) = (&self.slots, &self.common.fleet) {
+            let stopping: CancellationToken = shutdown.stopping().clone();
+            let keeper = slots.keeper(Arc::clone(fleet), instance, lease);
+            shutdown.spawn_service(keeper.run(stopping));
+            info!(limit = Limit::ConnectionsPerUser.name(), "shared with the fleet");
+        }
+    }
+
+    /// Whether one more may connect at all.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub fn admit_connection(&self, pass: &mut Pass) -> Result<(), Limit> {
+        if let Some(seats) = &self.connections {
+            let seat = seats.take(()).ok_or_else(|| self.refuse(Limit::Connections))?;
+            pass.held().connection = Some(seat);
+        }
+        Ok(())
+    }
+
+    /// Whether one more may connect from this address.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub async fn admit_address(&self, address: IpAddr, pass: &mut Pass) -> Result<(), Limit> {
+        let network = network(address);
+        if let Some(seats) = &self.addresses {
+            let seat = seats.take(network).ok_or_else(|| self.refuse(Limit::ConnectionsPerIp))?;
+            pass.held().address = Some(seat);
+        }
+        let Some(most) = self.rate_per_ip else { return Ok(()) };
+        self.admit_rate(Limit::RatePerIp, &format!("ip:{network}"), most, pass).await
+    }
+
+    /// Whether this user may have one more connection.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub async fn admit_user(&self, user: &UserId, pass: &mut Pass) -> Result<(), Limit> {
+        if let Some(most) = self.rate_per_user {
+            self.admit_rate(Limit::RatePerUser, &format!("user:{user}"), most, pass).await?;
+        }
+        if let Some(slots) = &self.slots {
+            let slot = slots.take(user).await.ok_or_else(|| self.refuse(Limit::ConnectionsPerUser))?;
+            pass.held().slot = Some(slot);
+        }
+        Ok(())
+    }
+
+    async fn admit_rate(&self, limit: Limit, key: &str, most: u32, pass: &mut Pass) -> Result<(), Limit> {
+        let count = self.rates.count(&self.common, limit, key, most).await;
+        let remaining = most.saturating_sub(count);
+        pass.remaining = Some(pass.remaining.map_or(remaining, |other| other.min(remaining)));
+        if count > most { Err(self.refuse(limit)) } else { Ok(()) }
+    }
+
+    fn refuse(&self, limit: Limit) -> Limit {
+        self.common.metrics.limited.with_label_values(&[limit.name()]).inc();
+        if let Some(held_back) = self.common.refused.admit() {
+            info!(limit = limit.name(), held_back, "connection refused");
+        }
+        limit
+    }
+}
+
+/// What counts as one client address: an IPv4 address, or the /64 that an IPv6 subscriber has to himself.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_itself_or_its_64() {
+        for (address, counted) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("2001:db8:1:2::", "2001:db8:1:2::"),
+            ("2001:db8:1:3::1", "2001:db8:1:3::"),
+        ] {
+            assert_eq!(network(address.parse().unwrap()).to_string(), counted, "{address}");
+        }
+    }
+}
