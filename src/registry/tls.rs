@@ -70,11 +70,9 @@ impl Tls {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
                 read => read?,
             };
-            if let Err(error) = session.process_new_packets() {
-                // The alert that says so; a client that does not take it misses nothing else.
-                self.flush(&mut session).ok();
-                return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, error)));
-            }
+            // The alert that says so is sent by the drop at the latest.
+            let processed = session.process_new_packets();
+            processed.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
         }
     }
 
