@@ -1,6 +1,6 @@
 // From raw lines to figures: medians, spreads, ratios within one repeat, and whether a promise was kept.
 
-import { rowsOf } from './scenarios.mjs';
+import { rowsOf } from './sessions.mjs';
 
 // A server below this was waiting for the load generator.
 const BUSY = 90;

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { promisesOf, tableOf } from './figures.mjs';
 import { plot } from './plot.mjs';
 import { scenarios } from './scenarios.mjs';
+import { rowsOf } from './sessions.mjs';
 import { range, table } from './text.mjs';
 
 const PINNED = 'The server has one core, the load generator and Redis the other.';
@@ -21,7 +22,7 @@ function sectionOf({ scenario, lines }) {
   const head = ['', ...scenario.metrics.map(({ name, unit }) => (unit ? `${name} (${unit})` : name))];
   const rows = tableOf(scenario, lines);
   const flags = [...new Set(lines.map((line) => line.flags))];
-  const cores = scenario.pinned ? PINNED : 'Nothing is pinned.';
+  const cores = rowsOf(scenario)[0].pinned ? PINNED : 'Nothing is pinned.';
   const repeats = new Set(lines.map(({ repeat }) => repeat)).size;
   return `## ${scenario.title}
 
@@ -110,8 +111,8 @@ ${runs.map(sectionOf).join('\n')}
 
 ${machine(runs[0])}
 
-Measured ${[...new Set(dates)].join(', ')}. The load average before each scenario's first run was
-${loads[0].toFixed(1)} to ${loads.at(-1).toFixed(1)}: what else ran here is in the spread.
+Measured ${[...new Set(dates)].join(', ')}. The load average before the first run was ${loads.at(-1).toFixed(1)}: what
+else ran here is in the spread.
 `;
   writeFileSync(join(folder, 'README.md'), text);
   for (const run of runs) writeFileSync(join(folder, `${run.scenario.name}.svg`), plotOf(run));
