@@ -70,11 +70,12 @@ function quickened({ connect, phases, ...session }) {
   };
 }
 
-export async function measure(wanted, name, quick) {
+// `env` is for the server alone.
+export async function measure(wanted, name, { quick, env }) {
   const session = quick ? quickened(wanted) : wanted;
   const [serverCore, loadCore] = session.pinned ? [SERVER_CORE, LOAD_CORE] : [];
   const redis = await startRedis(loadCore);
-  const server = await startServer(name, redis, serverCore);
+  const server = await startServer(name, redis, serverCore, env);
   const way = session.rounds ? rounds : session.tool ? traced : watched;
   const { reports, extra } = await way(server, session, loadCore);
   await stop(server.child);

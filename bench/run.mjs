@@ -81,7 +81,7 @@ async function measureAll(chosen) {
       for (let turn = 0; turn < session.servers.length; turn += 1) {
         // Another begins each time, so that no server always has the same neighbour in time.
         const server = session.servers[(turn + repeat) % session.servers.length];
-        for (const { scenario, line } of await measure(session, server, options.quick)) {
+        for (const { scenario, line } of await measure(session, server, options)) {
           if (!paths.has(scenario)) paths.set(scenario, begin(scenario, options));
           appendFileSync(paths.get(scenario), `${JSON.stringify({ repeat, ...line })}\n`);
           const seconds = Math.round((Date.now() - begun) / 1_000);

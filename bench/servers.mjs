@@ -103,11 +103,11 @@ const kinds = {
   },
 };
 
-export async function startServer(name, redis, core) {
+export async function startServer(name, redis, core, more = {}) {
   const kind = kinds[name];
   const [port, admin] = await freePorts(2);
   const env = { SECRET: secret, TIDINGS_AUTH__HMAC_SECRET: secret, TIDINGS_LOG__LEVEL: 'warn' };
-  const child = start(kind.command(port, redis, admin), { core, env });
+  const child = start(kind.command(port, redis, admin), { core, env: { ...env, ...more } });
   await ready(child, () => kind.ready(port));
   const load = ['--target', `127.0.0.1:${port}`, '--redis-url', redis.url, ...(kind.flags ?? [])];
   return { child, env, load };

@@ -19,6 +19,7 @@ mod frames;
 mod handshake;
 mod hello;
 mod link_faults;
+mod load;
 mod presence;
 mod presence_cost;
 mod presence_http;

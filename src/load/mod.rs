@@ -178,14 +178,14 @@ pub async fn run(
         let publisher = Publisher::start(&plan, *phase, &tally, sent)?;
         sleep(phase.warm_up).await;
         tally.start_counting();
-        let (started, first) = (Instant::now(), usage(&plan)?);
+        let (started, first, own) = (Instant::now(), usage(&plan)?, own_cpu());
         let (published_before, delivered_before) = (publisher.published(), tally.delivered());
         while started.elapsed() < phase.duration {
             progress("publishing", started.elapsed().as_secs_f64() / phase.duration.as_secs_f64());
             sleep(Duration::from_millis(100)).await;
             publisher.check()?;
         }
-        let (measured, last) = (started.elapsed(), usage(&plan)?);
+        let (measured, last, spent) = (started.elapsed(), usage(&plan)?, own_cpu().saturating_sub(own));
         let (published, delivered) = (publisher.published() - published_before, tally.delivered() - delivered_before);
         sent = publisher.stop().await?;
         let expected = plan.expected(&sent);
@@ -201,6 +201,7 @@ pub async fn run(
             delivered,
             expected,
             usage: report::Readings { before, idle, first, last, end: usage(&plan)? },
+            own_cpu: spent,
             latencies: &latencies,
             tally: &tally,
         }));
@@ -211,4 +212,9 @@ pub async fn run(
 /// What the server has used so far, if that is wanted.
 fn usage(plan: &Plan) -> Result<Option<Usage>, LoadError> {
     plan.server_pid.map(|pid| Usage::read(pid).map_err(|error| LoadError::Process(pid, error))).transpose()
+}
+
+/// What the load generator itself has used, where the system tells.
+fn own_cpu() -> Duration {
+    Usage::read(std::process::id()).map_or(Duration::ZERO, |usage| usage.cpu)
 }

@@ -104,11 +104,14 @@ impl Fleet {
 
     fn admit(&mut self) -> std::io::Result<()> {
         while let Ok(mut client) = self.arriving.try_recv() {
-            let index = self.clients.len();
-            self.poll.registry().register(&mut client.socket, Token(index), Interest::READABLE)?;
-            self.clients.push(Some(client));
-            // What came before it was registered makes no event.
-            self.read(index);
+            let token = Token(self.clients.len());
+            self.poll.registry().register(&mut client.socket, token, Interest::READABLE)?;
+            // What came behind the greeting, in one read with it, makes no event.
+            let ended = client.absorb(&[], self.tongue, &self.tally).is_err();
+            self.clients.push((!ended).then_some(client));
+            if ended {
+                self.tally.note_closed();
+            }
         }
         Ok(())
     }
@@ -141,21 +144,26 @@ impl Client {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             };
-            let read = bytes.get(..count).unwrap_or_default();
-            if self.rest.is_empty() {
-                let done = self.take(read, tongue, tally)?;
-                self.rest.extend_from_slice(read.get(done..).unwrap_or_default());
-            } else {
-                let mut held = std::mem::take(&mut self.rest);
-                held.extend_from_slice(read);
-                let done = self.take(&held, tongue, tally)?;
-                self.rest.extend_from_slice(held.get(done..).unwrap_or_default());
-            }
+            self.absorb(bytes.get(..count).unwrap_or_default(), tongue, tally)?;
             // A read that leaves room has emptied the socket: the next event tells of more.
             if count < bytes.len() {
                 return Ok(());
             }
         }
+    }
+
+    /// Takes what is whole, with what was held, and holds the rest.
+    fn absorb(&mut self, read: &[u8], tongue: Tongue, tally: &Tally) -> std::io::Result<()> {
+        if self.rest.is_empty() {
+            let done = self.take(read, tongue, tally)?;
+            self.rest.extend_from_slice(read.get(done..).unwrap_or_default());
+        } else {
+            self.rest.extend_from_slice(read);
+            let held = std::mem::take(&mut self.rest);
+            let done = self.take(&held, tongue, tally)?;
+            self.rest.extend_from_slice(held.get(done..).unwrap_or_default());
+        }
+        Ok(())
     }
 
     /// Takes every whole frame, and gives where the last one ends.
@@ -178,5 +186,74 @@ impl Client {
             self.socket.write_all(&from_client(answer))?;
         }
         Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::load::{Mode, Pace, Phase};
+    use crate::protocol::text_frame;
+
+    fn plan() -> Plan {
+        let second = Duration::from_secs(1);
+        let phase = Phase {
+            mode: Mode::Unicast,
+            pace: Pace::OpenLoop(1),
+            burst: 1,
+            payload: 0,
+            warm_up: second,
+            duration: second,
+            linger: second,
+        };
+        Plan {
+            target: (Ipv4Addr::LOCALHOST, 0).into(),
+            path: String::new(),
+            redis_url: String::new(),
+            connections: 1,
+            users: 1,
+            connect_rate: 1,
+            sources: 1,
+            tongue: Tongue::WebSocket,
+            settle: second,
+            server_pid: None,
+            seed: 1,
+            phases: vec![phase],
+        }
+    }
+
+    /// What a server would have to send, cut anywhere.
+    fn sent() -> Vec<u8> {
+        let frames = [1, 2, 2, 5, 4].map(|number| {
+            text_frame(&[format!(r#"{{"n":{number},"t":1,"p":"{}"}}"#, "x".repeat(200)).as_bytes()]).to_vec()
+        });
+        [frames.concat(), text_frame(&[br#"{"type":"ping"}"#]).to_vec()].concat()
+    }
+
+    #[tokio::test]
+    async fn every_frame_is_taken_wherever_it_is_cut_and_pings_are_answered() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        for cut in [0, 1, 3, 5, 208, 300, sent().len() - 1, sent().len()] {
+            let tally = Arc::new(Tally::new(1));
+            let receiver = Receiver::start(&plan(), &tally).unwrap();
+            let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            // What was read behind the greeting, and what comes later.
+            receiver.take(0, client, sent()[..cut].to_vec()).unwrap();
+            server.write_all(&sent()[cut..]).unwrap();
+            let mut answer = [0; 21];
+            server.read_exact(&mut answer).unwrap();
+            assert_eq!(&answer[6..], br#"{"type":"pong"}"#);
+            assert_eq!((tally.delivered(), tally.twice(), tally.out_of_order()), (4, 1, 1), "{cut}");
+            drop(server);
+            let begun = Instant::now();
+            while tally.closed() == 0 && begun.elapsed() < Duration::from_secs(10) {
+                std::thread::yield_now();
+            }
+            assert_eq!(tally.closed(), 1);
+        }
     }
 }

@@ -31,6 +31,8 @@ pub struct Report {
     latency_us: Latency,
     /// Until the last of a message's copies, where there are many.
     last_copy_us: Option<Latency>,
+    /// What the load generator itself costs, publishing and receiving.
+    load_cpu_us_per_message: f64,
     server: Option<Server>,
 }
 
@@ -75,6 +77,7 @@ pub(super) struct Measured<'a> {
     pub(super) delivered: u64,
     pub(super) expected: u64,
     pub(super) usage: Readings,
+    pub(super) own_cpu: Duration,
     pub(super) latencies: &'a Latencies,
     /// Of the whole run so far: what was lost or doubled in an earlier phase counts in each that follows.
     pub(super) tally: &'a Tally,
@@ -106,6 +109,7 @@ impl Report {
             connects_per_second: ratio(plan.connections.into(), run.connected_in.as_secs_f64()),
             latency_us: latencies.all.as_ref().map(quantiles).unwrap_or_default(),
             last_copy_us: latencies.last_copy.as_ref().filter(|all| !all.is_empty()).map(quantiles),
+            load_cpu_us_per_message: per(run.own_cpu, published),
             server: server(plan, published, delivered, &run.usage),
         }
     }
@@ -126,7 +130,6 @@ fn server(plan: &Plan, published: u64, delivered: u64, usage: &Readings) -> Opti
     let (before, idle, first, last) = (usage.before?, usage.idle?, usage.first?, usage.last?);
     let between = |from: &Usage, to: &Usage| to.cpu.saturating_sub(from.cpu);
     let cpu = between(&first, &last);
-    let per = |time: Duration, count: u64| micros(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)) / whole(count);
     Some(Server {
         cpu_us_per_delivery: per(cpu, delivered),
         user_us_per_delivery: per(last.user - first.user, delivered),
@@ -143,6 +146,10 @@ fn server(plan: &Plan, published: u64, delivered: u64, usage: &Readings) -> Opti
             f64::from(plan.connections.max(1)),
         ),
     })
+}
+
+fn per(time: Duration, count: u64) -> f64 {
+    micros(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)) / whole(count)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "figures for people")]
@@ -181,6 +188,7 @@ impl fmt::Display for Report {
         if let Some(last) = &self.last_copy_us {
             writeln!(f, "  last copy    p50 {:.0}, p90 {:.0}, max {:.0}", last.p50, last.p90, last.max)?;
         }
+        writeln!(f, "  own CPU      {:>12.2} µs a message", self.load_cpu_us_per_message)?;
         let Some(server) = &self.server else { return Ok(()) };
         writeln!(
             f,
