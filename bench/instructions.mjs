@@ -50,9 +50,54 @@ function prepare() {
   }
 }
 
+const instructionsOf = ({ profiles }) => profiles[0].data.total.metrics.Ir.values.new;
+
 // Name => instructions each time.
 function measure() {
   const text = output('cargo', 'bench', '--locked', '--bench', 'instructions', '--', '--output-format=json');
   const summaries = text.trim().split('\n').filter((line) => line.startsWith('{')).map((line) => JSON.parse(line));
   return Object.fromEntries(summaries.map((summary) => [summary.function_name, instructionsOf(summary) / TIMES]));
+}
+
+function write(found) {
+  const about = { rustc: versionOf('rustc'), valgrind: versionOf('valgrind'), instructions: found };
+  writeFileSync(COUNTS, `${JSON.stringify(about, null, 2)}\n`);
+  const rows = Object.entries(found).map(([name, count]) => [WHAT[name] ?? name, figure(count)]);
+  writeFileSync(
+    PAGE,
+    `# Instructions
+
+\`make bench-instructions\` makes this page. Valgrind counts what the processor is told, without the kernel: the same on a
+noisy machine as on a quiet one, for one compiler (rustc ${about.rustc} here). Payloads are 128 bytes, 10,000 users are here,
+one connection each; a figure is the mean of ${TIMES} times.
+
+${table(['what', 'instructions'], rows)}
+
+\`make bench-instructions ARGS=--check\` fails where a count has grown by more than 5 %.
+`,
+  );
+}
+
+// What grew too much.
+function grown(found) {
+  const { rustc, instructions } = JSON.parse(readFileSync(COUNTS, 'utf8'));
+  if (rustc !== versionOf('rustc')) throw new Error(`${COUNTS} was counted with rustc ${rustc}: count anew`);
+  return Object.entries(found).filter(([name, count]) => count > instructions[name] * MOST || !(name in instructions));
+}
+
+try {
+  const { values } = parseArgs({ options: { check: { type: 'boolean', default: false } } });
+  prepare();
+  const found = measure();
+  console.log(table(['', 'instructions'], Object.entries(found).map(([name, count]) => [name, figure(count)])));
+  if (values.check) {
+    const names = grown(found).map(([name]) => name);
+    if (names.length > 0) throw new Error(`more than 5 % above ${COUNTS}: ${names.join(', ')}`);
+  } else {
+    write(found);
+    console.log(`written: ${PAGE}`);
+  }
+} catch (error) {
+  console.error(`instructions: ${error.message}`);
+  process.exit(1);
 }

@@ -78,7 +78,8 @@ export async function measure(wanted, name, { quick, env }) {
   const server = await startServer(name, redis, serverCore, env);
   const way = session.rounds ? rounds : session.tool ? traced : watched;
   const { reports, extra } = await way(server, session, loadCore);
-  await stop(server.child);
+  // At once: a drain is not what is measured.
+  await stop(server.child, 'SIGKILL');
   await stop(redis.child);
   return session.phases.map(({ scenario, variant = '', flags }, at) => {
     return { scenario, line: { server: name, variant, flags: `${session.connect} ${flags}`, report: reports[at], extra } };

@@ -87,7 +87,8 @@ async function record({ flags, after, seconds, name }) {
   const perf = start(['perf', 'record', ...how, '--', 'sleep', `${seconds}`], { core: LOAD_CORE });
   const [code, failed] = [await load.done, await perf.done];
   if (code !== 0 || failed !== 0) throw new Error(`${load.output.stderr}${perf.output.stderr}`);
-  await stop(server.child);
+  // At once: a drain is not what is measured.
+  await stop(server.child, 'SIGKILL');
   await stop(redis.child);
   const script = output('perf', ['script', '--no-inline', '-i', data]);
   rmSync(data);
