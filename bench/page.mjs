@@ -76,6 +76,9 @@ export function render(folder) {
 \`make bench\` makes this page, its plots and the lines in [raw](raw), which hold every report in full. Figures are of one
 machine at one time: what counts are the ratios between servers of the same repeat, and how far they spread.
 
+Beside it: [instructions](instructions.md) of single steps, [profiles](profile.md) that say where the CPU goes, and the
+[choices](choices.md) of runtime and allocator.
+
 ## What was promised
 
 A ratio is of tidings to the other server in the same repeat: its median (least–most), or the one value where it was

@@ -3,7 +3,7 @@
 // usage: node bench/profile.mjs      writes docs/benchmarks/profile.md and its flame graphs
 
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -14,14 +14,16 @@ process.chdir(join(import.meta.dirname, '..'));
 
 const FOLDER = 'docs/benchmarks';
 const SCRATCH = 'target/profile';
+const CONNECTIONS = 10_000;
 
 // The first part with a function in the stack takes the sample. From the most particular to the least.
 const KERNEL = [
   ['kernel: closing sockets', /^(__x64_sys_close|__fput|tcp_close|inet_release)/],
-  ['kernel: accepting', /^(__x64_sys_accept4?|inet_csk_accept|__sys_accept4)/],
-  ['kernel: writing to sockets', /^(__x64_sys_sendto|__x64_sys_writev|__x64_sys_write|__x64_sys_sendmsg)$/],
-  ['kernel: reading from sockets', /^(__x64_sys_recvfrom|__x64_sys_read|__x64_sys_readv)$/],
-  ['kernel: waiting for events', /^(__x64_sys_epoll_(p?wait2?|ctl)|__x64_sys_epoll)/],
+  ['kernel: accepting', /^(__x64_sys_accept4?|__sys_accept4|do_accept)$/],
+  ['kernel: writing to sockets', /^(__x64_sys_(sendto|write|sendmsg)|__sys_send(to|msg)|do_writev|ksys_write)$/],
+  ['kernel: reading from sockets', /^(__x64_sys_(recvfrom|read)|__sys_recvfrom|do_readv|ksys_read)$/],
+  ['kernel: waiting for events', /^(__x64_sys_epoll_|do_epoll_)/],
+  ['kernel: socket options', /^(__x64_sys_|__sys_|do_sock_)setsockopt$/],
   ['kernel: waking threads', /^__x64_sys_futex/],
   ['kernel: memory', /^(exc_page_fault|asm_exc_page_fault|__x64_sys_(mmap|munmap|madvise|brk|mprotect))/],
   ['kernel: the rest', /^(entry_SYSCALL_64|do_syscall_64|asm_|irq_|sysvec_)/],
@@ -46,17 +48,24 @@ const profiles = [
     name: 'handshake',
     title: 'Handshakes',
     text: '10,000 handshakes at 2,000 a second, each with its token, and the presence that follows from them.',
-    flags: '--connections 10000 --connect-rate 2000 --settle 1s --warm-up 0s --duration 100ms --rate 100',
-    after: 0,
-    seconds: 5,
+    flags: '--connections 10000 --connect-rate 2000 --settle 2s --warm-up 0s --duration 100ms --rate 100',
+    while: async (connected, watch) => {
+      watch();
+      await connected;
+      await sleep(1_000);
+    },
   },
   {
     name: 'unicast',
     title: 'Unicast, flat out',
     text: '10,000 connections; messages to users at random, as fast as deliveries come back.',
-    flags: '--connections 10000 --connect-rate 100000 --settle 1s --warm-up 1s --duration 9s --flat-out --window 2000',
-    after: 5_000,
-    seconds: 5,
+    flags: '--connections 10000 --connect-rate 100000 --settle 1s --warm-up 1s --duration 6s --flat-out --window 2000',
+    while: async (connected, watch) => {
+      await connected;
+      await sleep(2_000);
+      watch();
+      await sleep(5_000);
+    },
   },
 ];
 
@@ -75,18 +84,31 @@ function need(tool, how) {
   }
 }
 
-const output = (command, args, input) => execFileSync(command, args, { input, maxBuffer: 2 ** 31, stdio: ['pipe', 'pipe', 'ignore'] });
+function output(command, args, input) {
+  return execFileSync(command, args, { input, maxBuffer: 2 ** 31, stdio: ['pipe', 'pipe', 'ignore'] });
+}
 
-async function record({ flags, after, seconds, name }) {
+async function connected(server, load) {
+  while (readdirSync(`/proc/${server.pid}/fd`).length < CONNECTIONS) {
+    if (load.exitCode !== null) throw new Error(load.output.stderr);
+    await sleep(20);
+  }
+}
+
+async function record({ flags, name, while: phase }) {
   const redis = await startRedis(LOAD_CORE);
   const server = await startServer('tidings', redis, SERVER_CORE);
-  const load = start([tidings, 'load', ...server.load, '--json', ...flags.split(' ')], { core: LOAD_CORE, env: server.env });
-  await sleep(after);
+  const command = [tidings, 'load', ...server.load, '--json', ...flags.split(' ')];
+  const load = start(command, { core: LOAD_CORE, env: server.env });
   const data = join(SCRATCH, `${name}.perf`);
-  const how = ['-e', 'cpu-clock', '-F', '997', '--call-graph', 'dwarf,16384', '-o', data, '-p', `${server.child.pid}`];
-  const perf = start(['perf', 'record', ...how, '--', 'sleep', `${seconds}`], { core: LOAD_CORE });
-  const [code, failed] = [await load.done, await perf.done];
-  if (code !== 0 || failed !== 0) throw new Error(`${load.output.stderr}${perf.output.stderr}`);
+  const how = ['-e', 'cpu-clock', '-F', '1997', '--call-graph', 'dwarf,16384', '-o', data, '-p', `${server.child.pid}`];
+  let perf;
+  await phase(connected(server.child, load), () => {
+    perf = start(['perf', 'record', ...how], { core: LOAD_CORE });
+  });
+  // It writes what it has.
+  await stop(perf, 'SIGINT');
+  if ((await load.done) !== 0) throw new Error(load.output.stderr);
   // At once: a drain is not what is measured.
   await stop(server.child, 'SIGKILL');
   await stop(redis.child);

@@ -241,6 +241,7 @@ mod tests {
             let receiver = Receiver::start(&plan(), &tally).unwrap();
             let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (mut server, _) = listener.accept().unwrap();
+            server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             // What was read behind the greeting, and what comes later.
             receiver.take(0, client, sent()[..cut].to_vec()).unwrap();
             server.write_all(&sent()[cut..]).unwrap();
