@@ -22,6 +22,7 @@ mod hello;
 mod leaving;
 mod limits;
 mod link_faults;
+mod load;
 mod presence;
 mod presence_cost;
 mod presence_http;

@@ -52,6 +52,19 @@ pub struct Redis {
     failures: LogRate,
 }
 
+/// For the benchmarks: reads all whole replies of a buffer, and gives how many there are.
+#[doc(hidden)]
+#[must_use]
+pub fn count_replies(mut buffer: &[u8]) -> usize {
+    let mut count = 0;
+    while let Ok(Some((reply, consumed))) = resp::read(buffer, usize::MAX) {
+        std::hint::black_box(reply);
+        buffer = buffer.get(consumed..).unwrap_or_default();
+        count += 1;
+    }
+    count
+}
+
 /// Whether the instance hears.
 #[derive(Debug, Clone)]
 enum Subscription {
