@@ -15,7 +15,7 @@ use tidings::backplane::Heard;
 use tidings::config::{Outbox as Bound, SlowClient};
 use tidings::metrics::Metrics;
 use tidings::protocol::{ConnectionId, Dialect, Encoded, Event, UserId, is_json};
-use tidings::registry::{Driven, Member, Outbox, Pushed, Registration, Registry};
+use tidings::registry::{CredentialSlot, Driven, Member, Outbox, Pushed, Registration, Registry};
 use tidings::router::Router;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -44,7 +44,8 @@ fn member(runtime: &Runtime) -> std::io::Result<Arc<Member>> {
         while matches!(client.read(&mut bytes), Ok(1..)) {}
     });
     runtime.block_on(socket.writable())?;
-    Ok(Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, outbox: Outbox::new(socket) }))
+    let (id, credential) = (ConnectionId::random(), CredentialSlot::default());
+    Ok(Arc::new(Member { id, dialect: Dialect::TidingsV1, credential, outbox: Outbox::new(socket) }))
 }
 
 async fn drive(member: Arc<Member>) {

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::auth::{OriginPolicy, Verifier};
-use crate::backplane::{Backplane, BackplaneError};
+use crate::auth::{OriginPolicy, Revocations, Verifier};
+use crate::backplane::{Backplane, BackplaneError, Heard};
 use crate::config::Config;
 use crate::connection::{self, Context};
+use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
 use crate::protocol::InstanceId;
@@ -113,19 +114,33 @@ impl App {
             outbox: config.outbox,
             limits: config.limits,
             verifier: Verifier::new(&config.auth),
+            revocations: Arc::new(Revocations::new(config.auth.leeway)),
             registry: Arc::default(),
             metrics,
             shutdown: Shutdown::default(),
         });
         let origins = OriginPolicy::new(&config.server.allowed_origins, config.dev);
-        Ok(Self { config, context, backplane, origins, started: Instant::now() })
+        let Context { revocations, registry, metrics, .. } = &*context;
+        let (registry, revocations, metrics) = (Arc::clone(registry), Arc::clone(revocations), Arc::clone(metrics));
+        let control = Control::new(registry, revocations, Arc::clone(&backplane), metrics).into();
+        Ok(Self { config, context, backplane, origins, control, started: Instant::now() })
     }
 }
 
 fn start_routing(app: &App) {
     let Context { registry, metrics, outbox, limits, shutdown, .. } = &*app.context;
     let router = Router::new(Arc::clone(registry), Arc::clone(metrics), *outbox, limits.max_payload_bytes);
-    app.backplane.subscribe(Arc::new(move |heard| router.take(heard)), shutdown);
+    let control = Arc::clone(&app.control);
+    let sink = Arc::new(move |heard: Heard<'_>| match heard {
+        Heard::Control { payload } => control.take(payload),
+        heard => router.take(heard),
+    });
+    app.backplane.subscribe(sink, shutdown);
+
+    let (control, stopping) = (Arc::clone(&app.control), shutdown.stopping().clone());
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(control.run()).await;
+    });
 }
 
 fn start_presence(app: &App) {

@@ -8,7 +8,7 @@
 //! | 0 | [`protocol`], [`config`], [`metrics`], [`shutdown`], [`backoff`] |
 //! | 1 | [`log`] |
 //! | 2 | [`auth`], [`registry`], [`backplane`] |
-//! | 3 | [`router`], [`presence`], [`connection`] |
+//! | 3 | [`router`], [`presence`], [`control`], [`connection`] |
 //! | 4 | [`server`], [`load`] (the load generator) |
 //! | 5 | [`Gateway`], which wires them, and [`cli`] |
 
@@ -18,6 +18,7 @@ pub mod backplane;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod control;
 mod gateway;
 pub mod load;
 pub mod log;

@@ -34,6 +34,12 @@ pub struct Metrics {
     pub deliveries_dropped: IntCounter,
     /// Notifications published over HTTP.
     pub published: IntCounter,
+    /// Messages on the control channel, by what they were.
+    pub control_messages: IntCounterVec,
+    /// Revocations in force.
+    pub revocations: IntGauge,
+    /// Revocations that found no room, here or in Redis.
+    pub revocations_dropped: IntCounter,
     /// 1 while the backplane is subscribed.
     pub backplane_up: IntGauge,
     /// Subscriptions that were lost: each is a gap in what was heard.
@@ -74,6 +80,14 @@ impl Metrics {
             deliveries: counter(r, "deliveries_total", "Events handed to a connection."),
             deliveries_dropped: counter(r, "deliveries_dropped_total", "Events that a slow connection did not get."),
             published: counter(r, "published_total", "Notifications published over HTTP."),
+            control_messages: labelled(
+                r,
+                "control_messages_total",
+                "Messages on the control channel: disconnect, revoke, unknown or bad.",
+                "command",
+            ),
+            revocations: gauge(r, "revocations", "Revocations in force."),
+            revocations_dropped: counter(r, "revocations_dropped_total", "Revocations that there was no room for."),
             backplane_up: gauge(r, "backplane_up", "1 while subscribed to the backplane, else 0."),
             backplane_gaps: counter(r, "backplane_gaps_total", "Lost subscriptions, each a gap in what was heard."),
             backplane_errors: labelled(r, "backplane_errors_total", "Failed backplane operations, by kind.", "kind"),

@@ -13,6 +13,7 @@ mod architecture;
 mod backplane;
 mod chaos;
 mod cli;
+mod control;
 mod delivery;
 mod footprint;
 mod frames;

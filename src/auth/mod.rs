@@ -3,14 +3,16 @@
 mod credential;
 mod jwt;
 mod origin;
+mod revoked;
 
 pub(crate) use credential::bearer;
 pub use credential::{Credential, OFFERED_PROTOCOL, offers_tidings_v1};
 pub use jwt::{TokenError, Verifier, mint};
 pub use origin::OriginPolicy;
 pub(crate) use origin::is_loopback_host;
+pub use revoked::{Full, MAX_REVOCATIONS, Revocations};
 
-use crate::protocol::UserId;
+use crate::protocol::{CredentialId, UserId};
 
 /// Who a verified token speaks for, and until when.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,4 +21,6 @@ pub struct Identity {
     pub user: UserId,
     /// The end of the token, in seconds since 1970, leeway not included; `None` for a credential without an end.
     pub expires: Option<u64>,
+    /// By what its connections are found again; `None` for a token without a `jti`.
+    pub credential: Option<CredentialId>,
 }

@@ -126,7 +126,7 @@ impl<'a> Live<'a> {
 
     /// Takes a fresh token of the same user; a refused one leaves the old one in place.
     fn refresh(&mut self, token: &str) -> Result<(), (u16, String)> {
-        let identity = self.context.verifier.verify(token).map_err(|error| {
+        let identity = self.context.identify(token).map_err(|error| {
             let close = if error == TokenError::Expired { Close::TokenExpired } else { Close::BadToken };
             (close.code(), error.to_string())
         })?;
@@ -134,6 +134,11 @@ impl<'a> Live<'a> {
             return Err((Close::Forbidden.code(), "the token is another user's".into()));
         }
         self.identity = identity;
+        self.member.credential.set(self.identity.credential);
+        // Whoever revokes it puts that into force first and then looks at connections: one of the two sees the other.
+        if self.context.revocations.refuses(&self.identity) {
+            self.member.outbox.close(Close::Revoked);
+        }
         self.reset_end();
         let expires = self.identity.expires.unwrap_or(u64::MAX);
         self.member.outbox.send(ServerFrame::Authenticated { expires }.encode());

@@ -17,11 +17,11 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::debug;
 
-use crate::auth::{Identity, TokenError, Verifier};
+use crate::auth::{Identity, Revocations, TokenError, Verifier};
 use crate::config;
 use crate::metrics::Metrics;
 use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, ServerFrame};
-use crate::registry::{Member, Outbox, Registry};
+use crate::registry::{CredentialSlot, Member, Outbox, Registry};
 use crate::shutdown::Shutdown;
 pub use drain::drain;
 use live::Live;
@@ -46,12 +46,25 @@ pub struct Context {
     pub limits: config::Limits,
     /// Verifies tokens of `hello` and `auth`.
     pub verifier: Verifier,
+    /// Tokens that are good no more.
+    pub revocations: Arc<Revocations>,
     /// Where greeted connections are found.
     pub registry: Arc<Registry>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Tells when to leave.
     pub shutdown: Shutdown,
+}
+
+impl Context {
+    /// Verifies a token, and that it is not revoked.
+    ///
+    /// # Errors
+    /// [`TokenError`], worded for the client's developer.
+    pub fn identify(&self, token: &str) -> Result<Identity, TokenError> {
+        let identity = self.verifier.verify(token)?;
+        if self.revocations.refuses(&identity) { Err(TokenError::Revoked) } else { Ok(identity) }
+    }
 }
 
 /// Room for the library's own pongs and closes, which is all that it writes.
@@ -70,7 +83,8 @@ pub async fn run(
 ) {
     context.metrics.connections_opened.inc();
     let _open = OpenGauge::new(&context.metrics);
-    let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox: Outbox::new(socket) });
+    let (id, credential) = (ConnectionId::random(), CredentialSlot::default());
+    let member = Arc::new(Member { id, dialect, credential, outbox: Outbox::new(socket) });
     let limit = context.limits.max_inbound_bytes;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
@@ -110,8 +124,9 @@ async fn hello(context: &Context, socket: &mut Socket) -> Result<Identity, Close
         () = context.shutdown.draining().cancelled() => return Err(Close::Draining),
     };
     let Ok(ClientFrame::Hello { token }) = ClientFrame::parse(&text) else { return Err(Close::HelloExpected) };
-    context.verifier.verify(&token).map_err(|error| match error {
+    context.identify(&token).map_err(|error| match error {
         TokenError::Expired => Close::TokenExpired,
+        TokenError::Revoked => Close::Revoked,
         TokenError::Bad(_) | TokenError::User(_) => Close::BadToken,
     })
 }
@@ -130,11 +145,15 @@ async fn live(context: &Context, socket: &mut Socket, member: &Arc<Member>, iden
     let welcome = member.dialect.has_frames().then(|| welcome.encode());
     // Registered before it is greeted: what is published once the client has its welcome reaches it.
     member.outbox.hold();
+    member.credential.set(identity.credential);
     let registration = context.registry.register(identity.user.clone(), Arc::clone(member));
     member.outbox.open(welcome);
-    // A drain that began before the registration has not seen this connection.
+    // A drain that began before the registration has not seen this connection, nor has a revocation.
     if context.shutdown.draining().is_cancelled() {
         return Close::Draining;
+    }
+    if context.revocations.refuses(&identity) {
+        return Close::Revoked;
     }
     let close = Live::new(context, member, identity).run(socket).await;
     drop(registration);

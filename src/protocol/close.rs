@@ -19,8 +19,10 @@ pub enum Close {
     TooBig,
     /// The token names a user who may not do this.
     Forbidden,
-    /// A bad token in a `hello`, or one that was revoked.
+    /// A bad token in a `hello`.
     BadToken,
+    /// The token was revoked.
+    Revoked,
     /// The token ended.
     TokenExpired,
     /// An operator or a backend asked for it.
@@ -51,7 +53,7 @@ impl Close {
             Self::InvalidText => 1007,
             Self::TooBig => 1009,
             Self::Forbidden => 4003,
-            Self::BadToken => 4009,
+            Self::BadToken | Self::Revoked => 4009,
             Self::TokenExpired => 4010,
             Self::Disconnected => 4011,
             Self::HelloTimeout | Self::HelloExpected => 4012,
@@ -73,6 +75,7 @@ impl Close {
             Self::TooBig => "message too big",
             Self::Forbidden => "forbidden",
             Self::BadToken => "bad token",
+            Self::Revoked => "token revoked",
             Self::TokenExpired => "token expired",
             Self::Disconnected => "disconnected",
             Self::HelloTimeout => "no hello in time",

@@ -69,7 +69,7 @@ async fn identify(app: &App, headers: &HeaderMap, query_token: Option<String>) -
                            subprotocol bearer.<jwt>, or in a hello";
             Err(Refusal::new(StatusCode::UNAUTHORIZED, "query_token_not_allowed", message))
         }
-        Credential::Token(token) => app.context.verifier.verify(&token).map(Some).map_err(|error| bad_token(&error)),
+        Credential::Token(token) => app.context.identify(&token).map(Some).map_err(|error| bad_token(&error)),
     }
 }
 
@@ -78,6 +78,7 @@ fn bad_token(error: &TokenError) -> Refusal {
         TokenError::Expired => "token_expired",
         TokenError::Bad(_) => "bad_token",
         TokenError::User(_) => "bad_user",
+        TokenError::Revoked => "token_revoked",
     };
     Refusal::new(StatusCode::UNAUTHORIZED, code, error.to_string())
 }

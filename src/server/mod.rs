@@ -22,6 +22,7 @@ use crate::auth::OriginPolicy;
 use crate::backplane::Backplane;
 use crate::config::Config;
 use crate::connection::Context;
+use crate::control::Control;
 
 pub use listener::{Listener, serve};
 
@@ -36,6 +37,8 @@ pub struct App {
     pub backplane: Arc<Backplane>,
     /// Which pages may connect.
     pub origins: OriginPolicy,
+    /// Obeys what backends command.
+    pub control: Arc<Control>,
     /// When the instance started.
     pub started: std::time::Instant,
 }
@@ -70,7 +73,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
     let why = if app.context.shutdown.draining().is_cancelled() {
         Some("draining".to_owned())
     } else {
-        app.backplane.not_ready()
+        app.backplane.not_ready().or_else(|| app.control.not_ready())
     };
     let gaps = app.context.metrics.backplane_gaps.get();
     let answer = match why {

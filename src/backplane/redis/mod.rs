@@ -4,6 +4,7 @@ mod directory;
 mod link;
 mod presence;
 mod resp;
+mod store;
 mod stream;
 mod subscriber;
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::{cmd, pipe};
 use secrecy::SecretString;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
@@ -22,11 +23,12 @@ use super::{Applied, BackplaneError, Batch, LiveInstance, Page, PageCursor, Sink
 use crate::config::Config;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
-use crate::protocol::{InstanceId, UserId};
+use crate::protocol::{InstanceId, Revocation, UserId};
 use crate::shutdown::Shutdown;
 use link::Link;
 use presence::Presence;
 pub use resp::Malformed;
+use store::RevokedSet;
 
 /// Most publishes sent to Redis at once.
 const PUBLISH_STEP: usize = 500;
@@ -35,6 +37,8 @@ const PUBLISH_STEP: usize = 500;
 pub struct Redis {
     link: Link,
     presence: Presence,
+    revoked: RevokedSet,
+    control_channel: String,
     probe_channel: String,
     probe_interval: Duration,
     /// A subscription that was silent for this long, probes included, is dead.
@@ -43,6 +47,7 @@ pub struct Redis {
     presence_channel: Option<String>,
     events: broadcast::Sender<Arc<str>>,
     subscription: Mutex<Subscription>,
+    subscriptions: watch::Sender<u64>,
     max_payload_bytes: usize,
     metrics: Arc<Metrics>,
     failures: LogRate,
@@ -76,6 +81,8 @@ impl Redis {
         Ok(Self {
             link: Link::new(&config.redis, url, format!("tidings-{instance}"))?,
             presence: Presence::new(&config.presence),
+            revoked: RevokedSet::new(&config.redis.prefix),
+            control_channel: format!("{}control", config.redis.prefix),
             probe_channel: format!("{}probe:{instance}", config.redis.prefix),
             probe_interval: config.redis.probe_interval,
             // Three probes lost, and a little for the last one's way.
@@ -83,6 +90,7 @@ impl Redis {
             presence_channel: config.server.demo.then(|| config.presence.channel.clone()),
             events,
             subscription: Mutex::new(Subscription::Down { why: "not subscribed yet".into() }),
+            subscriptions: watch::Sender::default(),
             max_payload_bytes: config.limits.max_payload_bytes,
             metrics,
             failures: LogRate::new(),
@@ -135,6 +143,32 @@ impl Redis {
             }
         }
         Ok(published)
+    }
+
+    pub(super) async fn publish_command(&self, json: &str) -> Result<(), BackplaneError> {
+        let publish = cmd("PUBLISH").arg(&self.control_channel).arg(json).to_owned();
+        self.counted(self.link.command(&publish).await)
+    }
+
+    pub(super) fn subscriptions(&self) -> watch::Receiver<u64> {
+        self.subscriptions.subscribe()
+    }
+
+    pub(super) async fn keep_revoked(
+        &self,
+        revocations: &[Revocation],
+        oldest: u64,
+        most: usize,
+    ) -> Result<u64, BackplaneError> {
+        self.counted(self.revoked.add(&self.link, revocations, oldest, most).await)
+    }
+
+    pub(super) async fn count_revoked(&self, oldest: u64) -> Result<usize, BackplaneError> {
+        self.counted(self.revoked.count(&self.link, oldest).await)
+    }
+
+    pub(super) async fn revoked_page(&self, from: usize) -> Result<Vec<Revocation>, BackplaneError> {
+        self.counted(self.revoked.page(&self.link, from).await)
     }
 
     pub(super) fn not_ready(&self) -> Option<String> {
