@@ -14,6 +14,7 @@ use crate::presence::{self, Presence};
 use crate::protocol::InstanceId;
 use crate::router::Router;
 use crate::server::{self, App, Listener};
+use crate::sessions::Sessions;
 use crate::shutdown::Shutdown;
 
 /// What a stop may take beyond the drain window: closes on their way, presence given up.
@@ -60,6 +61,7 @@ impl Gateway {
         let app = Arc::new(App::new(config)?);
         start_routing(&app);
         start_presence(&app);
+        start_sessions(&app);
 
         let gateway = Self { public: public.address, admin: admin.address, app: Arc::clone(&app) };
         for (listener, router) in [(public, server::public(&app)), (admin, server::admin(&app))] {
@@ -121,9 +123,10 @@ impl App {
         });
         let origins = OriginPolicy::new(&config.server.allowed_origins, config.dev);
         let Context { revocations, registry, metrics, .. } = &*context;
-        let (registry, revocations, metrics) = (Arc::clone(registry), Arc::clone(revocations), Arc::clone(metrics));
-        let control = Control::new(registry, revocations, Arc::clone(&backplane), metrics).into();
-        Ok(Self { config, context, backplane, origins, control, started: Instant::now() })
+        let (registry, metrics) = (|| Arc::clone(registry), || Arc::clone(metrics));
+        let sessions = Sessions::new(&config, Arc::clone(&backplane), registry(), metrics()).map(Arc::new);
+        let control = Control::new(registry(), Arc::clone(revocations), Arc::clone(&backplane), metrics()).into();
+        Ok(Self { config, context, backplane, origins, sessions, control, started: Instant::now() })
     }
 }
 
@@ -140,6 +143,15 @@ fn start_routing(app: &App) {
     let (control, stopping) = (Arc::clone(&app.control), shutdown.stopping().clone());
     shutdown.spawn_service(async move {
         stopping.run_until_cancelled(control.run()).await;
+    });
+}
+
+fn start_sessions(app: &App) {
+    let Some(sessions) = app.sessions.clone() else { return };
+    let shutdown = &app.context.shutdown;
+    let stopping = shutdown.stopping().clone();
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(sessions.keep_true()).await;
     });
 }
 

@@ -8,7 +8,7 @@
 //! | 0 | [`protocol`], [`config`], [`metrics`], [`shutdown`], [`backoff`] |
 //! | 1 | [`log`] |
 //! | 2 | [`auth`], [`registry`], [`backplane`] |
-//! | 3 | [`router`], [`presence`], [`control`], [`connection`] |
+//! | 3 | [`router`], [`presence`], [`control`], [`sessions`], [`connection`] |
 //! | 4 | [`server`], [`load`] (the load generator) |
 //! | 5 | [`Gateway`], which wires them, and [`cli`] |
 
@@ -28,6 +28,7 @@ pub mod protocol;
 pub mod registry;
 pub mod router;
 pub mod server;
+pub mod sessions;
 pub mod shutdown;
 
 pub use gateway::{Gateway, StartError};

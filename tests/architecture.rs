@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 6] = [
     &["protocol", "config", "metrics", "shutdown", "backoff"],
     &["log"],
     &["auth", "registry", "backplane"],
-    &["router", "presence", "control", "connection"],
+    &["router", "presence", "control", "sessions", "connection"],
     &["server", "load"],
     &["gateway", "cli", "lib", "main"],
 ];

@@ -26,6 +26,7 @@ mod presence_http;
 mod presence_model;
 mod raw;
 mod redis_link;
+mod sessions;
 mod slow_client;
 mod stopping;
 mod support;

@@ -54,6 +54,15 @@ pub enum Heard<'a> {
 /// Takes what is heard. Called from one place at a time, and must not block.
 pub type Sink = Arc<dyn Fn(Heard<'_>) + Send + Sync>;
 
+/// A string that somebody stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The string.
+    pub bytes: Vec<u8>,
+    /// Whether the backplane will end it by itself.
+    pub expires: bool,
+}
+
 /// Why the backplane did not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum BackplaneError {
@@ -248,6 +257,17 @@ impl Backplane {
         match self {
             Self::Memory(_) => Ok(Vec::new()),
             Self::Redis(redis) => redis.revoked_page(from).await,
+        }
+    }
+
+    /// The strings at these keys, in the order asked, of each at most one byte more than `most`. In memory there are none.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not answer for all of them.
+    pub async fn read(&self, keys: &[String], most: usize) -> Result<Vec<Option<Stored>>, BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(vec![None; keys.len()]),
+            Self::Redis(redis) => redis.read(keys, most).await,
         }
     }
 

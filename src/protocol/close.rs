@@ -27,6 +27,8 @@ pub enum Close {
     TokenExpired,
     /// An operator or a backend asked for it.
     Disconnected,
+    /// The session that the connection came with has ended, or is another user's now.
+    LoggedOut,
     /// No `hello` in time.
     HelloTimeout,
     /// The first frame was no `hello`.
@@ -55,7 +57,7 @@ impl Close {
             Self::Forbidden => 4003,
             Self::BadToken | Self::Revoked => 4009,
             Self::TokenExpired => 4010,
-            Self::Disconnected => 4011,
+            Self::Disconnected | Self::LoggedOut => 4011,
             Self::HelloTimeout | Self::HelloExpected => 4012,
             Self::Draining => 4200,
             Self::NoPong => 4201,
@@ -78,6 +80,7 @@ impl Close {
             Self::Revoked => "token revoked",
             Self::TokenExpired => "token expired",
             Self::Disconnected => "disconnected",
+            Self::LoggedOut => "logged out",
             Self::HelloTimeout => "no hello in time",
             Self::HelloExpected => "the first frame must be a hello",
             Self::Draining => "draining",

@@ -23,6 +23,7 @@ use crate::backplane::Backplane;
 use crate::config::Config;
 use crate::connection::Context;
 use crate::control::Control;
+use crate::sessions::Sessions;
 
 pub use listener::{Listener, serve};
 
@@ -37,6 +38,8 @@ pub struct App {
     pub backplane: Arc<Backplane>,
     /// Which pages may connect.
     pub origins: OriginPolicy,
+    /// Looks sessions up, where that is configured.
+    pub sessions: Option<Arc<Sessions>>,
     /// Obeys what backends command.
     pub control: Arc<Control>,
     /// When the instance started.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
 use super::memory::EVENTS_KEPT;
-use super::{Applied, BackplaneError, Batch, LiveInstance, Page, PageCursor, Sink, USER_CHANNEL, UserPresence};
+use super::{Applied, BackplaneError, Batch, LiveInstance, Page, PageCursor, Sink, Stored, USER_CHANNEL, UserPresence};
 use crate::config::Config;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
@@ -169,6 +169,10 @@ impl Redis {
 
     pub(super) async fn revoked_page(&self, from: usize) -> Result<Vec<Revocation>, BackplaneError> {
         self.counted(self.revoked.page(&self.link, from).await)
+    }
+
+    pub(super) async fn read(&self, keys: &[String], most: usize) -> Result<Vec<Option<Stored>>, BackplaneError> {
+        self.counted(store::read(&self.link, keys, most).await)
     }
 
     pub(super) fn not_ready(&self) -> Option<String> {

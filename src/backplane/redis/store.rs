@@ -1,10 +1,10 @@
-//! The list of revoked tokens: `{prefix}revoked`, a sorted set of their
+//! What is read from Redis besides presence, and the list of revoked tokens: `{prefix}revoked`, a sorted set of their
 //! `jti` by when the revocation ends.
 
-use redis::{Script, cmd};
+use redis::{Script, Value, cmd, pipe};
 
 use super::link::Link;
-use crate::backplane::BackplaneError;
+use crate::backplane::{BackplaneError, Stored};
 use crate::protocol::Revocation;
 
 /// Revocations read or written in one step.
@@ -54,5 +54,29 @@ impl RevokedSet {
             Revocation { jti: String::from_utf8_lossy(&jti).into_owned(), until: until as u64 }
         };
         Ok(page.into_iter().map(revocation).collect())
+    }
+}
+
+/// The strings at these keys, cut to one byte more than `most`. What is no string is none.
+pub(super) async fn read(link: &Link, keys: &[String], most: usize) -> Result<Vec<Option<Stored>>, BackplaneError> {
+    let mut questions = pipe();
+    questions.ignore_errors();
+    for key in keys {
+        questions.cmd("GETRANGE").arg(key).arg(0).arg(most).cmd("PTTL").arg(key);
+    }
+    let answers: Vec<redis::RedisResult<Value>> = link.pipeline(&questions).await?;
+    let (pairs, []) = answers.as_chunks::<2>() else { return Err(BackplaneError::Answer("of another length".into())) };
+    pairs.iter().map(|[text, ttl]| stored(text, ttl)).collect()
+}
+
+fn stored(text: &redis::RedisResult<Value>, ttl: &redis::RedisResult<Value>) -> Result<Option<Stored>, BackplaneError> {
+    match (text, ttl) {
+        (Ok(Value::BulkString(text)), Ok(Value::Int(ttl))) if !text.is_empty() => {
+            Ok(Some(Stored { bytes: text.clone(), expires: *ttl >= 0 }))
+        }
+        (Ok(Value::BulkString(_)), Ok(_)) => Ok(None),
+        (Err(error), _) if error.code() == Some("WRONGTYPE") => Ok(None),
+        (Err(error), _) | (_, Err(error)) => Err(error.clone().into()),
+        (Ok(other), Ok(_)) => Err(BackplaneError::Answer(format!("{other:?}").chars().take(40).collect())),
     }
 }
