@@ -40,7 +40,7 @@ impl<'a> Live<'a> {
         live
     }
 
-    pub(super) async fn run(mut self, socket: &mut Socket) -> Close {
+    pub(super) async fn run(&mut self, socket: &mut Socket) -> Close {
         loop {
             self.note_life(socket);
             let deadline = self.next_deadline();
