@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::auth::{OriginPolicy, Verifier};
-use crate::backplane::{Backplane, BackplaneError};
+use crate::auth::{OriginPolicy, Revocations, Verifier};
+use crate::backplane::{Backplane, BackplaneError, Heard};
 use crate::config::{Config, TlsError};
 use crate::connection::{self, Context};
+use crate::control::Control;
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
@@ -15,6 +16,7 @@ use crate::protocol::InstanceId;
 use crate::registry::Backlog;
 use crate::router::Router;
 use crate::server::{self, App, Listener, Tls};
+use crate::sessions::Sessions;
 use crate::shutdown::Shutdown;
 
 /// What a stop may take beyond the drain window: closes on their way, presence given up.
@@ -66,6 +68,7 @@ impl Gateway {
         start_presence(&app);
         start_reloading(&app);
         app.context.limiter.start(&app.context.instance, app.config.presence.lease, &app.context.shutdown);
+        start_sessions(&app);
 
         let gateway = Self { public: public.address, admin: admin.address, app: Arc::clone(&app) };
         for (listener, router) in [(public, server::public(&app)), (admin, server::admin(&app))] {
@@ -127,19 +130,43 @@ impl App {
             limiter: Limiter::new(&config.limits, &backplane, &metrics),
             backlog: Backlog::new(metrics.backlog_bytes.clone(), config.outbox.max_total_bytes),
             verifier: Verifier::new(&config.auth),
+            revocations: Arc::new(Revocations::new(config.auth.leeway)),
             registry: Arc::default(),
             metrics,
             shutdown: Shutdown::default(),
         });
         let origins = OriginPolicy::new(&config.server.allowed_origins, config.dev);
-        Ok(Self { config, context, backplane, tls, origins, started: Instant::now() })
+        let Context { revocations, registry, metrics, .. } = &*context;
+        let (registry, metrics) = (|| Arc::clone(registry), || Arc::clone(metrics));
+        let sessions = Sessions::new(&config, Arc::clone(&backplane), registry(), metrics()).map(Arc::new);
+        let control = Control::new(registry(), Arc::clone(revocations), Arc::clone(&backplane), metrics()).into();
+        Ok(Self { config, context, backplane, tls, origins, sessions, control, started: Instant::now() })
     }
 }
 
 fn start_routing(app: &App) {
     let Context { registry, metrics, outbox, limits, shutdown, .. } = &*app.context;
     let router = Router::new(Arc::clone(registry), Arc::clone(metrics), *outbox, limits.max_payload_bytes);
-    app.backplane.subscribe(Arc::new(move |heard| router.take(heard)), shutdown);
+    let control = Arc::clone(&app.control);
+    let sink = Arc::new(move |heard: Heard<'_>| match heard {
+        Heard::Control { payload } => control.take(payload),
+        heard => router.take(heard),
+    });
+    app.backplane.subscribe(sink, shutdown);
+
+    let (control, stopping) = (Arc::clone(&app.control), shutdown.stopping().clone());
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(control.run()).await;
+    });
+}
+
+fn start_sessions(app: &App) {
+    let Some(sessions) = app.sessions.clone() else { return };
+    let shutdown = &app.context.shutdown;
+    let stopping = shutdown.stopping().clone();
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(sessions.keep_true()).await;
+    });
 }
 
 fn start_reloading(app: &App) {

@@ -46,6 +46,16 @@ pub struct Metrics {
     pub backlog_bytes: IntGauge,
     /// Notifications published over HTTP.
     pub published: IntCounter,
+    /// Messages on the control channel, by what they were.
+    pub control_messages: IntCounterVec,
+    /// Revocations in force.
+    pub revocations: IntGauge,
+    /// Revocations that found no room, here or in Redis.
+    pub revocations_dropped: IntCounter,
+    /// Sessions looked up for a handshake, by where the answer came from.
+    pub session_lookups: IntCounterVec,
+    /// Connections closed since their session had ended.
+    pub sessions_ended: IntCounter,
     /// 1 while the backplane is subscribed.
     pub backplane_up: IntGauge,
     /// Subscriptions that were lost: each is a gap in what was heard.
@@ -105,6 +115,21 @@ impl Metrics {
             deliveries_dropped: counter(r, "deliveries_dropped_total", "Events that a slow connection did not get."),
             backlog_bytes: gauge(r, "backlog_bytes", "Bytes waiting in the queues of connections that take no more."),
             published: counter(r, "published_total", "Notifications published over HTTP."),
+            control_messages: labelled(
+                r,
+                "control_messages_total",
+                "Messages on the control channel: disconnect, revoke, unknown or bad.",
+                "command",
+            ),
+            revocations: gauge(r, "revocations", "Revocations in force."),
+            revocations_dropped: counter(r, "revocations_dropped_total", "Revocations that there was no room for."),
+            session_lookups: labelled(
+                r,
+                "session_lookups_total",
+                "Sessions looked up for a handshake: from the cache, from redis, or failed.",
+                "from",
+            ),
+            sessions_ended: counter(r, "sessions_ended_total", "Connections closed since their session had ended."),
             backplane_up: gauge(r, "backplane_up", "1 while subscribed to the backplane, else 0."),
             backplane_gaps: counter(r, "backplane_gaps_total", "Lost subscriptions, each a gap in what was heard."),
             backplane_errors: labelled(r, "backplane_errors_total", "Failed backplane operations, by kind.", "kind"),

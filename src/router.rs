@@ -95,6 +95,8 @@ impl Router {
                 let drop = if channel.is_empty() { Drop::UserId } else { Drop::Size };
                 self.count_drop(drop, channel.len());
             }
+            // No user's: who starts this router gives it to another.
+            Heard::Control { .. } => {}
             Heard::Pause => self.unwritten.lock().write(),
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tidings::config::{Outbox as Bound, SlowClient};
 use tidings::metrics::Metrics;
 use tidings::protocol::{ConnectionId, Dialect, UserId};
-use tidings::registry::{Backlog, Driven, Member, Outbox, Registration, Registry, Socket};
+use tidings::registry::{Backlog, CredentialSlot, Driven, Member, Outbox, Registration, Registry, Socket};
 use tidings::router::Router;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -78,8 +78,9 @@ fn member(runtime: &Runtime) -> std::io::Result<Arc<Member>> {
     });
     runtime.block_on(socket.writable())?;
     let backlog = Backlog::new(Metrics::new().backlog_bytes, usize::MAX);
+    let (id, credential) = (ConnectionId::random(), CredentialSlot::default());
     let outbox = Outbox::new(Socket::Plain(socket), backlog);
-    Ok(Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, outbox }))
+    Ok(Arc::new(Member { id, dialect: Dialect::TidingsV1, credential, outbox }))
 }
 
 async fn drive(member: Arc<Member>) {

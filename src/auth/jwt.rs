@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Identity;
 use crate::config::{Auth, secret_bytes};
-use crate::protocol::{UserId, UserIdError};
+use crate::protocol::{CredentialId, MAX_JTI_BYTES, UserId, UserIdError};
 
 /// Why a token is refused. No text of the token is in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +26,9 @@ pub enum TokenError {
     /// The user claim is no user id.
     #[error("bad token: its user claim is not a user id: {0}")]
     User(#[from] UserIdError),
+    /// Good, but a backend has revoked it.
+    #[error("the token was revoked")]
+    Revoked,
 }
 
 /// Verifies tokens with the configured secrets.
@@ -114,7 +117,17 @@ impl Verifier {
         let expires = claim("exp").and_then(|exp| exp.parse::<f64>().ok()).unwrap_or_default();
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
         let expires = expires as u64;
-        Ok(Identity { user: UserId::new(&user)?, expires: Some(expires) })
+        let credential = claim("jti").map(token_id).transpose()?;
+        Ok(Identity { user: UserId::new(&user)?, expires: Some(expires), credential })
+    }
+}
+
+/// One that could not be revoked is not let in.
+fn token_id(jti: &str) -> Result<CredentialId, TokenError> {
+    match serde_json::from_str::<String>(jti) {
+        Ok(jti) if jti.len() <= MAX_JTI_BYTES => Ok(CredentialId::of_token(&jti)),
+        Ok(_) => Err(TokenError::Bad(format!("its \"jti\" has more than {MAX_JTI_BYTES} bytes"))),
+        Err(_) => Err(TokenError::Bad("its \"jti\" is not a string".into())),
     }
 }
 
@@ -218,6 +231,8 @@ mod tests {
             json!({"sub": 4.5, "exp": soon}),
             json!({"sub": true, "exp": soon}),
             json!({"sub": ["42"], "exp": soon}),
+            json!({"sub": "42", "exp": soon, "jti": 7}),
+            json!({"sub": "42", "exp": soon, "jti": "x".repeat(257)}),
         ] {
             let error = verify(&claims).unwrap_err();
             assert_ne!(error, TokenError::Expired, "{claims}");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use secrecy::SecretString;
 use serde_json::json;
 use tracing::{info, warn};
 
@@ -33,9 +34,15 @@ impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let mut config = self.config.load(self.dev)?;
         log::init(config.log);
-        let secret = config.require_token_key()?;
-        if secret_bytes(secret).len() < GOOD_SECRET_BYTES {
+        config.require_way_in()?;
+        let is_short = |secret: &SecretString| secret_bytes(secret).len() < GOOD_SECRET_BYTES;
+        if config.auth.hmac_secret.as_ref().is_some_and(is_short) {
             warn!("auth.hmac_secret is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed");
+        }
+        if config.auth.sessions.as_ref().is_some_and(|sessions| sessions.secrets.iter().any(is_short)) {
+            warn!(
+                "auth.session_secret (or one of several) is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed"
+            );
         }
         if !self.dev && config.redis.url.is_none() {
             info!(url = Redis::DEFAULT_URL, "redis.url is not set: using the default");

@@ -85,12 +85,17 @@ impl Connection {
 
     /// Takes a fresh token of the same user; a refused one leaves the old one in place.
     fn refresh(&mut self, token: &str) -> Result<(), (u16, String)> {
-        let identity = self.context.verifier.verify(token).map_err(|error| {
+        let identity = self.context.identify(token).map_err(|error| {
             let close = if error == TokenError::Expired { Close::TokenExpired } else { Close::BadToken };
             (close.code(), error.to_string())
         })?;
         if self.registration.as_ref().is_none_or(|registration| *registration.user() != identity.user) {
             return Err((Close::Forbidden.code(), "the token is another user's".into()));
+        }
+        self.member.credential.set(identity.credential);
+        // Whoever revokes it puts that into force first and then looks at connections: one of the two sees the other.
+        if self.context.revocations.refuses(&identity) {
+            self.member.outbox.close(Close::Revoked);
         }
         self.clock.token_ends(self.context.verifier.ends_at(&identity));
         let expires = identity.expires.unwrap_or(u64::MAX);

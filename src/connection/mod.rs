@@ -17,12 +17,12 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::debug;
 
-use crate::auth::{Identity, TokenError, Verifier};
+use crate::auth::{Identity, Revocations, TokenError, Verifier};
 use crate::config;
 use crate::limits::{Limit, Limiter, Over, Pass};
 use crate::metrics::Metrics;
 use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, ServerFrame};
-use crate::registry::{self, Backlog, Member, Outbox, Registration, Registry};
+use crate::registry::{self, Backlog, CredentialSlot, Member, Outbox, Registration, Registry};
 use crate::shutdown::Shutdown;
 use clock::Clock;
 pub use drain::drain;
@@ -51,12 +51,25 @@ pub struct Context {
     pub backlog: Arc<Backlog>,
     /// Verifies tokens of `hello` and `auth`.
     pub verifier: Verifier,
+    /// Tokens that are good no more.
+    pub revocations: Arc<Revocations>,
     /// Where greeted connections are found.
     pub registry: Arc<Registry>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Tells when to leave.
     pub shutdown: Shutdown,
+}
+
+impl Context {
+    /// Verifies a token, and that it is not revoked.
+    ///
+    /// # Errors
+    /// [`TokenError`], worded for the client's developer.
+    pub fn identify(&self, token: &str) -> Result<Identity, TokenError> {
+        let identity = self.verifier.verify(token)?;
+        if self.revocations.refuses(&identity) { Err(TokenError::Revoked) } else { Ok(identity) }
+    }
 }
 
 /// Room for the library's own pongs and closes, which is all that it writes.
@@ -95,7 +108,8 @@ impl Connection {
         context.metrics.connections_opened.inc();
         let open = OpenGauge::new(&context.metrics);
         let outbox = Outbox::new(socket, Arc::clone(&context.backlog));
-        let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox });
+        let (id, credential) = (ConnectionId::random(), CredentialSlot::default());
+        let member = Arc::new(Member { id, dialect, credential, outbox });
         let limit = context.limits.max_inbound_bytes;
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -111,7 +125,7 @@ impl Connection {
     /// Runs to the connection's end; without an identity the client owes a `hello`.
     pub fn run(mut self, identity: Option<Identity>) -> impl Future<Output = ()> + Send {
         // Greeted before the future begins: what an async function is given stays in its future to the end.
-        let greeted = identity.map(|identity| self.greet(identity));
+        let greeted = identity.map(|identity| self.greet(&identity));
         async move {
             let greeted = match greeted {
                 Some(greeted) => greeted,
@@ -146,8 +160,9 @@ impl Connection {
             () = context.shutdown.draining().cancelled() => return Err(Close::Draining),
         };
         let Ok(ClientFrame::Hello { token }) = ClientFrame::parse(&text) else { return Err(Close::HelloExpected) };
-        let identity = context.verifier.verify(&token).map_err(|error| match error {
+        let identity = context.identify(&token).map_err(|error| match error {
             TokenError::Expired => Close::TokenExpired,
+            TokenError::Revoked => Close::Revoked,
             TokenError::Bad(_) | TokenError::User(_) => Close::BadToken,
         })?;
         context.limiter.admit_user(&identity.user, &mut self.pass).await.map_err(|limit| match limit {
@@ -155,10 +170,10 @@ impl Connection {
             Limit::RatePerUser | Limit::RatePerIp => Close::RateLimited,
             Limit::Connections | Limit::ConnectionsPerIp => Close::OverCapacity,
         })?;
-        self.greet(identity)
+        self.greet(&identity)
     }
 
-    fn greet(&mut self, identity: Identity) -> Result<(), Close> {
+    fn greet(&mut self, identity: &Identity) -> Result<(), Close> {
         let Self { context, member, .. } = self;
         let welcome = member.dialect.has_frames().then(|| {
             let welcome = ServerFrame::Welcome {
@@ -173,11 +188,15 @@ impl Connection {
         });
         // Registered before it is greeted: what is published once the client has its welcome reaches it.
         member.outbox.hold();
-        self.clock.token_ends(context.verifier.ends_at(&identity));
-        self.registration = Some(context.registry.register(identity.user, Arc::clone(member)));
+        member.credential.set(identity.credential);
+        self.clock.token_ends(context.verifier.ends_at(identity));
+        self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(member)));
         member.outbox.open(welcome);
-        // A drain that began before the registration has not seen this connection.
-        if context.shutdown.draining().is_cancelled() { Err(Close::Draining) } else { Ok(()) }
+        // A drain that began before the registration has not seen this connection, nor has a revocation.
+        if context.shutdown.draining().is_cancelled() {
+            return Err(Close::Draining);
+        }
+        if context.revocations.refuses(identity) { Err(Close::Revoked) } else { Ok(()) }
     }
 }
 

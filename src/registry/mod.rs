@@ -7,7 +7,7 @@ mod tls;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::Notify;
 
-use crate::protocol::{ConnectionId, Dialect, UserId};
+use crate::protocol::{ConnectionId, CredentialId, Dialect, UserId};
 pub use backlog::Backlog;
 pub use outbox::{Driven, Outbox, Pushed};
 pub use socket::Socket;
@@ -29,8 +29,28 @@ pub struct Member {
     pub id: ConnectionId,
     /// How it is spoken to.
     pub dialect: Dialect,
+    /// What it came with.
+    pub credential: CredentialSlot,
     /// Its queue.
     pub outbox: Outbox,
+}
+
+/// The token or session that a connection is held by. A refresh changes it while others look, hence an atomic; what
+/// orders it is the lock of whoever knows the revoked ones (see `connection`).
+#[derive(Debug, Default)]
+pub struct CredentialSlot(AtomicU64);
+
+impl CredentialSlot {
+    /// Takes another, or none.
+    pub fn set(&self, credential: Option<CredentialId>) {
+        self.0.store(CredentialId::to_bits(credential), Ordering::Relaxed);
+    }
+
+    /// The one it is now.
+    #[must_use]
+    pub fn get(&self) -> Option<CredentialId> {
+        CredentialId::from_bits(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// The concurrent map of users and their connections.
@@ -89,7 +109,7 @@ impl Registry {
         self.users.get(user).map_or(0, |members| members.len())
     }
 
-    /// Every connection, for a drain.
+    /// Every connection.
     #[must_use]
     pub fn members(&self) -> Vec<Arc<Member>> {
         self.users.iter().flat_map(|entry| entry.value().clone()).collect()
@@ -152,7 +172,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let outbox = Outbox::new(Socket::Plain(socket), Backlog::new(Metrics::new().backlog_bytes, usize::MAX));
-        Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, outbox })
+        let credential = CredentialSlot::default();
+        Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, credential, outbox })
     }
 
     fn user(text: &str) -> UserId {

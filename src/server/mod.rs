@@ -28,6 +28,8 @@ use crate::auth::OriginPolicy;
 use crate::backplane::Backplane;
 use crate::config::Config;
 use crate::connection::Context;
+use crate::control::Control;
+use crate::sessions::Sessions;
 
 pub use descriptors::raise_limit;
 pub use listener::{Listener, serve};
@@ -46,6 +48,10 @@ pub struct App {
     pub tls: Option<Arc<Tls>>,
     /// Which pages may connect.
     pub origins: OriginPolicy,
+    /// Looks sessions up, where that is configured.
+    pub sessions: Option<Arc<Sessions>>,
+    /// Obeys what backends command.
+    pub control: Arc<Control>,
     /// When the instance started.
     pub started: std::time::Instant,
 }
@@ -80,7 +86,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
     let why = if app.context.shutdown.draining().is_cancelled() {
         Some("draining".to_owned())
     } else {
-        app.backplane.not_ready()
+        app.backplane.not_ready().or_else(|| app.control.not_ready())
     };
     let gaps = app.context.metrics.backplane_gaps.get();
     let answer = match why {

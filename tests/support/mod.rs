@@ -3,6 +3,7 @@
 mod authority;
 mod client;
 mod events;
+mod express;
 mod gateway;
 mod http;
 mod light;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub use authority::Authority;
 pub use client::{Client, Refused, handshake, masked, refused};
 pub use events::EventStream;
+pub use express::{Express, Session};
 pub use gateway::{Gateway, Options, command, http, output};
 pub use http::Answer;
 pub use light::Light;
