@@ -58,7 +58,7 @@ async fn is_accepted(file: Option<&str>, env: &[(String, String)]) {
 async fn every_configuration_file_of_the_page_is_accepted() {
     let page = include_str!("../docs/deploy.md");
     let blocks: Vec<&str> = page.split("```toml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
-    assert!(blocks.len() >= 3, "{blocks:?}");
+    assert!(blocks.len() >= 4, "{blocks:?}");
     for block in blocks.into_iter().filter(|block| !block.contains("jwks_url")) {
         is_accepted(Some(block), &[]).await;
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
@@ -345,6 +346,24 @@ async fn a_handshake_that_takes_too_long_is_cut() {
     let socket = TcpSocket::new_v4().unwrap();
     let mut idle = handshake_tls(socket, gateway.public, &place.client()).await.unwrap();
     while within("the end", idle.read(&mut [0; 64])).await.is_ok_and(|count| count > 0) {}
+}
+
+#[tokio::test]
+async fn behind_a_tcp_proxy_tls_comes_after_its_header() {
+    let place = Place::new().await;
+    let options = place.options().set("server.proxy_protocol", "true").set("limits.max_connections_per_ip", "1");
+    let gateway = options.start_unready().await;
+    let mut clients = Vec::new();
+    // Two clients, as the headers say; one, were it for the sockets.
+    for last in [1, 2] {
+        let mut tcp = TcpStream::connect(gateway.public).await.unwrap();
+        let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02";
+        tcp.write_all(&[&header[..], &[last, 127, 0, 0, 1, 0x12, 0x34, 0, 80]].concat()).await.unwrap();
+        let connector = TlsConnector::from(place.client());
+        let tls = within("a handshake", connector.connect(gateway.public.ip().into(), tcp)).await.unwrap();
+        clients.push(Client::connect_over(tls, "42").await);
+    }
+    assert_eq!(clients.len(), 2);
 }
 
 #[tokio::test]
