@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::auth::{OriginPolicy, Verifier};
 use crate::backplane::{Backplane, BackplaneError};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::connection::{self, Context};
 use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
@@ -34,6 +34,9 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// A configuration that turned out wrong when it was used, such as a file without a key.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A backplane that cannot be used.
     #[error(transparent)]
     Backplane(#[from] BackplaneError),
@@ -53,11 +56,13 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; nothing is left running then.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        let verifier = Verifier::new(&config.auth)?;
         let listen = |address, key| Listener::bind(address).map_err(|error| StartError::Listen { address, key, error });
         let public = listen(config.server.listen, "server.listen")?;
         let admin = listen(config.server.admin_listen, "server.admin_listen")?;
-        let app = Arc::new(App::new(config)?);
+        let app = Arc::new(App::new(config, verifier)?);
         start_routing(&app);
+        start_keys(&app);
         start_presence(&app);
 
         let gateway = Self { public: public.address, admin: admin.address, app: Arc::clone(&app) };
@@ -104,7 +109,7 @@ impl Gateway {
 }
 
 impl App {
-    fn new(config: Config) -> Result<Self, BackplaneError> {
+    fn new(config: Config, verifier: Verifier) -> Result<Self, BackplaneError> {
         let (instance, metrics) = (InstanceId::random(), Arc::new(Metrics::new()));
         let backplane = Arc::new(Backplane::new(&config, &instance, &metrics)?);
         let context = Arc::new(Context {
@@ -112,7 +117,7 @@ impl App {
             server: config.server.clone(),
             outbox: config.outbox,
             limits: config.limits,
-            verifier: Verifier::new(&config.auth),
+            verifier,
             registry: Arc::default(),
             metrics,
             shutdown: Shutdown::default(),
@@ -126,6 +131,15 @@ fn start_routing(app: &App) {
     let Context { registry, metrics, outbox, limits, shutdown, .. } = &*app.context;
     let router = Router::new(Arc::clone(registry), Arc::clone(metrics), *outbox, limits.max_payload_bytes);
     app.backplane.subscribe(Arc::new(move |heard| router.take(heard)), shutdown);
+}
+
+fn start_keys(app: &App) {
+    let Context { verifier, metrics, shutdown, .. } = &*app.context;
+    let Some(jwks) = verifier.jwks() else { return };
+    let (keeping, stopping) = (Arc::clone(jwks).keep_fresh(Arc::clone(metrics)), shutdown.stopping().clone());
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(keeping).await;
+    });
 }
 
 fn start_presence(app: &App) {

@@ -20,6 +20,8 @@ pub struct Metrics {
     pub connections_closed: IntCounterVec,
     /// Handshakes refused, by HTTP status.
     pub handshakes_refused: IntCounterVec,
+    /// Fetches of the key set of `auth.jwks_url`, by result.
+    pub jwks_refreshes: IntCounterVec,
     /// Accepts that failed.
     pub accept_errors: IntCounter,
     /// Messages heard from the backplane, whoever they are for.
@@ -62,6 +64,12 @@ impl Metrics {
             connections_opened: counter(r, "connections_opened_total", "WebSocket upgrades done."),
             connections_closed: labelled(r, "connections_closed_total", "Ended connections, by close code.", "code"),
             handshakes_refused: labelled(r, "handshakes_refused_total", "Refused handshakes, by status.", "status"),
+            jwks_refreshes: labelled(
+                r,
+                "jwks_refreshes_total",
+                "Fetches of auth.jwks_url, by result: ok, unreachable, timeout, status, too_large or malformed.",
+                "result",
+            ),
             accept_errors: counter(r, "accept_errors_total", "Connections that could not be accepted."),
             messages_received: counter(r, "messages_received_total", "Messages heard from the backplane."),
             messages_missed: counter(r, "messages_missed_total", "Messages for users without a connection here."),

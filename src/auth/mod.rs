@@ -1,11 +1,16 @@
 //! Credentials in, identities out.
 
+mod claims;
 mod credential;
+mod jwk;
+mod jwks;
 mod jwt;
+mod key;
 mod origin;
 
 pub(crate) use credential::bearer;
 pub use credential::{Credential, OFFERED_PROTOCOL, offers_tidings_v1};
+pub use jwks::Jwks;
 pub use jwt::{TokenError, Verifier, mint};
 pub use origin::OriginPolicy;
 pub(crate) use origin::is_loopback_host;

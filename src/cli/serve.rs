@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{ConfigArgs, block_on, say};
 use crate::config::{Config, Redis, secret_bytes};
 use crate::shutdown::Signals;
-use crate::{Gateway, log};
+use crate::{Gateway, StartError, log};
 
 /// An HMAC key as long as its hash (RFC 7518, section 3.2).
 const GOOD_SECRET_BYTES: usize = 32;
@@ -32,8 +32,8 @@ impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let mut config = self.config.load(self.dev)?;
         log::init(config.log);
-        let secret = config.require_token_key()?;
-        if secret_bytes(secret).len() < GOOD_SECRET_BYTES {
+        config.require_token_key()?;
+        if config.auth.hmac_secret.as_ref().is_some_and(|secret| secret_bytes(secret).len() < GOOD_SECRET_BYTES) {
             warn!("auth.hmac_secret is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed");
         }
         if !self.dev && config.redis.url.is_none() {
@@ -50,7 +50,10 @@ impl Serve {
 async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("cannot listen for signals")?;
     let (in_memory, demo) = (config.redis.url.is_none(), config.server.demo);
-    let gateway = Gateway::start(config)?;
+    let gateway = match Gateway::start(config) {
+        Err(StartError::Config(error)) => return Err(error.into()),
+        started => started?,
+    };
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
     info!(%public, %admin, %instance, "listening");
     if let Some(path) = ready_file {

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use reqwest::Url;
 use toml::Value;
 
-use super::settings::{Settings, text};
+use super::settings::{Settings, mask_url, text};
 use super::value::{DURATION, boolean, format_duration, integer, list, parse_duration};
 
 impl Settings {
@@ -56,6 +57,13 @@ impl Settings {
         Some(path)
     }
 
+    /// Where something is fetched that others must not be able to change on its way.
+    pub(super) fn issuer_url(&mut self, key: &str) -> Option<Url> {
+        let accepted = "an https:// URL, or an http:// one of this machine, without user or password";
+        let parse = |value: &Value| Url::parse(&text(value)?).ok().filter(is_safe);
+        self.read(key, accepted, parse, |url| mask_url(url.as_str()).into())
+    }
+
     /// One of a few words; the first is the default.
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
@@ -76,6 +84,13 @@ impl Settings {
             Value::Array(origins.iter().cloned().map(Value::String).collect())
         })
     }
+}
+
+fn is_safe(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    let encrypted = url.scheme() == "https" || (url.scheme() == "http" && loopback);
+    encrypted && url.username().is_empty() && url.password().is_none()
 }
 
 fn is_origin(text: &str) -> bool {

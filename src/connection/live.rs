@@ -3,13 +3,15 @@
 use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Context, Socket, inbound};
+use super::{Context, Socket, close_for, inbound};
 use crate::auth::{Identity, TokenError};
 use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
 use crate::registry::{Driven, Member};
@@ -21,6 +23,9 @@ pub(super) struct Live<'a> {
     context: &'a Context,
     member: &'a Arc<Member>,
     identity: Identity,
+    /// A fresh token that waits for keys. Most never do, so the wait is on the heap and not in every connection, and is
+    /// one arm of the loop: the outbox and the clock go on meanwhile. It ends by itself, within one fetch of keys.
+    verifying: Option<BoxFuture<'a, Result<Identity, TokenError>>>,
     /// When the token ends, leeway included.
     ends_at: Option<Instant>,
     /// When the client last sent a byte: part of a message is a sign of life too.
@@ -34,8 +39,16 @@ pub(super) struct Live<'a> {
 impl<'a> Live<'a> {
     pub(super) fn new(context: &'a Context, member: &'a Arc<Member>, identity: Identity) -> Self {
         let now = Instant::now();
-        let mut live =
-            Self { context, member, identity, ends_at: None, last_heard: now, pinged_at: None, stalled_since: None };
+        let mut live = Self {
+            context,
+            member,
+            identity,
+            verifying: None,
+            ends_at: None,
+            last_heard: now,
+            pinged_at: None,
+            stalled_since: None,
+        };
         live.reset_end();
         live
     }
@@ -66,6 +79,10 @@ impl<'a> Live<'a> {
                         }
                     }
                 },
+                verified = poll_fn(|cx| self.verifying.as_mut().map_or(Poll::Pending, |wait| wait.poll_unpin(cx))) => {
+                    self.verifying = None;
+                    self.refresh(verified);
+                }
                 () = sleep_until(deadline) => {
                     self.note_life(socket);
                     if let Some(close) = self.keep_time(Instant::now()) {
@@ -114,30 +131,39 @@ impl<'a> Live<'a> {
     fn answer(&mut self, text: &str) {
         let error = match ClientFrame::parse(text) {
             Ok(ClientFrame::Pong | ClientFrame::Ack) => return,
-            Ok(ClientFrame::Auth { token }) => match self.refresh(&token) {
-                Ok(()) => return,
-                Err(refused) => refused,
-            },
+            Ok(ClientFrame::Auth { .. }) if self.verifying.is_some() => {
+                (BAD_FRAME, "the token before this one is still being verified".into())
+            }
+            Ok(ClientFrame::Auth { token }) => {
+                let context = self.context;
+                match context.verifier.verify_now(&token) {
+                    Some(verified) => self.refresh(verified),
+                    None => self.verifying = Some(async move { context.verifier.verify(&token).await }.boxed()),
+                }
+                return;
+            }
             Ok(ClientFrame::Hello { .. }) => (BAD_FRAME, "this connection is authenticated already".into()),
             Err(error) => (BAD_FRAME, error.to_string()),
         };
-        self.member.outbox.send(ServerFrame::Error { code: error.0, message: &error.1 }.encode());
+        self.refuse(error.0, &error.1);
+    }
+
+    fn refuse(&self, code: u16, message: &str) {
+        self.member.outbox.send(ServerFrame::Error { code, message }.encode());
     }
 
     /// Takes a fresh token of the same user; a refused one leaves the old one in place.
-    fn refresh(&mut self, token: &str) -> Result<(), (u16, String)> {
-        let identity = self.context.verifier.verify(token).map_err(|error| {
-            let close = if error == TokenError::Expired { Close::TokenExpired } else { Close::BadToken };
-            (close.code(), error.to_string())
-        })?;
-        if identity.user != self.identity.user {
-            return Err((Close::Forbidden.code(), "the token is another user's".into()));
+    fn refresh(&mut self, verified: Result<Identity, TokenError>) {
+        match verified {
+            Ok(identity) if identity.user == self.identity.user => {
+                self.identity = identity;
+                self.reset_end();
+                let expires = self.identity.expires.unwrap_or(u64::MAX);
+                self.member.outbox.send(ServerFrame::Authenticated { expires }.encode());
+            }
+            Ok(_) => self.refuse(Close::Forbidden.code(), "the token is another user's"),
+            Err(error) => self.refuse(close_for(&error).code(), &error.to_string()),
         }
-        self.identity = identity;
-        self.reset_end();
-        let expires = self.identity.expires.unwrap_or(u64::MAX);
-        self.member.outbox.send(ServerFrame::Authenticated { expires }.encode());
-        Ok(())
     }
 
     fn reset_end(&mut self) {

@@ -110,10 +110,16 @@ async fn hello(context: &Context, socket: &mut Socket) -> Result<Identity, Close
         () = context.shutdown.draining().cancelled() => return Err(Close::Draining),
     };
     let Ok(ClientFrame::Hello { token }) = ClientFrame::parse(&text) else { return Err(Close::HelloExpected) };
-    context.verifier.verify(&token).map_err(|error| match error {
+    context.verifier.verify(&token).await.map_err(|error| close_for(&error))
+}
+
+/// How a refused token is told on a WebSocket.
+fn close_for(error: &TokenError) -> Close {
+    match error {
         TokenError::Expired => Close::TokenExpired,
         TokenError::Bad(_) | TokenError::User(_) => Close::BadToken,
-    })
+        TokenError::Unavailable => Close::KeysUnavailable,
+    }
 }
 
 async fn live(context: &Context, socket: &mut Socket, member: &Arc<Member>, identity: Identity) -> Close {

@@ -29,6 +29,8 @@ pub enum Close {
     HelloTimeout,
     /// The first frame was no `hello`.
     HelloExpected,
+    /// The keys that would tell whether the token is good cannot be had just now.
+    KeysUnavailable,
     /// The instance stops.
     Draining,
     /// The client answered nothing in time.
@@ -55,6 +57,7 @@ impl Close {
             Self::TokenExpired => 4010,
             Self::Disconnected => 4011,
             Self::HelloTimeout | Self::HelloExpected => 4012,
+            Self::KeysUnavailable => 4100,
             Self::Draining => 4200,
             Self::NoPong => 4201,
             Self::TooSlow | Self::WriteTimeout => 4203,
@@ -77,6 +80,7 @@ impl Close {
             Self::Disconnected => "disconnected",
             Self::HelloTimeout => "no hello in time",
             Self::HelloExpected => "the first frame must be a hello",
+            Self::KeysUnavailable => "tokens cannot be verified just now",
             Self::Draining => "draining",
             Self::NoPong => "no pong",
             Self::TooSlow => "too slow",

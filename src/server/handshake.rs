@@ -69,17 +69,20 @@ async fn identify(app: &App, headers: &HeaderMap, query_token: Option<String>) -
                            subprotocol bearer.<jwt>, or in a hello";
             Err(Refusal::new(StatusCode::UNAUTHORIZED, "query_token_not_allowed", message))
         }
-        Credential::Token(token) => app.context.verifier.verify(&token).map(Some).map_err(|error| bad_token(&error)),
+        Credential::Token(token) => {
+            app.context.verifier.verify(&token).await.map(Some).map_err(|error| bad_token(&error))
+        }
     }
 }
 
 fn bad_token(error: &TokenError) -> Refusal {
-    let code = match error {
-        TokenError::Expired => "token_expired",
-        TokenError::Bad(_) => "bad_token",
-        TokenError::User(_) => "bad_user",
+    let (status, code) = match error {
+        TokenError::Expired => (StatusCode::UNAUTHORIZED, "token_expired"),
+        TokenError::Bad(_) => (StatusCode::UNAUTHORIZED, "bad_token"),
+        TokenError::User(_) => (StatusCode::UNAUTHORIZED, "bad_user"),
+        TokenError::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
     };
-    Refusal::new(StatusCode::UNAUTHORIZED, code, error.to_string())
+    Refusal::new(status, code, error.to_string())
 }
 
 /// RFC 6455, section 4.2.1.
