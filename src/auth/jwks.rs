@@ -180,3 +180,91 @@ impl Jwks {
         Ok(keys.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::{advance, pause, resume};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn jwks(url: &str) -> Arc<Jwks> {
+        Jwks::new(&Url::parse(url).unwrap()).unwrap()
+    }
+
+    fn fetched(jwks: &Jwks, keys: Option<Arc<[Key]>>) {
+        jwks.state.send_modify(|state| {
+            state.fetching = false;
+            state.keys = keys.or_else(|| state.keys.take());
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_kids_ask_for_one_fetch_in_thirty_seconds_and_for_none_before_the_first_set() {
+        let jwks = jwks("https://issuer.example/");
+        assert!(jwks.ask(), "the first fetch is on its way");
+        fetched(&jwks, None);
+        assert!(!jwks.ask(), "that failed, and is repeated soon");
+        fetched(&jwks, Some(Arc::new([])));
+
+        assert!(jwks.ask() && jwks.state.borrow().fetching);
+        assert!(jwks.ask(), "that one may bring it");
+        fetched(&jwks, None);
+        assert!(!jwks.ask());
+        advance(ASK_EVERY - SECOND).await;
+        assert!(!jwks.ask() && !jwks.state.borrow().fetching);
+        advance(SECOND).await;
+        assert!(jwks.ask() && jwks.state.borrow().fetching);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_a_fetch_may_take() {
+        let begun = Instant::now();
+        jwks("https://issuer.example/").fetched().await;
+        assert_eq!(begun.elapsed(), FETCH_DEADLINE);
+    }
+
+    /// Moves the clock of whatever sleeps; sockets go by real time.
+    async fn skip(time: Duration) {
+        pause();
+        advance(time).await;
+        resume();
+    }
+
+    #[tokio::test]
+    async fn the_set_is_fetched_anew_before_it_is_older_than_its_ttl() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let jwks = jwks(&format!("http://{}/", listener.local_addr().unwrap()));
+        let requests = AtomicUsize::new(0);
+        let serve = async {
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                socket.read(&mut [0; 4_096]).await.unwrap();
+                requests.fetch_add(1, Ordering::SeqCst);
+                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 11\r\nConnection: close\r\n\r\n{\"keys\":[]}";
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        };
+        let check = async {
+            jwks.fetched().await;
+            assert_eq!(requests.load(Ordering::SeqCst), 1);
+            skip(TTL.mul_f64(0.79)).await;
+            assert!(timeout(SECOND / 5, jwks.state.subscribe().wait_for(|state| state.fetching)).await.is_err());
+            let mut state = jwks.state.subscribe();
+            let again = state.wait_for(|state| state.fetching);
+            tokio::join!(again, skip(TTL.mul_f64(0.21))).0.unwrap();
+            jwks.fetched().await;
+            assert_eq!(requests.load(Ordering::SeqCst), 2);
+        };
+        tokio::select! {
+            () = Arc::clone(&jwks).keep_fresh(Arc::default()) => {}
+            () = serve => {}
+            () = check => {}
+        }
+    }
+}

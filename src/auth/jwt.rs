@@ -479,11 +479,11 @@ mod tests {
 
         #[test]
         fn no_claims_are_accepted_that_another_implementation_refuses(
-            claims in proptest::collection::vec((prop_oneof!["sub", "exp", "nbf", "iss", "aud", ".{0,3}"], claim()), 0..6)
+            (sub, exp) in (claim(), claim()),
+            others in proptest::collection::vec((prop_oneof!["sub", "exp", "nbf", "iss", "aud", ".{0,3}"], claim()), 0..3)
         ) {
-            let members: Vec<String> =
-                claims.iter().map(|(name, value)| format!("{}:{value}", Value::from(name.as_str()))).collect();
-            let token = sign_text(&format!("{{{}}}", members.join(",")));
+            let others = others.iter().map(|(name, value)| format!(",{}:{value}", Value::from(name.as_str())));
+            let token = sign_text(&format!("{{\"sub\":{sub},\"exp\":{exp}{}}}", others.collect::<String>()));
             let configured = auth(&[("TIDINGS_AUTH__ISSUER", "me"), ("TIDINGS_AUTH__AUDIENCE", "me")]);
             let mut required = Validation::new(Algorithm::HS256);
             required.set_issuer(&["me"]);
