@@ -1,5 +1,7 @@
 //! The key set of an issuer: fetched from the configured URL alone, kept while it is away, fetched anew for new keys.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
@@ -34,18 +36,25 @@ async fn refreshes(gateway: &Gateway, result: &str) -> f64 {
 #[tokio::test]
 async fn the_keys_of_a_set_let_in_their_own_tokens_and_no_others() {
     let (rsa, ec, ed) = (Issuer::new("RS256").named("a"), Issuer::new("ES512").named("b"), Issuer::new("EdDSA"));
-    let pss_only = Issuer::new("ES384").named("c");
+    let mislabelled = Issuer::new("ES384").named("c");
     let encrypts = Issuer::new("EdDSA").named("d");
     let wraps = Issuer::new("ES256").named("e");
     let broken = Issuer::new("ES256").named("f");
-    let mut keys: Vec<Value> = [&rsa, &ec, &ed, &pss_only, &encrypts, &wraps, &broken].map(Issuer::jwk).into();
+    let mut keys: Vec<Value> = [&rsa, &ec, &ed, &mislabelled, &encrypts, &wraps, &broken].map(Issuer::jwk).into();
     keys[0]["alg"] = "PS256".into();
     keys[1]["use"] = "sig".into();
     keys[1]["key_ops"] = json!(["verify"]);
     keys[3]["alg"] = "ES256".into();
     keys[4]["use"] = "enc".into();
     keys[5]["key_ops"] = json!(["wrapKey"]);
-    keys[6]["y"] = "AAAA".into();
+    // The same point, cut in another place.
+    let coordinates =
+        [&keys[6]["x"], &keys[6]["y"]].map(|text| BASE64.decode(text.as_str().unwrap()).unwrap()).concat();
+    keys[6]["x"] = BASE64.encode(&coordinates[..31]).into();
+    keys[6]["y"] = BASE64.encode(&coordinates[31..]).into();
+    // A leading zero, as some issuers write it.
+    let modulus = BASE64.decode(keys[0]["n"].as_str().unwrap()).unwrap();
+    keys[0]["n"] = BASE64.encode([&[0], &modulus[..]].concat()).into();
     keys.push(json!({"kty": "oct", "kid": "g", "k": "c2VjcmV0"}));
     keys.push(json!("no key"));
     keys.push(json!({"kty": "RSA", "kid": "h", "n": "AQAB", "e": "AQAB"}));
@@ -62,7 +71,7 @@ async fn the_keys_of_a_set_let_in_their_own_tokens_and_no_others() {
     let refused = [
         // Its own `alg` narrows a key, and no key serves an algorithm of another kind.
         rsa.token("42"),
-        pss_only.token("42"),
+        mislabelled.token("42"),
         encrypts.token("42"),
         wraps.token("42"),
         broken.token("42"),

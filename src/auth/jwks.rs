@@ -244,7 +244,7 @@ mod tests {
         let serve = async {
             loop {
                 let (mut socket, _) = listener.accept().await.unwrap();
-                socket.read(&mut [0; 4_096]).await.unwrap();
+                assert_ne!(socket.read(&mut [0; 4_096]).await.unwrap(), 0);
                 requests.fetch_add(1, Ordering::SeqCst);
                 let answer = "HTTP/1.1 200 OK\r\nContent-Length: 11\r\nConnection: close\r\n\r\n{\"keys\":[]}";
                 socket.write_all(answer.as_bytes()).await.unwrap();

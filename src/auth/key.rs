@@ -93,7 +93,7 @@ pub(super) struct Key {
 
 #[derive(Debug, Clone)]
 enum Secret {
-    Shared(hmac::Key),
+    Shared(Box<hmac::Key>),
     /// Not secret at all, but what the other end has is.
     Public(ParsedPublicKey),
 }
@@ -109,7 +109,7 @@ impl Key {
         .map(|(algorithm, hash)| Self {
             algorithm,
             id: None,
-            secret: Secret::Shared(hmac::Key::new(hash, secret)),
+            secret: Secret::Shared(Box::new(hmac::Key::new(hash, secret))),
         })
     }
 
