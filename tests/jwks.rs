@@ -6,8 +6,8 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Client, Gateway, Issuer, KeyServer, Options, Publishes, Refused, eventually, handshake, key_set, now, refused,
-    within,
+    Authority, Client, Gateway, Issuer, KeyServer, Options, Publishes, Refused, eventually, handshake, key_set, now,
+    refused, within,
 };
 
 /// An instance on this key server, and on no other key unless it gets one.
@@ -264,6 +264,19 @@ async fn an_answer_that_is_no_key_set_is_refused_and_counted() {
     }))
     .await;
     assert_eq!(elsewhere.requests(), 0, "a redirect is not followed");
+}
+
+#[tokio::test]
+async fn a_set_over_https_is_had_only_from_whom_the_system_trusts() {
+    let (authority, stranger, issuer) = (Authority::new(), Authority::new(), Issuer::new("PS512"));
+    let server = KeyServer::start_tls(Publishes::Keys(key_set(&[&issuer])), &authority).await;
+    let trusting = |authority: &Authority| on(&server).env("SSL_CERT_FILE", authority.ca_file().to_str().unwrap());
+    let gateway = trusting(&authority).start().await;
+    assert!(let_in(&gateway, &issuer.token("42")).await);
+    let gateway = trusting(&stranger).start().await;
+    assert_eq!(status(&gateway, &issuer.token("42")).await.0, 503);
+    assert!(refreshes(&gateway, "unreachable").await >= 1.0);
+    assert_eq!(server.requests(), 1);
 }
 
 #[tokio::test]

@@ -130,11 +130,12 @@ pub(super) fn texts(raw: &RawValue) -> Option<Vec<String>> {
     text(raw).map(|one| vec![one.into_owned()]).or_else(|| serde_json::from_str(raw.get()).ok())
 }
 
-/// Seconds since 1970, a fraction cut off; what lies before is none.
+/// Seconds since 1970, a fraction cut off. What lies before, or does not fit, is none.
 pub(super) fn seconds(raw: &RawValue) -> Option<u64> {
+    const END: f64 = 18_446_744_073_709_551_616.0;
     let fraction = || {
-        let number = raw.get().parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0)?;
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+        let number = raw.get().parse::<f64>().ok().filter(|number| (0.0..END).contains(number))?;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is in range")]
         Some(number as u64)
     };
     raw.get().parse().ok().or_else(fraction)

@@ -36,6 +36,9 @@ impl Serve {
         if config.auth.hmac_secret.as_ref().is_some_and(|secret| secret_bytes(secret).len() < GOOD_SECRET_BYTES) {
             warn!("auth.hmac_secret is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed");
         }
+        if config.auth.jwks_url.is_some() && config.auth.audience.is_none() {
+            warn!("auth.jwks_url without auth.audience: a token that its issuer made for anybody else is as good");
+        }
         if !self.dev && config.redis.url.is_none() {
             info!(url = Redis::DEFAULT_URL, "redis.url is not set: using the default");
             config.redis.url = Some(Redis::DEFAULT_URL.to_owned().into());

@@ -4,10 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::Authority;
 
 /// What a request gets.
 #[derive(Debug, Clone)]
@@ -24,7 +30,8 @@ pub enum Publishes {
 
 /// Ends when dropped.
 pub struct KeyServer {
-    pub address: SocketAddr,
+    scheme: &'static str,
+    address: SocketAddr,
     publishes: watch::Sender<Publishes>,
     requests: Arc<AtomicUsize>,
     task: JoinHandle<()>,
@@ -32,6 +39,19 @@ pub struct KeyServer {
 
 impl KeyServer {
     pub async fn start(publishes: Publishes) -> Self {
+        Self::serve("http", publishes, None).await
+    }
+
+    /// Over TLS, with a certificate of this authority.
+    pub async fn start_tls(publishes: Publishes, authority: &Authority) -> Self {
+        let [certificate, key] = authority.certificate(&["127.0.0.1"]);
+        let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(key).unwrap();
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        Self::serve("https", publishes, Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn serve(scheme: &'static str, publishes: Publishes, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (publishes, requests) = (watch::Sender::new(publishes), Arc::new(AtomicUsize::new(0)));
@@ -42,14 +62,26 @@ impl KeyServer {
                 let (socket, _) = listener.accept().await.unwrap();
                 let (published, counted) = (published.clone(), Arc::clone(&counted));
                 #[allow(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
-                tokio::spawn(answer(socket, published, counted));
+                tokio::spawn({
+                    let tls = tls.clone();
+                    async move {
+                        match tls {
+                            None => answer(socket, published, counted).await,
+                            Some(tls) => {
+                                // A client that does not trust the certificate ends here.
+                                let Ok(socket) = tls.accept(socket).await else { return };
+                                answer(socket, published, counted).await;
+                            }
+                        }
+                    }
+                });
             }
         });
-        Self { address, publishes, requests, task }
+        Self { scheme, address, publishes, requests, task }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}/keys", self.address)
+        format!("{}://{}/keys", self.scheme, self.address)
     }
 
     /// From the next answer on, those that wait included.
@@ -69,7 +101,11 @@ impl Drop for KeyServer {
     }
 }
 
-async fn answer(mut socket: TcpStream, mut published: watch::Receiver<Publishes>, counted: Arc<AtomicUsize>) {
+async fn answer(
+    mut socket: impl AsyncRead + AsyncWrite + Unpin,
+    mut published: watch::Receiver<Publishes>,
+    counted: Arc<AtomicUsize>,
+) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         if !matches!(socket.read_buf(&mut head).await, Ok(1..)) {
