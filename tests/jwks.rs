@@ -276,6 +276,7 @@ async fn a_set_over_https_is_had_only_from_whom_the_system_trusts() {
     let gateway = trusting(&stranger).start().await;
     assert_eq!(status(&gateway, &issuer.token("42")).await.0, 503);
     assert!(refreshes(&gateway, "unreachable").await >= 1.0);
+    assert!(gateway.log().contains("invalid peer certificate"), "{}", gateway.log());
     assert_eq!(server.requests(), 1);
 }
 

@@ -2,6 +2,7 @@
 //!
 //! One task fetches, so there is never more than one fetch under way; everybody else looks at what it last got.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
     #[error("no answer: {0}")]
-    Unreachable(#[source] reqwest::Error),
+    Unreachable(String),
     #[error("no answer within {FETCH_DEADLINE:?}")]
     Timeout,
     #[error("the answer is {0}, not 200; redirects are not followed")]
@@ -51,8 +52,13 @@ enum FetchError {
 
 impl From<reqwest::Error> for FetchError {
     fn from(error: reqwest::Error) -> Self {
-        // The URL may have a query that is nobody's business.
-        Self::Unreachable(error.without_url())
+        // The URL may have a query that is nobody's business; the innermost cause says what happened.
+        let error = error.without_url();
+        let mut cause: &dyn Error = &error;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        Self::Unreachable(cause.to_string())
     }
 }
 
