@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::auth::{OriginPolicy, Revocations, Verifier};
 use crate::backplane::{Backplane, BackplaneError, Heard};
-use crate::config::{Config, TlsError};
+use crate::config::{Config, ConfigError, TlsError};
 use crate::connection::{self, Context};
 use crate::control::Control;
 use crate::limits::Limiter;
@@ -41,6 +41,9 @@ pub enum StartError {
     /// A certificate that cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A configuration that turned out wrong when it was used, such as a file without a key.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A backplane that cannot be used.
     #[error(transparent)]
     Backplane(#[from] BackplaneError),
@@ -60,11 +63,13 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; nothing is left running then.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        let verifier = Verifier::new(&config.auth)?;
         let listen = |address, key| Listener::bind(address).map_err(|error| StartError::Listen { address, key, error });
         let public = listen(config.server.listen, "server.listen")?.public(config.server.proxy_protocol);
         let admin = listen(config.server.admin_listen, "server.admin_listen")?;
-        let app = Arc::new(App::new(config)?);
+        let app = Arc::new(App::new(config, verifier)?);
         start_routing(&app);
+        start_keys(&app);
         start_presence(&app);
         start_reloading(&app);
         app.context.limiter.start(&app.context.instance, app.config.presence.lease, &app.context.shutdown);
@@ -118,7 +123,7 @@ impl Gateway {
 }
 
 impl App {
-    fn new(config: Config) -> Result<Self, StartError> {
+    fn new(config: Config, verifier: Verifier) -> Result<Self, StartError> {
         let tls = config.server.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         let (instance, metrics) = (InstanceId::random(), Arc::new(Metrics::new()));
         let backplane = Arc::new(Backplane::new(&config, &instance, &metrics)?);
@@ -129,7 +134,7 @@ impl App {
             limits: config.limits.clone(),
             limiter: Limiter::new(&config.limits, &backplane, &metrics),
             backlog: Backlog::new(metrics.backlog_bytes.clone(), config.outbox.max_total_bytes),
-            verifier: Verifier::new(&config.auth),
+            verifier,
             revocations: Arc::new(Revocations::new(config.auth.leeway)),
             registry: Arc::default(),
             metrics,
@@ -175,6 +180,15 @@ fn start_reloading(app: &App) {
     let (metrics, stopping) = (Arc::clone(metrics), shutdown.stopping().clone());
     shutdown.spawn_service(async move {
         stopping.run_until_cancelled(tls.keep_fresh(&metrics)).await;
+    });
+}
+
+fn start_keys(app: &App) {
+    let Context { verifier, metrics, shutdown, .. } = &*app.context;
+    let Some(jwks) = verifier.jwks() else { return };
+    let (keeping, stopping) = (Arc::clone(jwks).keep_fresh(Arc::clone(metrics)), shutdown.stopping().clone());
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(keeping).await;
     });
 }
 

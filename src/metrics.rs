@@ -30,6 +30,8 @@ pub struct Metrics {
     pub limits_unshared: IntCounterVec,
     /// Connections without a good PROXY header where one must be.
     pub proxy_headers_refused: IntCounter,
+    /// Fetches of the key set of `auth.jwks_url`, by result.
+    pub jwks_refreshes: IntCounterVec,
     /// Accepts that failed.
     pub accept_errors: IntCounter,
     /// Messages heard from the backplane, whoever they are for.
@@ -75,6 +77,7 @@ pub struct Metrics {
 impl Metrics {
     /// All at zero.
     #[must_use]
+    #[allow(clippy::too_many_lines, reason = "a list, an entry for each counter")]
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
@@ -101,6 +104,12 @@ impl Metrics {
                 r,
                 "proxy_headers_refused_total",
                 "Connections without a good PROXY header.",
+            ),
+            jwks_refreshes: labelled(
+                r,
+                "jwks_refreshes_total",
+                "Fetches of auth.jwks_url, by result: ok, unreachable, timeout, status, too_large or malformed.",
+                "result",
             ),
             accept_errors: counter(r, "accept_errors_total", "Connections that could not be accepted."),
             messages_received: counter(r, "messages_received_total", "Messages heard from the backplane."),

@@ -1,18 +1,30 @@
-//! JSON Web Tokens (RFC 7519), signed with a shared secret.
+//! JSON Web Tokens (RFC 7519) in the compact form of JWS (RFC 7515).
+//!
+//! Verified here, over the signatures of aws-lc-rs: it has ES512, parses each key once, and a token's header is read
+//! for nothing but which of our keys to try.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use secrecy::SecretString;
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::Identity;
-use crate::config::{Auth, secret_bytes};
+use super::claims::{self, Claims};
+use super::jwks::Jwks;
+use super::key::{Algorithm, Key};
+use crate::config::{Auth, ConfigError, secret_bytes};
 use crate::protocol::{CredentialId, MAX_JTI_BYTES, UserId, UserIdError};
+
+/// `{"alg":"HS256","typ":"JWT"}`.
+const HS256_HEADER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
 
 /// Why a token is refused. No text of the token is in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +32,7 @@ pub enum TokenError {
     /// Over, leeway included.
     #[error("the token has expired")]
     Expired,
-    /// Not signed with our key, not a token, or with claims that do not hold.
+    /// Not signed with a key of ours, not a token, or with claims that do not hold.
     #[error("bad token: {0}")]
     Bad(String),
     /// The user claim is no user id.
@@ -29,67 +41,103 @@ pub enum TokenError {
     /// Good, but a backend has revoked it.
     #[error("the token was revoked")]
     Revoked,
+    /// It may be good: the key set that would tell has not been had yet.
+    #[error("the keys to verify the token with cannot be had just now: try again")]
+    Unavailable,
 }
 
-/// Verifies tokens with the configured secrets.
+impl TokenError {
+    fn bad(why: &str) -> Self {
+        Self::Bad(why.into())
+    }
+}
+
+/// Verifies tokens with the configured keys.
+#[derive(Debug)]
 pub struct Verifier {
-    keys: Vec<DecodingKey>,
-    validation: Validation,
+    keys: Vec<Key>,
+    jwks: Option<Arc<Jwks>>,
+    issuer: Option<String>,
+    audience: Option<String>,
     user_claim: String,
     leeway: Duration,
 }
 
-impl std::fmt::Debug for Verifier {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Verifier").field("user_claim", &self.user_claim).finish_non_exhaustive()
-    }
+/// What the keys at hand say of a token.
+enum Verdict {
+    Signed,
+    Refused(TokenError),
+    /// Its key may be one of a key set that is not at hand.
+    UnknownKey,
 }
 
 impl Verifier {
-    /// Takes the keys and the required claims from the configuration.
-    #[must_use]
-    pub fn new(auth: &Auth) -> Self {
-        let secrets = [&auth.hmac_secret, &auth.previous_hmac_secret];
-        let keys = secrets.into_iter().flatten().map(|s| DecodingKey::from_secret(secret_bytes(s))).collect();
-        // A secret serves the HMAC algorithms and no other: the token's own `alg` never chooses the kind of key.
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.algorithms = vec![Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
-        // The library knows whole seconds: rounded up, so that it never refuses what the leeway allows.
-        validation.leeway = auth.leeway.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX);
-        validation.validate_nbf = true;
-        let mut required = vec!["exp"];
-        if let Some(issuer) = &auth.issuer {
-            validation.set_issuer(&[issuer]);
-            required.push("iss");
+    /// Takes the keys and the required claims from the configuration, and reads the file of keys.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the key of a file without a usable key.
+    pub fn new(auth: &Auth) -> Result<Self, ConfigError> {
+        let secrets = [&auth.hmac_secret, &auth.previous_hmac_secret].into_iter().flatten();
+        let mut keys: Vec<Key> = secrets.flat_map(|secret| Key::shared(secret_bytes(secret))).collect();
+        if let Some(path) = &auth.public_key_file {
+            let refuse = |why: String| {
+                ConfigError::new(format!(
+                    "auth.public_key_file = {path:?}: {why}: accepted is PEM with public keys (PUBLIC KEY, RSA PUBLIC \
+                     KEY) or one CERTIFICATE: RSA of 2048 to 8192 bits, P-256, P-384, P-521 or Ed25519"
+                ))
+            };
+            let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+            keys.extend(Key::from_pem(&pem).map_err(|error| refuse(error.to_string()))?);
         }
-        if let Some(audience) = &auth.audience {
-            validation.set_audience(&[audience]);
-            required.push("aud");
-        }
-        validation.validate_aud = auth.audience.is_some();
-        validation.set_required_spec_claims(&required);
-        Self { keys, validation, user_claim: auth.user_claim.clone(), leeway: auth.leeway }
+        Ok(Self {
+            keys,
+            jwks: auth.jwks_url.as_ref().map(Jwks::new).transpose()?,
+            issuer: auth.issuer.clone(),
+            audience: auth.audience.clone(),
+            user_claim: auth.user_claim.clone(),
+            leeway: auth.leeway,
+        })
     }
 
-    /// Verifies a token.
+    /// The key set of the configured URL, which wants to be kept fresh.
+    #[must_use]
+    pub fn jwks(&self) -> Option<&Arc<Jwks>> {
+        self.jwks.as_ref()
+    }
+
+    /// Verifies a token with the keys at hand; `None` where a key set that is on its way must be waited for, which is
+    /// what [`Verifier::verify`] does.
+    #[must_use]
+    pub fn verify_now(&self, token: &str) -> Option<Result<Identity, TokenError>> {
+        let token = match Token::parse(token) {
+            Ok(token) => token,
+            Err(error) => return Some(Err(error)),
+        };
+        match self.judge(&token) {
+            Verdict::Signed => Some(self.identity(&token)),
+            Verdict::Refused(error) => Some(Err(error)),
+            Verdict::UnknownKey if self.jwks.as_ref().is_some_and(|jwks| jwks.ask()) => None,
+            Verdict::UnknownKey => Some(Err(self.unknown_key())),
+        }
+    }
+
+    /// Verifies a token. Only one whose key is not at hand waits, for as long as one fetch may take.
     ///
     /// # Errors
     /// [`TokenError`], worded for the client's developer.
-    pub fn verify(&self, token: &str) -> Result<Identity, TokenError> {
-        let mut refused = TokenError::Bad("no key to verify it with".into());
-        for key in &self.keys {
-            match decode::<HashMap<String, Box<RawValue>>>(token, key, &self.validation) {
-                Ok(data) => return self.identity(&data.claims),
-                Err(error) => {
-                    refused = token_error(error.kind());
-                    // Another key can mend nothing but a signature.
-                    if *error.kind() != ErrorKind::InvalidSignature {
-                        break;
-                    }
-                }
-            }
+    pub async fn verify(&self, token: &str) -> Result<Identity, TokenError> {
+        if let Some(verified) = self.verify_now(token) {
+            return verified;
         }
-        Err(refused)
+        if let Some(jwks) = &self.jwks {
+            jwks.fetched().await;
+        }
+        let token = Token::parse(token)?;
+        match self.judge(&token) {
+            Verdict::Signed => self.identity(&token),
+            Verdict::Refused(error) => Err(error),
+            Verdict::UnknownKey => Err(self.unknown_key()),
+        }
     }
 
     /// When a connection of this identity must close: its end and the leeway. `None`: never, or in more than a year,
@@ -97,92 +145,183 @@ impl Verifier {
     #[must_use]
     pub fn ends_at(&self, identity: &Identity) -> Option<Instant> {
         const FAR: Duration = Duration::from_secs(365 * 86_400);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let left = Duration::from_secs(identity.expires?).saturating_add(self.leeway).saturating_sub(now);
+        let left = self.time_left(identity.expires?);
         (left < FAR).then(|| Instant::now() + left)
     }
 
-    fn identity(&self, claims: &HashMap<String, Box<RawValue>>) -> Result<Identity, TokenError> {
-        let claim = |name: &str| claims.get(name).map(|raw| raw.get());
-        // The library takes a list for the issuer; RFC 7519 has one.
-        if self.validation.iss.is_some() && claim("iss").is_some_and(|issuer| !issuer.starts_with('"')) {
-            return Err(TokenError::Bad("its \"iss\" is of the wrong type".into()));
+    fn time_left(&self, expires: u64) -> Duration {
+        Duration::from_secs(expires).saturating_add(self.leeway).saturating_sub(now())
+    }
+
+    fn judge(&self, token: &Token<'_>) -> Verdict {
+        let Header { algorithm, key_id, .. } = &token.header;
+        let mut served = false;
+        let mut signed = |key: &Key| {
+            let serves = key.serves(*algorithm, key_id.as_deref());
+            served |= serves;
+            serves && key.verifies(token.message.as_bytes(), token.signature())
+        };
+        if self.keys.iter().any(&mut signed) {
+            return Verdict::Signed;
         }
-        let user =
-            claim(&self.user_claim).ok_or_else(|| TokenError::Bad(format!("it has no \"{}\"", self.user_claim)))?;
-        let user = user_text(user).ok_or_else(|| {
+        if let Some(jwks) = self.jwks.as_ref().filter(|_| algorithm.is_asymmetric()) {
+            let Some(set) = jwks.keys() else { return Verdict::UnknownKey };
+            if set.iter().any(&mut signed) {
+                return Verdict::Signed;
+            }
+            if key_id.is_some() && !set.iter().any(|key| key.id == *key_id) {
+                return Verdict::UnknownKey;
+            }
+        }
+        Verdict::Refused(TokenError::bad(if served {
+            "its signature does not match"
+        } else {
+            "its algorithm is not one that a configured key serves"
+        }))
+    }
+
+    fn unknown_key(&self) -> TokenError {
+        let had_a_set = self.jwks.as_ref().is_some_and(|jwks| jwks.keys().is_some());
+        if had_a_set { TokenError::bad("its \"kid\" is not in the key set") } else { TokenError::Unavailable }
+    }
+
+    /// What a token says whose signature holds.
+    fn identity(&self, token: &Token<'_>) -> Result<Identity, TokenError> {
+        let claims = Claims::parse(token.claims(), &self.user_claim)
+            .ok_or_else(|| TokenError::bad("its claims are no JSON object, or one is there twice"))?;
+        let wrong = |claim: &str| TokenError::Bad(format!("its \"{claim}\" is missing or of the wrong type"));
+        let expires = claims.exp.and_then(claims::seconds).ok_or_else(|| wrong("exp"))?;
+        if self.time_left(expires).is_zero() {
+            return Err(TokenError::Expired);
+        }
+        let not_before = claims.nbf.map(|nbf| claims::seconds(nbf).ok_or_else(|| wrong("nbf"))).transpose()?;
+        if Duration::from_secs(not_before.unwrap_or_default()) > now() + self.leeway {
+            return Err(TokenError::bad("its \"nbf\" lies ahead"));
+        }
+        let issuer = claims.iss.map(|iss| claims::text(iss).ok_or_else(|| wrong("iss"))).transpose()?;
+        if let Some(expected) = &self.issuer
+            && issuer.ok_or_else(|| wrong("iss"))? != *expected
+        {
+            return Err(TokenError::bad("its \"iss\" is not the one expected"));
+        }
+        let audience = claims.aud.map(|aud| claims::texts(aud).ok_or_else(|| wrong("aud"))).transpose()?;
+        if let Some(expected) = &self.audience
+            && !audience.ok_or_else(|| wrong("aud"))?.contains(expected)
+        {
+            return Err(TokenError::bad("its \"aud\" is not the one expected"));
+        }
+        let user = claims.user.ok_or_else(|| TokenError::Bad(format!("it has no \"{}\"", self.user_claim)))?;
+        let user = claims::text_or_integer(user).ok_or_else(|| {
             TokenError::Bad(format!("its \"{}\" is neither a string nor an integer", self.user_claim))
         })?;
-        // The library has checked that it is a number, which may have a fraction.
-        let expires = claim("exp").and_then(|exp| exp.parse::<f64>().ok()).unwrap_or_default();
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-        let expires = expires as u64;
-        let credential = claim("jti").map(token_id).transpose()?;
+        let credential = claims.jti.map(token_id).transpose()?;
         Ok(Identity { user: UserId::new(&user)?, expires: Some(expires), credential })
     }
 }
 
 /// One that could not be revoked is not let in.
-fn token_id(jti: &str) -> Result<CredentialId, TokenError> {
-    match serde_json::from_str::<String>(jti) {
-        Ok(jti) if jti.len() <= MAX_JTI_BYTES => Ok(CredentialId::of_token(&jti)),
-        Ok(_) => Err(TokenError::Bad(format!("its \"jti\" has more than {MAX_JTI_BYTES} bytes"))),
-        Err(_) => Err(TokenError::Bad("its \"jti\" is not a string".into())),
+fn token_id(jti: &RawValue) -> Result<CredentialId, TokenError> {
+    match claims::text(jti) {
+        Some(jti) if jti.len() <= MAX_JTI_BYTES => Ok(CredentialId::of_token(&jti)),
+        Some(_) => Err(TokenError::Bad(format!("its \"jti\" has more than {MAX_JTI_BYTES} bytes"))),
+        None => Err(TokenError::bad("its \"jti\" is not a string")),
     }
 }
 
-/// The text of a string, or of an integer of any size as it was written.
-fn user_text(raw: &str) -> Option<String> {
-    let digits = raw.strip_prefix('-').unwrap_or(raw);
-    if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Some(raw.to_owned());
-    }
-    serde_json::from_str::<String>(raw).ok()
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-fn token_error(kind: &ErrorKind) -> TokenError {
-    let why = match kind {
-        ErrorKind::ExpiredSignature => return TokenError::Expired,
-        ErrorKind::InvalidSignature => "its signature does not match".into(),
-        ErrorKind::MissingRequiredClaim(claim) => format!("its \"{claim}\" is missing or of the wrong type"),
-        ErrorKind::InvalidClaimFormat(claim) => format!("its \"{claim}\" is of the wrong type"),
-        ErrorKind::InvalidIssuer => "its \"iss\" is not the one expected".into(),
-        ErrorKind::InvalidAudience => "its \"aud\" is not the one expected".into(),
-        ErrorKind::ImmatureSignature => "its \"nbf\" lies ahead".into(),
-        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
-            "its algorithm is not one that the configured key serves".into()
+/// What is looked at in a header. `jwk`, `jku`, `x5c` and `x5u`, by which a token would bring its own key, are not.
+#[derive(Debug, Deserialize)]
+struct Header {
+    #[serde(rename = "alg")]
+    algorithm: Algorithm,
+    #[serde(rename = "kid")]
+    key_id: Option<String>,
+    /// Whether something must be understood; nothing is (RFC 7515, section 4.1.11).
+    #[serde(rename = "crit", default, deserialize_with = "is_present")]
+    critical: bool,
+}
+
+fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
+}
+
+/// A token taken apart, nothing of it verified.
+struct Token<'a> {
+    header: Header,
+    /// What is signed.
+    message: &'a str,
+    /// The decoded header, claims and signature, one after the other.
+    decoded: Vec<u8>,
+    claims_at: usize,
+    signature_at: usize,
+}
+
+impl<'a> Token<'a> {
+    fn parse(token: &'a str) -> Result<Self, TokenError> {
+        let token = Self::decode(token).ok_or_else(|| TokenError::bad("it is not a JSON Web Token"))?;
+        if token.header.critical {
+            return Err(TokenError::bad("its header demands an extension (\"crit\"), and none is known here"));
         }
-        _ => "it is not a JSON Web Token".into(),
-    };
-    TokenError::Bad(why)
+        Ok(token)
+    }
+
+    fn decode(token: &'a str) -> Option<Self> {
+        let (message, signature) = token.rsplit_once('.')?;
+        let (header, claims) = message.split_once('.')?;
+        let mut decoded = Vec::with_capacity(token.len());
+        // Strict: no padding, no other alphabet, no stray bits. That leaves no dot either, so there are three parts.
+        BASE64_URL_SAFE_NO_PAD.decode_vec(header, &mut decoded).ok()?;
+        let claims_at = decoded.len();
+        let header = serde_json::from_slice(&decoded).ok()?;
+        BASE64_URL_SAFE_NO_PAD.decode_vec(claims, &mut decoded).ok()?;
+        let signature_at = decoded.len();
+        BASE64_URL_SAFE_NO_PAD.decode_vec(signature, &mut decoded).ok()?;
+        Some(Self { header, message, decoded, claims_at, signature_at })
+    }
+
+    fn claims(&self) -> &[u8] {
+        self.decoded.get(self.claims_at..self.signature_at).unwrap_or_default()
+    }
+
+    fn signature(&self) -> &[u8] {
+        self.decoded.get(self.signature_at..).unwrap_or_default()
+    }
 }
 
-/// A token for this user, as [`Verifier`] with the same configuration accepts it.
-///
-/// # Errors
-/// [`TokenError`] where the secret cannot sign.
-pub fn mint(auth: &Auth, secret: &SecretString, user: &UserId, ttl: Duration) -> Result<String, TokenError> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// A token for this user, signed with HS256, as [`Verifier`] with the same configuration accepts it.
+#[must_use]
+pub fn mint(auth: &Auth, secret: &SecretString, user: &UserId, ttl: Duration) -> String {
     let mut claims = Map::new();
     for (claim, value) in [("iss", &auth.issuer), ("aud", &auth.audience)] {
         if let Some(value) = value {
             claims.insert(claim.into(), value.clone().into());
         }
     }
-    claims.insert("iat".into(), now.as_secs().into());
-    claims.insert("exp".into(), (now + ttl).as_secs().into());
+    claims.insert("iat".into(), now().as_secs().into());
+    claims.insert("exp".into(), (now() + ttl).as_secs().into());
     claims.insert("jti".into(), format!("{:032x}", fastrand::u128(..)).into());
     claims.insert(auth.user_claim.clone(), user.as_str().into());
-    encode(&Header::new(Algorithm::HS256), &Value::Object(claims), &EncodingKey::from_secret(secret_bytes(secret)))
-        .map_err(|_| TokenError::Bad("the configured secret cannot sign".into()))
+    let claims = BASE64_URL_SAFE_NO_PAD.encode(Value::Object(claims).to_string());
+    let message = format!("{HS256_HEADER}.{claims}");
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret_bytes(secret));
+    let signature = BASE64_URL_SAFE_NO_PAD.encode(hmac::sign(&key, message.as_bytes()));
+    format!("{message}.{signature}")
 }
 
 #[cfg(test)]
 mod tests {
+    use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+    use proptest::prelude::*;
     use serde_json::json;
 
-    use super::*;
-    use crate::config::{Config, Layers};
+    use base64::Engine as _;
+
+    use super::{BASE64_URL_SAFE_NO_PAD, Duration, Identity, TokenError, Value, Verifier, mint};
+    use crate::config::{Auth, Config, Layers};
+    use crate::protocol::UserId;
 
     const SECRET: &str = "a secret of the tests, long enough";
 
@@ -197,21 +336,29 @@ mod tests {
     }
 
     fn verify(claims: &Value) -> Result<Identity, TokenError> {
-        Verifier::new(&auth(&[])).verify(&sign(Algorithm::HS256, SECRET, claims))
+        check(&auth(&[]), &sign(Algorithm::HS256, SECRET, claims))
+    }
+
+    fn check(auth: &Auth, token: &str) -> Result<Identity, TokenError> {
+        Verifier::new(auth).unwrap().verify_now(token).expect("a secret is always at hand")
     }
 
     fn now() -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+        super::now().as_secs()
     }
 
     #[test]
     fn each_hmac_algorithm_is_accepted_and_the_user_may_be_an_integer_of_any_size() {
         for algorithm in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
             let token = sign(algorithm, SECRET, &json!({"sub": "42", "exp": now() + 60}));
-            assert_eq!(Verifier::new(&auth(&[])).verify(&token).unwrap().user.as_str(), "42");
+            assert_eq!(check(&auth(&[]), &token).unwrap().user.as_str(), "42");
         }
         assert_eq!(verify(&json!({"sub": 42, "exp": now() + 60})).unwrap().user.as_str(), "42");
-        assert_eq!(user_text("123456789012345678901234567890").unwrap(), "123456789012345678901234567890");
+        let large = format!(r#"{{"sub":123456789012345678901234567890,"exp":{}}}"#, now() + 60);
+        let large: Box<serde_json::value::RawValue> = serde_json::from_str(&large).unwrap();
+        let token =
+            encode(&Header::new(Algorithm::HS256), &large, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap();
+        assert_eq!(check(&auth(&[]), &token).unwrap().user.as_str(), "123456789012345678901234567890");
     }
 
     #[test]
@@ -222,6 +369,7 @@ mod tests {
             json!({"sub": "42", "exp": soon.to_string()}),
             json!({"sub": "42", "exp": null}),
             json!({"sub": "42", "exp": -1}),
+            json!({"sub": "42", "exp": 1e30}),
             json!({"sub": "42", "exp": soon, "nbf": "now"}),
             json!({"sub": "42", "exp": soon, "nbf": now() + 50}),
             json!({"exp": soon}),
@@ -233,6 +381,8 @@ mod tests {
             json!({"sub": ["42"], "exp": soon}),
             json!({"sub": "42", "exp": soon, "jti": 7}),
             json!({"sub": "42", "exp": soon, "jti": "x".repeat(257)}),
+            json!({"sub": "42", "exp": soon, "iss": 1}),
+            json!({"sub": "42", "exp": soon, "aud": {"me": true}}),
         ] {
             let error = verify(&claims).unwrap_err();
             assert_ne!(error, TokenError::Expired, "{claims}");
@@ -247,18 +397,32 @@ mod tests {
 
     #[test]
     fn a_foreign_signature_alg_none_and_garbage_are_bad() {
-        let verifier = Verifier::new(&auth(&[]));
         let claims = json!({"sub": "42", "exp": now() + 60});
         let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiI0MiIsImV4cCI6OTk5OTk5OTk5OX0.";
         for token in [sign(Algorithm::HS256, "another", &claims), none.into(), "a.b.c".into(), String::new()] {
-            assert!(matches!(verifier.verify(&token), Err(TokenError::Bad(_))), "{token}");
+            assert!(matches!(check(&auth(&[]), &token), Err(TokenError::Bad(_))), "{token}");
         }
+    }
+
+    #[test]
+    fn a_good_token_has_one_spelling() {
+        let token = sign(Algorithm::HS256, SECRET, &json!({"sub": "42", "exp": now() + 60}));
+        assert!(check(&auth(&[]), &token).is_ok());
+        // The last character of 32 bytes has two bits to spare.
+        let (most, last) = token.split_at(token.len() - 1);
+        let spare = |bits: u8| char::from(last.as_bytes()[0] + bits).to_string();
+        let ends =
+            [spare(1), spare(2), format!("{last}="), format!("{last}=="), format!("{last}\n"), format!("{last}.")];
+        for end in ends {
+            assert!(check(&auth(&[]), &format!("{most}{end}")).is_err(), "{end:?}");
+        }
+        assert!(check(&auth(&[]), &format!(" {token}")).is_err());
     }
 
     #[test]
     fn issuer_and_audience_are_required_only_where_configured() {
         let with = auth(&[("TIDINGS_AUTH__ISSUER", "me"), ("TIDINGS_AUTH__AUDIENCE", "you")]);
-        let check = |claims: Value| Verifier::new(&with).verify(&sign(Algorithm::HS256, SECRET, &claims));
+        let check = |claims: Value| check(&with, &sign(Algorithm::HS256, SECRET, &claims));
         let exp = now() + 60;
         assert!(check(json!({"sub": "42", "exp": exp, "iss": "me", "aud": ["you", "x"]})).is_ok());
         assert!(check(json!({"sub": "42", "exp": exp, "iss": "me"})).is_err());
@@ -273,15 +437,112 @@ mod tests {
         let old = auth(&[]);
         let user = UserId::new("42").unwrap();
         let ttl = Duration::from_secs(60);
-        let token = mint(&old, old.hmac_secret.as_ref().unwrap(), &user, ttl).unwrap();
+        let token = mint(&old, old.hmac_secret.as_ref().unwrap(), &user, ttl);
         let rotated = [("TIDINGS_AUTH__HMAC_SECRET", "new"), ("TIDINGS_AUTH__PREVIOUS_HMAC_SECRET", SECRET)];
-        assert_eq!(Verifier::new(&auth(&rotated)).verify(&token).unwrap().user, user);
-        assert!(Verifier::new(&auth(&rotated[..1])).verify(&token).is_err());
+        assert_eq!(check(&auth(&rotated), &token).unwrap().user, user);
+        assert!(check(&auth(&rotated[..1]), &token).is_err());
+    }
+
+    #[test]
+    fn a_claim_that_is_there_twice_is_refused_however_its_name_is_written() {
+        let soon = now() + 60;
+        let check = |claims: String| check(&auth(&[]), &sign_text(&claims));
+        assert!(check(format!(r#"{{"sub":"42","e\u0078p":{soon},"other":1,"other":2}}"#)).is_ok());
+        for claims in [
+            format!(r#"{{"sub":"42","sub":"43","exp":{soon}}}"#),
+            format!(r#"{{"sub":"42","s\u0075b":"42","exp":{soon}}}"#),
+            format!(r#"{{"sub":"42","exp":1,"exp":{soon}}}"#),
+            format!(r#"{{"sub":"42","exp":{soon}}} "more""#),
+            format!(r#"["sub","42","exp",{soon}]"#),
+        ] {
+            assert!(matches!(check(claims.clone()), Err(TokenError::Bad(_))), "{claims}");
+        }
+    }
+
+    /// Any text as the claims, signed with HS256.
+    fn sign_text(claims: &str) -> String {
+        let message = format!("{}.{}", super::HS256_HEADER, BASE64_URL_SAFE_NO_PAD.encode(claims));
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+        format!("{message}.{signature}")
+    }
+
+    #[test]
+    fn another_implementation_accepts_what_is_minted_here() {
+        let auth = auth(&[]);
+        let user = UserId::new("42").unwrap();
+        let token = mint(&auth, auth.hmac_secret.as_ref().unwrap(), &user, Duration::from_secs(60));
+        let key = DecodingKey::from_secret(SECRET.as_bytes());
+        let decoded = decode::<Value>(&token, &key, &Validation::new(Algorithm::HS256)).unwrap();
+        assert_eq!(decoded.claims["sub"], "42");
+        assert_eq!(decoded.header.typ.as_deref(), Some("JWT"));
+    }
+
+    fn claim() -> impl Strategy<Value = String> {
+        let soon = now() + 3_600;
+        prop_oneof![
+            Just("\"42\"".to_owned()),
+            Just("\"me\"".to_owned()),
+            Just("[\"me\",\"x\"]".to_owned()),
+            Just("null".to_owned()),
+            Just("1e999".to_owned()),
+            Just("{\"a\":[1]}".to_owned()),
+            Just(format!("\"{soon}\"")),
+            Just(soon.to_string()),
+            Just(format!("{soon}.5")),
+            Just(format!("{soon}e0")),
+            any::<i64>().prop_map(|number| number.to_string()),
+            any::<f64>().prop_map(|number| number.to_string()),
+            any::<String>().prop_map(|text| Value::from(text).to_string()),
+            ".{0,8}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_no_token(text in ".{0,80}", parts in "[A-Za-z0-9_.=-]{0,80}") {
+            for token in [text, parts.clone(), format!("{}.{parts}", super::HS256_HEADER)] {
+                prop_assert!(check(&auth(&[]), &token).is_err());
+            }
+        }
+
+        #[test]
+        fn a_token_that_was_cut_or_changed_anywhere_is_refused(at in 0_usize..1_000, byte in 0_u8..128, cut: bool) {
+            let token = sign(Algorithm::HS256, SECRET, &json!({"sub": "42", "exp": now() + 60}));
+            let mut changed = token.clone().into_bytes();
+            let at = at % changed.len();
+            if cut { changed.truncate(at) } else { changed[at] = byte }
+            let changed = String::from_utf8(changed).unwrap();
+            prop_assume!(changed != token);
+            prop_assert!(check(&auth(&[]), &changed).is_err());
+        }
+
+        #[test]
+        fn no_claims_are_accepted_that_another_implementation_refuses(
+            (sub, exp) in (claim(), claim()),
+            others in proptest::collection::vec((prop_oneof!["sub", "exp", "nbf", "iss", "aud", ".{0,3}"], claim()), 0..3)
+        ) {
+            let others = others.iter().map(|(name, value)| format!(",{}:{value}", Value::from(name.as_str())));
+            let token = sign_text(&format!("{{\"sub\":{sub},\"exp\":{exp}{}}}", others.collect::<String>()));
+            let configured = auth(&[("TIDINGS_AUTH__ISSUER", "me"), ("TIDINGS_AUTH__AUDIENCE", "me")]);
+            let mut required = Validation::new(Algorithm::HS256);
+            required.set_issuer(&["me"]);
+            required.set_audience(&["me"]);
+            for (ours, mut theirs) in [(configured, required), (auth(&[]), Validation::new(Algorithm::HS256))] {
+                theirs.leeway = 30;
+                theirs.validate_nbf = true;
+                theirs.validate_aud = ours.audience.is_some();
+                let key = DecodingKey::from_secret(SECRET.as_bytes());
+                if check(&ours, &token).is_ok() {
+                    prop_assert!(decode::<serde::de::IgnoredAny>(&token, &key, &theirs).is_ok());
+                }
+            }
+        }
     }
 
     #[test]
     fn a_token_that_never_ends_does_not_overflow_a_clock() {
         let identity = verify(&json!({"sub": "42", "exp": 1e18})).unwrap();
-        assert_eq!(Verifier::new(&auth(&[])).ends_at(&identity), None);
+        assert_eq!(Verifier::new(&auth(&[])).unwrap().ends_at(&identity), None);
     }
 }

@@ -1,14 +1,19 @@
 //! Credentials in, identities out.
 
+mod claims;
 mod cookie;
 mod credential;
+mod jwk;
+mod jwks;
 mod jwt;
+mod key;
 mod origin;
 mod revoked;
 mod session;
 
 pub(crate) use credential::bearer;
 pub use credential::{Credential, OFFERED_PROTOCOL, offers_tidings_v1};
+pub use jwks::Jwks;
 pub use jwt::{TokenError, Verifier, mint};
 pub use origin::OriginPolicy;
 pub(crate) use origin::is_loopback_host;

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::{ConfigArgs, say};
+use crate::auth::Verifier;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckConfig {
@@ -18,6 +19,7 @@ impl CheckConfig {
         let config = self.config.load(self.dev)?;
         say(config.to_toml().trim_end())?;
         config.require_way_in()?;
+        Verifier::new(&config.auth)?;
         Ok(())
     }
 }

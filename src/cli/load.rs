@@ -164,7 +164,7 @@ impl Load {
             .into());
         }
         let config = self.config.load(false)?;
-        let secret = config.require_token_key()?.clone();
+        let secret = config.require_signing_secret()?.clone();
         let redis_url = config.redis.url.as_ref().map_or(Redis::DEFAULT_URL, |url| url.expose_secret()).to_owned();
         let plan = Plan {
             target: self.target,
@@ -186,7 +186,7 @@ impl Load {
         let auth = config.auth.clone();
         let token = move |user: &str| {
             // A number is always a user id, and the secret has been checked.
-            UserId::new(user).ok().and_then(|user| mint(&auth, &secret, &user, TOKEN_TTL).ok()).unwrap_or_default()
+            UserId::new(user).map(|user| mint(&auth, &secret, &user, TOKEN_TTL)).unwrap_or_default()
         };
         let reports = block_on(async { Ok(load::run(plan, token, progress()).await?) })?;
         clear_bar();

@@ -13,7 +13,7 @@ use super::notify::{READY, STOPPING, notify};
 use super::{ConfigArgs, block_on, say};
 use crate::config::{Config, Redis, secret_bytes};
 use crate::shutdown::{Asked, Signals};
-use crate::{Gateway, log, server};
+use crate::{Gateway, StartError, log, server};
 
 /// An HMAC key as long as its hash (RFC 7518, section 3.2).
 const GOOD_SECRET_BYTES: usize = 32;
@@ -44,6 +44,9 @@ impl Serve {
                 "auth.session_secret (or one of several) is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed"
             );
         }
+        if config.auth.jwks_url.is_some() && config.auth.audience.is_none() {
+            warn!("auth.jwks_url without auth.audience: a token that its issuer made for anybody else is as good");
+        }
         if !self.dev && config.redis.url.is_none() {
             info!(url = Redis::DEFAULT_URL, "redis.url is not set: using the default");
             config.redis.url = Some(Redis::DEFAULT_URL.to_owned().into());
@@ -61,7 +64,10 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let demo = config.server.demo.then_some(scheme);
     server::raise_limit();
-    let gateway = Gateway::start(config)?;
+    let gateway = match Gateway::start(config) {
+        Err(StartError::Config(error)) => return Err(error.into()),
+        started => started?,
+    };
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
     info!(%public, %admin, %instance, "listening");
     if let Some(path) = ready_file {

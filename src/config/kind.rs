@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use reqwest::Url;
 use toml::Value;
 
-use super::settings::{Settings, text};
+use super::settings::{Settings, mask_url, text};
 use super::value::{DURATION, boolean, format_duration, integer, list, parse_duration};
 
 const COUNT: &str = "a whole number from 1 to 4294967295";
@@ -91,6 +92,13 @@ impl Settings {
         Some(path)
     }
 
+    /// Where something is fetched that others must not be able to change on its way.
+    pub(super) fn issuer_url(&mut self, key: &str) -> Option<Url> {
+        let accepted = "an https:// URL, or an http:// one of this machine, without user or password";
+        let parse = |value: &Value| Url::parse(&text(value)?).ok().filter(is_safe);
+        self.read(key, accepted, parse, |url| mask_url(url.as_str()).into())
+    }
+
     /// One of a few words; the first is the default.
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
@@ -128,6 +136,13 @@ const COOKIE_NAME: &str = "a cookie's name, such as connect.sid";
 fn cookie_name(value: &Value) -> Option<String> {
     let good = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     text(value).filter(|name| name.chars().all(good))
+}
+
+fn is_safe(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    let encrypted = url.scheme() == "https" || (url.scheme() == "http" && loopback);
+    encrypted && url.username().is_empty() && url.password().is_none()
 }
 
 fn is_origin(text: &str) -> bool {

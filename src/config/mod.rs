@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use toml::Value;
 
@@ -115,6 +116,10 @@ pub struct Auth {
     pub hmac_secret: Option<SecretString>,
     /// Still verifies, during a rotation.
     pub previous_hmac_secret: Option<SecretString>,
+    /// PEM of the public keys, or of the certificate, that tokens are verified with.
+    pub public_key_file: Option<PathBuf>,
+    /// Where an issuer publishes its keys.
+    pub jwks_url: Option<Url>,
     /// Required `iss`.
     pub issuer: Option<String>,
     /// Required `aud`.
@@ -287,18 +292,35 @@ impl Config {
     /// # Errors
     /// A [`ConfigError`] that names the keys which would do.
     pub fn require_way_in(&self) -> Result<(), ConfigError> {
-        if self.auth.sessions.is_some() { Ok(()) } else { self.require_token_key().map(|_| ()) }
+        if self.auth.sessions.is_some() { Ok(()) } else { self.require_token_key() }
     }
 
     /// That there is a way to verify a token.
     ///
     /// # Errors
     /// A [`ConfigError`] that names the keys which would do.
-    pub fn require_token_key(&self) -> Result<&SecretString, ConfigError> {
+    pub fn require_token_key(&self) -> Result<(), ConfigError> {
+        let Auth { hmac_secret, public_key_file, jwks_url, .. } = &self.auth;
+        if hmac_secret.is_some() || public_key_file.is_some() || jwks_url.is_some() {
+            return Ok(());
+        }
+        Err(ConfigError::new(
+            "no way to verify a token: set auth.hmac_secret (TIDINGS_AUTH__HMAC_SECRET) or auth.hmac_secret_file \
+             (TIDINGS_AUTH__HMAC_SECRET_FILE), auth.public_key_file (TIDINGS_AUTH__PUBLIC_KEY_FILE) or \
+             auth.jwks_url (TIDINGS_AUTH__JWKS_URL), or auth.session_secret (TIDINGS_AUTH__SESSION_SECRET), or run \
+             `tidings serve --dev`",
+        ))
+    }
+
+    /// The secret that tokens are signed with here.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the keys which give one.
+    pub fn require_signing_secret(&self) -> Result<&SecretString, ConfigError> {
         self.auth.hmac_secret.as_ref().ok_or_else(|| {
             ConfigError::new(
-                "no way to verify a token: set auth.hmac_secret (TIDINGS_AUTH__HMAC_SECRET) or \
-                 auth.hmac_secret_file (TIDINGS_AUTH__HMAC_SECRET_FILE), or auth.session_secret, or run `tidings serve --dev`",
+                "no secret to sign a token with: set auth.hmac_secret (TIDINGS_AUTH__HMAC_SECRET) or \
+                 auth.hmac_secret_file (TIDINGS_AUTH__HMAC_SECRET_FILE)",
             )
         })
     }
@@ -355,6 +377,8 @@ impl Auth {
         Self {
             hmac_secret: settings.secret("auth.hmac_secret").or_else(|| dev.then(random_secret)),
             previous_hmac_secret: settings.secret("auth.previous_hmac_secret"),
+            public_key_file: settings.readable_file("auth.public_key_file"),
+            jwks_url: settings.issuer_url("auth.jwks_url"),
             issuer: settings.optional_text("auth.issuer"),
             audience: settings.optional_text("auth.audience"),
             user_claim: settings.name("auth.user_claim", "sub"),

@@ -93,7 +93,7 @@ fn a_secret_may_be_given_as_a_file() {
     std::fs::write(file.path(), "s3cret\n").unwrap();
     let path = file.path().to_str().unwrap();
     let config = load(&[("TIDINGS_AUTH__HMAC_SECRET_FILE", path)]).unwrap();
-    assert_eq!(secret_bytes(config.require_token_key().unwrap()), b"s3cret");
+    assert_eq!(secret_bytes(config.require_signing_secret().unwrap()), b"s3cret");
 
     let both = [("TIDINGS_AUTH__HMAC_SECRET_FILE", path), ("TIDINGS_AUTH__HMAC_SECRET", "x")];
     assert!(problem(&both).contains("both"));

@@ -2,14 +2,16 @@
 
 use std::future::poll_fn;
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::clock::Due;
-use super::{Connection, inbound};
-use crate::auth::TokenError;
+use super::{Connection, close_for, inbound};
+use crate::auth::{Identity, TokenError};
 use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
 use crate::registry::Driven;
 
@@ -21,7 +23,7 @@ impl Connection {
         loop {
             self.note_life();
             let deadline = self.clock.next(self.socket.get_ref().last_read, &self.context);
-            let Self { member, socket, clock, .. } = self;
+            let Self { member, socket, clock, verifying, .. } = self;
             tokio::select! {
                 biased;
                 driven = poll_fn(|cx| member.outbox.poll_drive(cx, clock.stalled_since)) => match driven {
@@ -43,6 +45,10 @@ impl Connection {
                         }
                     }
                 },
+                verified = poll_fn(|cx| verifying.as_mut().map_or(Poll::Pending, |wait| wait.poll_unpin(cx))) => {
+                    self.verifying = None;
+                    self.refresh(verified);
+                }
                 () = sleep_until(deadline) => {
                     if let Some(close) = self.keep_time() {
                         return close;
@@ -73,24 +79,37 @@ impl Connection {
     fn answer(&mut self, text: &str) {
         let error = match ClientFrame::parse(text) {
             Ok(ClientFrame::Pong | ClientFrame::Ack) => return,
-            Ok(ClientFrame::Auth { token }) => match self.refresh(&token) {
-                Ok(()) => return,
-                Err(refused) => refused,
-            },
+            Ok(ClientFrame::Auth { .. }) if self.verifying.is_some() => {
+                (BAD_FRAME, "the token before this one is still being verified".into())
+            }
+            Ok(ClientFrame::Auth { token }) => {
+                match self.context.identify_now(&token) {
+                    Some(verified) => self.refresh(verified),
+                    None => {
+                        let context = Arc::clone(&self.context);
+                        self.verifying = Some(async move { context.identify(&token).await }.boxed());
+                    }
+                }
+                return;
+            }
             Ok(ClientFrame::Hello { .. }) => (BAD_FRAME, "this connection is authenticated already".into()),
             Err(error) => (BAD_FRAME, error.to_string()),
         };
-        self.member.outbox.send(ServerFrame::Error { code: error.0, message: &error.1 }.encode());
+        self.refuse(error.0, &error.1);
+    }
+
+    fn refuse(&self, code: u16, message: &str) {
+        self.member.outbox.send(ServerFrame::Error { code, message }.encode());
     }
 
     /// Takes a fresh token of the same user; a refused one leaves the old one in place.
-    fn refresh(&mut self, token: &str) -> Result<(), (u16, String)> {
-        let identity = self.context.identify(token).map_err(|error| {
-            let close = if error == TokenError::Expired { Close::TokenExpired } else { Close::BadToken };
-            (close.code(), error.to_string())
-        })?;
+    fn refresh(&mut self, verified: Result<Identity, TokenError>) {
+        let identity = match verified {
+            Ok(identity) => identity,
+            Err(error) => return self.refuse(close_for(&error).code(), &error.to_string()),
+        };
         if self.registration.as_ref().is_none_or(|registration| *registration.user() != identity.user) {
-            return Err((Close::Forbidden.code(), "the token is another user's".into()));
+            return self.refuse(Close::Forbidden.code(), "the token is another user's");
         }
         self.member.credential.set(identity.credential);
         // Whoever revokes it puts that into force first and then looks at connections: one of the two sees the other.
@@ -100,6 +119,5 @@ impl Connection {
         self.clock.token_ends(self.context.verifier.ends_at(&identity));
         let expires = identity.expires.unwrap_or(u64::MAX);
         self.member.outbox.send(ServerFrame::Authenticated { expires }.encode());
-        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -66,8 +67,18 @@ impl Context {
     ///
     /// # Errors
     /// [`TokenError`], worded for the client's developer.
-    pub fn identify(&self, token: &str) -> Result<Identity, TokenError> {
-        let identity = self.verifier.verify(token)?;
+    pub async fn identify(&self, token: &str) -> Result<Identity, TokenError> {
+        self.unless_revoked(self.verifier.verify(token).await)
+    }
+
+    /// As [`Context::identify`], where that needs no waiting.
+    #[must_use]
+    pub fn identify_now(&self, token: &str) -> Option<Result<Identity, TokenError>> {
+        self.verifier.verify_now(token).map(|verified| self.unless_revoked(verified))
+    }
+
+    fn unless_revoked(&self, verified: Result<Identity, TokenError>) -> Result<Identity, TokenError> {
+        let identity = verified?;
         if self.revocations.refuses(&identity) { Err(TokenError::Revoked) } else { Ok(identity) }
     }
 }
@@ -85,6 +96,9 @@ pub struct Connection {
     clock: Clock,
     /// From the greeting on.
     registration: Option<Registration>,
+    /// A fresh token that waits for keys. Most never do, so the wait is on the heap and not in every connection, and is
+    /// one arm of the loop: the outbox and the clock go on meanwhile. It ends by itself, within one fetch of keys.
+    verifying: Option<BoxFuture<'static, Result<Identity, TokenError>>>,
     pass: Pass,
     _open: OpenGauge,
 }
@@ -119,7 +133,16 @@ impl Connection {
             .max_frame_size(Some(limit));
         let wire = Wire::new(Arc::clone(&member), &context.limits, &early);
         let socket = WebSocketStream::from_partially_read(wire, early, Role::Server, Some(config)).await;
-        Self { context, member, socket, clock: Clock::default(), registration: None, pass, _open: open }
+        Self {
+            context,
+            member,
+            socket,
+            clock: Clock::default(),
+            registration: None,
+            verifying: None,
+            pass,
+            _open: open,
+        }
     }
 
     /// Runs to the connection's end; without an identity the client owes a `hello`.
@@ -160,11 +183,7 @@ impl Connection {
             () = context.shutdown.draining().cancelled() => return Err(Close::Draining),
         };
         let Ok(ClientFrame::Hello { token }) = ClientFrame::parse(&text) else { return Err(Close::HelloExpected) };
-        let identity = context.identify(&token).map_err(|error| match error {
-            TokenError::Expired => Close::TokenExpired,
-            TokenError::Revoked => Close::Revoked,
-            TokenError::Bad(_) | TokenError::User(_) => Close::BadToken,
-        })?;
+        let identity = context.identify(&token).await.map_err(|error| close_for(&error))?;
         context.limiter.admit_user(&identity.user, &mut self.pass).await.map_err(|limit| match limit {
             Limit::ConnectionsPerUser => Close::TooManyOfUser,
             Limit::RatePerUser | Limit::RatePerIp => Close::RateLimited,
@@ -197,6 +216,16 @@ impl Connection {
             return Err(Close::Draining);
         }
         if context.revocations.refuses(identity) { Err(Close::Revoked) } else { Ok(()) }
+    }
+}
+
+/// How a refused token is told on a WebSocket.
+fn close_for(error: &TokenError) -> Close {
+    match error {
+        TokenError::Expired => Close::TokenExpired,
+        TokenError::Revoked => Close::Revoked,
+        TokenError::Bad(_) | TokenError::User(_) => Close::BadToken,
+        TokenError::Unavailable => Close::KeysUnavailable,
     }
 }
 

@@ -39,6 +39,8 @@ pub enum Close {
     OverCapacity,
     /// The user connects too often, or the client sends too much.
     RateLimited,
+    /// The keys that would tell whether the token is good cannot be had just now.
+    KeysUnavailable,
     /// The instance stops.
     Draining,
     /// The client answered nothing in time.
@@ -70,6 +72,7 @@ impl Close {
             Self::TooManyOfUser => 4004,
             Self::OverCapacity => 4100,
             Self::RateLimited => 4101,
+            Self::KeysUnavailable => 4100,
             Self::Draining => 4200,
             Self::NoPong => 4201,
             Self::TooSlow | Self::Crowded | Self::WriteTimeout => 4203,
@@ -97,6 +100,7 @@ impl Close {
             Self::TooManyOfUser => "too many connections of this user",
             Self::OverCapacity => "over capacity",
             Self::RateLimited => "rate limited",
+            Self::KeysUnavailable => "tokens cannot be verified just now",
             Self::Draining => "draining",
             Self::NoPong => "no pong",
             Self::TooSlow => "too slow",

@@ -102,9 +102,9 @@ async fn sign_in(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection
     let SignIn { user } = object(std::future::ready(body).await)?;
     let user = UserId::new(&user).map_err(bad_user)?;
     let auth = &app.config.auth;
-    let cannot_sign = |why: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "cannot_sign", why);
-    let secret = auth.hmac_secret.as_ref().ok_or_else(|| cannot_sign("no secret to sign with".into()))?;
-    let token = mint(auth, secret, &user, TOKEN_TTL).map_err(|error| cannot_sign(error.to_string()))?;
+    let cannot_sign = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "cannot_sign", "no secret to sign with");
+    let secret = auth.hmac_secret.as_ref().ok_or_else(cannot_sign)?;
+    let token = mint(auth, secret, &user, TOKEN_TTL);
     Ok(Json(json!({"token": token})).into_response())
 }
 

@@ -86,7 +86,7 @@ async fn identify(app: &App, headers: &HeaderMap, query_token: Option<String>) -
             Err(Refusal::new(StatusCode::UNAUTHORIZED, "query_token_not_allowed", message))
         }
         Credential::Token(token) | Credential::TokenCookie(token) => {
-            app.context.identify(&token).map(Some).map_err(|error| bad_token(&error))
+            app.context.identify(&token).await.map(Some).map_err(|error| bad_token(&error))
         }
         Credential::SessionCookie(cookie) => match &app.sessions {
             Some(sessions) => sessions.identify(&cookie).await.map(Some).map_err(bad_session),
@@ -106,13 +106,14 @@ fn bad_session(error: Refused) -> Refusal {
 }
 
 fn bad_token(error: &TokenError) -> Refusal {
-    let code = match error {
-        TokenError::Expired => "token_expired",
-        TokenError::Bad(_) => "bad_token",
-        TokenError::User(_) => "bad_user",
-        TokenError::Revoked => "token_revoked",
+    let (status, code) = match error {
+        TokenError::Expired => (StatusCode::UNAUTHORIZED, "token_expired"),
+        TokenError::Bad(_) => (StatusCode::UNAUTHORIZED, "bad_token"),
+        TokenError::User(_) => (StatusCode::UNAUTHORIZED, "bad_user"),
+        TokenError::Revoked => (StatusCode::UNAUTHORIZED, "token_revoked"),
+        TokenError::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
     };
-    Refusal::new(StatusCode::UNAUTHORIZED, code, error.to_string())
+    Refusal::new(status, code, error.to_string())
 }
 
 /// RFC 6455, section 4.2.1.

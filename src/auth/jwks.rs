@@ -1,0 +1,278 @@
+//! The key set of an issuer, fetched from the one configured URL and kept fresh in the background.
+//!
+//! One task fetches, so there is never more than one fetch under way; everybody else looks at what it last got.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{Client, Url, header};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+use super::jwk::parse_set;
+use super::key::Key;
+use crate::backoff::Backoff;
+use crate::config::ConfigError;
+use crate::log::LogRate;
+use crate::metrics::Metrics;
+
+/// For a whole fetch, and so for whoever waits for one.
+const FETCH_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Far more than a set of [`super::key::MAX_KEYS`] keys needs.
+const MAX_BODY: usize = 64 * 1024;
+
+/// How old a set gets; each time up to a fifth less, so that instances do not fetch in step.
+const TTL: Duration = Duration::from_secs(10 * 60);
+
+/// Between two fetches that tokens with an unknown `kid` cause: anybody can make such tokens up. It is also for how
+/// long an unknown `kid` is known to be unknown.
+const ASK_EVERY: Duration = Duration::from_secs(30);
+
+/// Ceilings of the delay after a fetch that failed.
+const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+
+/// Why a fetch brought no key set.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("no answer: {0}")]
+    Unreachable(String),
+    #[error("no answer within {FETCH_DEADLINE:?}")]
+    Timeout,
+    #[error("the answer is {0}, not 200; redirects are not followed")]
+    Status(reqwest::StatusCode),
+    #[error("the answer is larger than {MAX_BODY} bytes")]
+    TooLarge,
+    #[error("the answer is no key set")]
+    Malformed,
+}
+
+impl From<reqwest::Error> for FetchError {
+    fn from(error: reqwest::Error) -> Self {
+        // The URL may have a query that is nobody's business; the innermost cause says what happened.
+        let error = error.without_url();
+        let mut cause: &dyn Error = &error;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        Self::Unreachable(cause.to_string())
+    }
+}
+
+impl FetchError {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Status(_) => "status",
+            Self::TooLarge => "too_large",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    /// The last set that was had; none yet, at first.
+    keys: Option<Arc<[Key]>>,
+    /// A fetch is under way, or asked for.
+    fetching: bool,
+    /// When an unknown `kid` last asked for one.
+    asked_at: Option<Instant>,
+}
+
+/// A key set, as it was last fetched.
+#[derive(Debug)]
+pub struct Jwks {
+    client: Client,
+    url: Url,
+    state: watch::Sender<State>,
+}
+
+impl Jwks {
+    /// Fetches nothing yet; whoever needs a key before the first fetch waits for it.
+    pub(super) fn new(url: &Url) -> Result<Arc<Self>, ConfigError> {
+        let client = Client::builder().no_proxy().redirect(Policy::none()).pool_max_idle_per_host(0).build();
+        let client = client.map_err(|error| ConfigError::new(format!("auth.jwks_url: no HTTP client: {error}")))?;
+        let state = watch::Sender::new(State { keys: None, fetching: true, asked_at: None });
+        Ok(Arc::new(Self { client, url: url.clone(), state }))
+    }
+
+    /// The last set that was had.
+    pub(super) fn keys(&self) -> Option<Arc<[Key]>> {
+        self.state.borrow().keys.clone()
+    }
+
+    /// For a token whose key is not in the set: whether [`Jwks::fetched`] may bring it. Asks for a fetch where none is
+    /// under way, but not too often; a fetch that failed is repeated at the task's own pace, whoever asks.
+    pub(super) fn ask(&self) -> bool {
+        let mut may_come = false;
+        self.state.send_if_modified(|state| {
+            let due = state.asked_at.is_none_or(|at| at.elapsed() >= ASK_EVERY);
+            let ask = !state.fetching && state.keys.is_some() && due;
+            if ask {
+                state.asked_at = Some(Instant::now());
+                state.fetching = true;
+            }
+            may_come = state.fetching;
+            ask
+        });
+        may_come
+    }
+
+    /// Waits for the end of the fetch that is under way, or asked for.
+    pub(super) async fn fetched(&self) {
+        let mut state = self.state.subscribe();
+        // Whoever waited to the end looks at what there is then.
+        timeout(FETCH_DEADLINE, state.wait_for(|state| !state.fetching)).await.ok();
+    }
+
+    /// Fetches the set at once, then whenever it is old or asked for; ends only by being dropped.
+    pub async fn keep_fresh(self: Arc<Self>, metrics: Arc<Metrics>) {
+        let [base, cap] = RETRY;
+        let (mut backoff, failed) = (Backoff::new(base, cap), LogRate::new());
+        let mut state = self.state.subscribe();
+        loop {
+            let fetch = timeout(FETCH_DEADLINE, self.fetch()).await.unwrap_or(Err(FetchError::Timeout));
+            let (result, pause) = match &fetch {
+                Ok(_) => {
+                    backoff.reset();
+                    ("ok", TTL.mul_f64(1.0 - 0.2 * fastrand::f64()))
+                }
+                Err(error) => (error.label(), backoff.next_delay()),
+            };
+            metrics.jwks_refreshes.with_label_values(&[result]).inc();
+            if let Err(error) = &fetch
+                && let Some(held_back) = failed.admit()
+            {
+                let kept = self.keys().is_some();
+                warn!(%error, kept, held_back, "auth.jwks_url gave no key set");
+            }
+            self.state.send_modify(|state| {
+                state.fetching = false;
+                state.keys = fetch.ok().or_else(|| state.keys.take());
+            });
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = state.wait_for(|state| state.fetching) => {}
+            }
+            self.state.send_modify(|state| state.fetching = true);
+        }
+    }
+
+    async fn fetch(&self) -> Result<Arc<[Key]>, FetchError> {
+        let request = self.client.get(self.url.clone()).header(header::ACCEPT, "application/json");
+        let mut answer = request.send().await?;
+        if answer.status() != reqwest::StatusCode::OK {
+            return Err(FetchError::Status(answer.status()));
+        }
+        let mut body = Vec::new();
+        while let Some(part) = answer.chunk().await? {
+            if body.len() + part.len() > MAX_BODY {
+                return Err(FetchError::TooLarge);
+            }
+            body.extend_from_slice(&part);
+        }
+        // The issuer's word counts: a set without a usable key lets nobody in.
+        let (keys, skipped) = parse_set(&body).ok_or(FetchError::Malformed)?;
+        if keys.is_empty() {
+            warn!(skipped, "the key set has no key that verifies tokens");
+        } else {
+            info!(served = keys.len(), skipped, "key set fetched");
+        }
+        Ok(keys.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::{advance, pause, resume};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn jwks(url: &str) -> Arc<Jwks> {
+        Jwks::new(&Url::parse(url).unwrap()).unwrap()
+    }
+
+    fn fetched(jwks: &Jwks, keys: Option<Arc<[Key]>>) {
+        jwks.state.send_modify(|state| {
+            state.fetching = false;
+            state.keys = keys.or_else(|| state.keys.take());
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_kids_ask_for_one_fetch_in_thirty_seconds_and_for_none_before_the_first_set() {
+        let jwks = jwks("https://issuer.example/");
+        assert!(jwks.ask(), "the first fetch is on its way");
+        fetched(&jwks, None);
+        assert!(!jwks.ask(), "that failed, and is repeated soon");
+        fetched(&jwks, Some(Arc::new([])));
+
+        assert!(jwks.ask() && jwks.state.borrow().fetching);
+        assert!(jwks.ask(), "that one may bring it");
+        fetched(&jwks, None);
+        assert!(!jwks.ask());
+        advance(ASK_EVERY - SECOND).await;
+        assert!(!jwks.ask() && !jwks.state.borrow().fetching);
+        advance(SECOND).await;
+        assert!(jwks.ask() && jwks.state.borrow().fetching);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_a_fetch_may_take() {
+        let begun = Instant::now();
+        jwks("https://issuer.example/").fetched().await;
+        assert_eq!(begun.elapsed(), FETCH_DEADLINE);
+    }
+
+    /// Moves the clock of whatever sleeps; sockets go by real time.
+    async fn skip(time: Duration) {
+        pause();
+        advance(time).await;
+        resume();
+    }
+
+    #[tokio::test]
+    async fn the_set_is_fetched_anew_before_it_is_older_than_its_ttl() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let jwks = jwks(&format!("http://{}/", listener.local_addr().unwrap()));
+        let requests = AtomicUsize::new(0);
+        let serve = async {
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                assert_ne!(socket.read(&mut [0; 4_096]).await.unwrap(), 0);
+                requests.fetch_add(1, Ordering::SeqCst);
+                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 11\r\nConnection: close\r\n\r\n{\"keys\":[]}";
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        };
+        let check = async {
+            jwks.fetched().await;
+            assert_eq!(requests.load(Ordering::SeqCst), 1);
+            skip(TTL.mul_f64(0.79)).await;
+            assert!(timeout(SECOND / 5, jwks.state.subscribe().wait_for(|state| state.fetching)).await.is_err());
+            skip(TTL.mul_f64(0.21)).await;
+            let second = async {
+                while requests.load(Ordering::SeqCst) < 2 {
+                    sleep(SECOND / 100).await;
+                }
+            };
+            timeout(SECOND * 20, second).await.unwrap();
+        };
+        tokio::select! {
+            () = Arc::clone(&jwks).keep_fresh(Arc::default()) => {}
+            () = serve => {}
+            () = check => {}
+        }
+    }
+}
