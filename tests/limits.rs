@@ -272,8 +272,8 @@ async fn a_lost_answer_costs_nobody_a_slot() {
     Client::connect(&one, "41").await.close().await;
     proxy.blackhole(Whose::All, Way::FromRedis);
     let client = Client::connect(&one, "42").await;
-    proxy.heal();
     proxy.cut();
+    proxy.heal();
     client.close().await;
     // What was granted without being heard of is not held until the end of a lease.
     let _next = connect_within(PATIENCE, &other, "42").await;
