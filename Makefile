@@ -1,12 +1,12 @@
 # `make` alone lists what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt demo bench
+.PHONY: help run test lint fmt demo bench bench-instructions bench-profile
 
 # The browser tests drive the binary that `cargo test` has just built.
 target_dir := $(abspath $(or $(CARGO_TARGET_DIR),target))
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## one instance for this machine, no set-up: http://127.0.0.1:8080
 	cargo run --release -- serve --dev
@@ -31,3 +31,9 @@ demo: ## two instances on a Redis of their own; Ctrl-C stops all
 
 bench: ## every benchmark, into docs/benchmarks (ARGS=--quick: only whether it works)
 	node bench/run.mjs $(ARGS)
+
+bench-instructions: ## instruction counts of the hot path (ARGS=--check: fail where one grew by 5 %)
+	node bench/instructions.mjs $(ARGS)
+
+bench-profile: ## where the CPU goes: flame graphs of handshakes and of unicast
+	node bench/profile.mjs

@@ -1,11 +1,11 @@
 // From raw lines to figures: medians, spreads, ratios within one repeat, and whether a promise was kept.
 
-import { rowsOf } from './scenarios.mjs';
+import { rowsOf } from './sessions.mjs';
 
 // A server below this was waiting for the load generator.
 const BUSY = 90;
 
-function spread(values) {
+export function spread(values) {
   const sorted = values.toSorted((a, b) => a - b);
   const middle = (sorted.length - 1) / 2;
   const median = (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2;

@@ -1,75 +1,87 @@
-// One run of one scenario against one server: fresh processes, one report.
+// One session with one server: fresh processes, and a line for each of its phases.
 
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { LOAD_CORE, SERVER_CORE, residentBytes, start, startRedis, startServer, stop, tidings } from './servers.mjs';
 
-const COMMON = '--connections 10000 --connect-rate 4000 --settle 1s --duration 5s --json';
-const QUICK = '--connections 1000 --duration 2s --json';
 const QUICK_CONNECTIONS = 1_000;
+const QUICK_DURATION = '1s';
 
 // From the last close until memory is read: longer than presence takes to see that somebody left.
 const EMPTY_MS = 8_000;
 const WATCH_MS = 50;
 
-// A later flag wins over an earlier one of the same name.
-function flagsOf(scenario, variant, quick) {
-  const text = [quick ? QUICK : COMMON, scenario.flags, variant].join(' ');
-  const flags = new Map([...text.matchAll(/(--\S+)(?: (?!--)(\S+))?/g)].map(([, name, value]) => [name, value]));
-  if (quick) flags.set('--connections', `${Math.min(flags.get('--connections'), QUICK_CONNECTIONS)}`);
-  return [...flags].flat().filter((part) => part !== undefined);
+// For --quick: fewer connections, shorter windows.
+function shortened(flags) {
+  return flags
+    .replace(/--connections (\d+)/, (_, count) => `--connections ${Math.min(count, QUICK_CONNECTIONS)}`)
+    .replace(/--duration \d+s/, `--duration ${QUICK_DURATION}`);
 }
 
-async function load(server, flags, core) {
+// One report for each phase: the first one's flags stand for themselves, the others follow on its connections.
+async function load(server, { connect, phases }, core) {
+  const [first, ...others] = phases.map(({ flags }) => flags);
+  const flags = [...`${connect} ${first} --json`.split(' '), ...others.flatMap((other) => ['--then', other])];
   const command = [tidings, 'load', ...server.load, '--server-pid', `${server.child.pid}`, ...flags];
   const child = start(command, { core, env: server.env });
   const code = await child.done;
   const { stdout, stderr } = child.output;
   if (code !== 0) throw new Error(`${command.join(' ')}\nended with ${code}: ${stderr}${stdout}`);
-  return JSON.parse(stdout);
+  return stdout.trim().split('\n').map((line) => JSON.parse(line));
 }
 
 // Rounds of connections that come and go, and the memory that is left after the first and the last.
-async function rounds(count, server, flags, core) {
+async function rounds(server, session, core) {
   const empty = [];
-  let report;
-  for (let round = 1; round <= count; round += 1) {
-    report = await load(server, flags, core);
-    if (round === 1 || round === count) {
+  let reports;
+  for (let round = 1; round <= session.rounds; round += 1) {
+    reports = await load(server, session, core);
+    if (round === 1 || round === session.rounds) {
       await sleep(EMPTY_MS);
       empty.push(residentBytes(server.child));
     }
   }
-  return { report, extra: { empty } };
+  return { reports, extra: { empty } };
 }
 
-async function watched(server, flags, core) {
+async function watched(server, session, core) {
   let peak = 0;
   const watch = setInterval(() => (peak = Math.max(peak, residentBytes(server.child))), WATCH_MS);
-  const report = await load(server, flags, core).finally(() => clearInterval(watch));
-  return { report, extra: { peak } };
+  const reports = await load(server, session, core).finally(() => clearInterval(watch));
+  return { reports, extra: { peak } };
 }
 
 // What goes to a socket is `sendto` or `writev`; a `write` wakes one of the server's own threads.
-async function traced(server, flags, core) {
+async function traced(server, session, core) {
   const counted = ['-c', '-U', 'calls,name', '-e', 'trace=sendto,writev,sendmsg'];
   const strace = start(['strace', '-f', ...counted, '-p', `${server.child.pid}`]);
-  const report = await load(server, flags, core);
+  const reports = await load(server, session, core);
   await stop(strace, 'SIGINT');
   const writes = /^\s*(\d+)\s+total$/m.exec(strace.output.stderr)?.[1];
   if (!writes) throw new Error(`strace counted nothing: ${strace.output.stderr}`);
-  return { report, extra: { writes: Number(writes) } };
+  return { reports, extra: { writes: Number(writes) } };
 }
 
-export async function measure(scenario, row, quick) {
-  const [serverCore, loadCore] = scenario.pinned ? [SERVER_CORE, LOAD_CORE] : [];
+function quickened({ connect, phases, ...session }) {
+  return {
+    ...session,
+    connect: shortened(connect),
+    phases: phases.map((phase) => ({ ...phase, flags: shortened(phase.flags) })),
+  };
+}
+
+// `env` is for the server alone.
+export async function measure(wanted, name, { quick, env }) {
+  const session = quick ? quickened(wanted) : wanted;
+  const [serverCore, loadCore] = session.pinned ? [SERVER_CORE, LOAD_CORE] : [];
   const redis = await startRedis(loadCore);
-  const server = await startServer(row.server, redis, serverCore);
-  const flags = flagsOf(scenario, row.flags, quick);
-  const { report, extra } = scenario.rounds
-    ? await rounds(scenario.rounds, server, flags, loadCore)
-    : await (scenario.tool === 'strace' ? traced : watched)(server, flags, loadCore);
-  await stop(server.child);
+  const server = await startServer(name, redis, serverCore, env);
+  const way = session.rounds ? rounds : session.tool ? traced : watched;
+  const { reports, extra } = await way(server, session, loadCore);
+  // At once: a drain is not what is measured.
+  await stop(server.child, 'SIGKILL');
   await stop(redis.child);
-  return { server: row.server, variant: row.variant, flags: flags.join(' '), report, extra };
+  return session.phases.map(({ scenario, variant = '', flags }, at) => {
+    return { scenario, line: { server: name, variant, flags: `${session.connect} ${flags}`, report: reports[at], extra } };
+  });
 }

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { promisesOf, tableOf } from './figures.mjs';
 import { plot } from './plot.mjs';
 import { scenarios } from './scenarios.mjs';
+import { rowsOf } from './sessions.mjs';
 import { range, table } from './text.mjs';
 
 const PINNED = 'The server has one core, the load generator and Redis the other.';
@@ -21,7 +22,7 @@ function sectionOf({ scenario, lines }) {
   const head = ['', ...scenario.metrics.map(({ name, unit }) => (unit ? `${name} (${unit})` : name))];
   const rows = tableOf(scenario, lines);
   const flags = [...new Set(lines.map((line) => line.flags))];
-  const cores = scenario.pinned ? PINNED : 'Nothing is pinned.';
+  const cores = rowsOf(scenario)[0].pinned ? PINNED : 'Nothing is pinned.';
   const repeats = new Set(lines.map(({ repeat }) => repeat)).size;
   return `## ${scenario.title}
 
@@ -75,6 +76,9 @@ export function render(folder) {
 \`make bench\` makes this page, its plots and the lines in [raw](raw), which hold every report in full. Figures are of one
 machine at one time: what counts are the ratios between servers of the same repeat, and how far they spread.
 
+Beside it: [instructions](instructions.md) of single steps, [profiles](profile.md) that say where the CPU goes, and the
+[choices](choices.md) of runtime and allocator.
+
 ## What was promised
 
 A ratio is of tidings to the other server in the same repeat: its median (least–most), or the one value where it was
@@ -110,8 +114,8 @@ ${runs.map(sectionOf).join('\n')}
 
 ${machine(runs[0])}
 
-Measured ${[...new Set(dates)].join(', ')}. The load average before each scenario's first run was
-${loads[0].toFixed(1)} to ${loads.at(-1).toFixed(1)}: what else ran here is in the spread.
+Measured ${[...new Set(dates)].join(', ')}. The load average before the first run was ${loads.at(-1).toFixed(1)}: what
+else ran here is in the spread.
 `;
   writeFileSync(join(folder, 'README.md'), text);
   for (const run of runs) writeFileSync(join(folder, `${run.scenario.name}.svg`), plotOf(run));

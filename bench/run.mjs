@@ -14,7 +14,8 @@ import { labelOf } from './figures.mjs';
 import { machine } from './machine.mjs';
 import { measure } from './measure.mjs';
 import { render } from './page.mjs';
-import { rowsOf, scenarios } from './scenarios.mjs';
+import { scenarios } from './scenarios.mjs';
+import { sessionsOf } from './sessions.mjs';
 import { figure } from './text.mjs';
 
 process.chdir(join(import.meta.dirname, '..'));
@@ -44,44 +45,51 @@ function options() {
 function prepare() {
   for (const tool of ['taskset', 'redis-server']) if (!has(tool)) throw new Error(`${tool} is missing`);
   if (os.cpus().length < 2) throw new Error('two cores are needed: one for the server, one for the load');
-  run('cargo', 'build', '--release', '--locked', '--bin', 'tidings', '--example', 'floor');
+  // Apart: together, the binary would get what only tests ask of its dependencies.
+  run('cargo', 'build', '--release', '--locked', '--bin', 'tidings');
+  run('cargo', 'build', '--release', '--locked', '--example', 'floor');
   run('npm', 'ci', '--prefix', 'bench/peers', '--no-audit', '--no-fund', '--silent');
 }
 
 function wanted({ only }) {
-  return scenarios.filter(({ name, tool }) => {
-    if (only && name !== only) return false;
-    if (tool && !has(tool)) console.log(`${name}: left out, ${tool} is missing`);
-    return !tool || has(tool);
+  return sessionsOf(only).filter(({ tool, phases }) => {
+    if (!tool || has(tool)) return true;
+    console.log(`${phases.map(({ scenario }) => scenario).join(', ')}: left out, ${tool} is missing`);
+    return false;
   });
 }
 
 // Raw lines are kept as they come: a run that fails later has not lost them.
-function begin(scenario, { folder, repeats, quick }) {
-  const path = join(folder, 'raw', `${scenario.name}.jsonl`);
-  const about = { at: new Date().toISOString(), repeats, quick, load: os.loadavg()[0], machine: machine() };
+function begin(name, { folder, repeats, quick, load }) {
+  const path = join(folder, 'raw', `${name}.jsonl`);
+  const about = { at: new Date().toISOString(), repeats, quick, load, machine: machine() };
   writeFileSync(path, `${JSON.stringify(about)}\n`);
   return path;
 }
 
-function summary({ metrics }, { report, extra }) {
+function summary(name, { report, extra }) {
+  const { metrics } = scenarios.find((scenario) => scenario.name === name);
   return metrics.map(({ name, unit, of }) => `${name} ${figure(of(report, extra))} ${unit}`.trim()).join(', ');
 }
 
-async function measureAll(options) {
+async function measureAll(chosen) {
+  const options = { ...chosen, load: os.loadavg()[0] };
   mkdirSync(join(options.folder, 'raw'), { recursive: true });
   const paths = new Map();
+  const begun = Date.now();
+  const sessions = wanted(options);
   for (let repeat = 0; repeat < options.repeats; repeat += 1) {
-    for (const scenario of wanted(options)) {
-      if (repeat === 0) paths.set(scenario, begin(scenario, options));
-      const rows = rowsOf(scenario);
-      for (let turn = 0; turn < rows.length; turn += 1) {
+    for (const session of sessions) {
+      for (let turn = 0; turn < session.servers.length; turn += 1) {
         // Another begins each time, so that no server always has the same neighbour in time.
-        const row = rows[(turn + repeat) % rows.length];
-        const line = { repeat, ...(await measure(scenario, row, options.quick)) };
-        appendFileSync(paths.get(scenario), `${JSON.stringify(line)}\n`);
-        const place = `${repeat + 1}/${options.repeats} ${scenario.name}: ${labelOf(row)}`;
-        console.log(`${place}: ${summary(scenario, line)}`);
+        const server = session.servers[(turn + repeat) % session.servers.length];
+        for (const { scenario, line } of await measure(session, server, options)) {
+          if (!paths.has(scenario)) paths.set(scenario, begin(scenario, options));
+          appendFileSync(paths.get(scenario), `${JSON.stringify({ repeat, ...line })}\n`);
+          const seconds = Math.round((Date.now() - begun) / 1_000);
+          const place = `[${seconds} s] ${repeat + 1}/${options.repeats} ${scenario}: ${labelOf(line)}`;
+          console.log(`${place}: ${summary(scenario, line)}`);
+        }
       }
     }
   }

@@ -57,10 +57,17 @@ async function ready(child, condition) {
   throw new Error(`not ready: ${told(child)}`);
 }
 
+// Below the range that outgoing connections take theirs from: ten thousands of those come and go here.
+const PORTS = { from: 10_000, count: 20_000 };
+
 // Held together until all are known, so that they differ.
 async function freePorts(count) {
-  const servers = Array.from({ length: count }, () => net.createServer().listen(0, '127.0.0.1'));
-  await Promise.all(servers.map((server) => server.listening || once(server, 'listening')));
+  const servers = [];
+  while (servers.length < count) {
+    const port = PORTS.from + Math.floor(Math.random() * PORTS.count);
+    const server = net.createServer().listen(port, '127.0.0.1');
+    if (await once(server, 'listening').then(() => true, () => false)) servers.push(server);
+  }
   const ports = servers.map((server) => server.address().port);
   await Promise.all(servers.map((server) => once(server.close(), 'close')));
   return ports;
@@ -103,11 +110,11 @@ const kinds = {
   },
 };
 
-export async function startServer(name, redis, core) {
+export async function startServer(name, redis, core, more = {}) {
   const kind = kinds[name];
   const [port, admin] = await freePorts(2);
   const env = { SECRET: secret, TIDINGS_AUTH__HMAC_SECRET: secret, TIDINGS_LOG__LEVEL: 'warn' };
-  const child = start(kind.command(port, redis, admin), { core, env });
+  const child = start(kind.command(port, redis, admin), { core, env: { ...env, ...more } });
   await ready(child, () => kind.ready(port));
   const load = ['--target', `127.0.0.1:${port}`, '--redis-url', redis.url, ...(kind.flags ?? [])];
   return { child, env, load };

@@ -1,71 +1,23 @@
 //! What one delivery passes through, step by step: `cargo bench --bench hot_path`.
 
-#![allow(missing_docs, reason = "the macros below make undocumented items")]
+mod house;
 
 use std::error::Error;
-use std::future::poll_fn;
 use std::hint::black_box;
-use std::io::Read as _;
-use std::net::TcpListener;
-use std::sync::Arc;
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use tidings::backplane::Heard;
-use tidings::config::{Outbox as Bound, SlowClient};
-use tidings::metrics::Metrics;
-use tidings::protocol::{ConnectionId, Dialect, Encoded, Event, UserId, is_json};
-use tidings::registry::{Backlog, Driven, Member, Outbox, Pushed, Registration, Registry};
+use house::{BOUND, House, payload, pushes};
+use tidings::backplane::{Heard, count_replies};
+use tidings::protocol::{Dialect, Encoded, Event, is_json};
+use tidings::registry::{Member, Pushed, Registry};
 use tidings::router::Router;
-use tokio::net::TcpStream;
-use tokio::runtime::Runtime;
 
-const USERS: u32 = 10_000;
-/// Never reached: a client that is paused by the machine is not what is measured.
-const BOUND: Bound = Bound {
-    max_messages: usize::MAX,
-    max_bytes: usize::MAX,
-    max_total_bytes: usize::MAX,
-    slow_client: SlowClient::Disconnect,
-    write_timeout: Duration::from_secs(10),
-};
-
-fn payload() -> String {
-    format!(r#"{{"n":1,"t":123456789,"p":"{}"}}"#, "x".repeat(100))
-}
-
-/// A connection whose client reads as fast as it can.
-fn member(runtime: &Runtime) -> std::io::Result<Arc<Member>> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let socket = runtime.block_on(TcpStream::connect(listener.local_addr()?))?;
-    socket.set_nodelay(true)?;
-    let (mut client, _) = listener.accept()?;
-    std::thread::spawn(move || {
-        let mut bytes = vec![0; 1 << 20];
-        while matches!(client.read(&mut bytes), Ok(1..)) {}
-    });
-    runtime.block_on(socket.writable())?;
-    let backlog = Backlog::new(Metrics::new().backlog_bytes, usize::MAX);
-    Ok(Arc::new(Member {
-        id: ConnectionId::random(),
-        dialect: Dialect::TidingsV1,
-        outbox: Outbox::new(socket, backlog),
-    }))
-}
-
-async fn drive(member: Arc<Member>) {
-    let mut armed = None;
-    while let Driven::Stalled(since) = poll_fn(|cx| member.outbox.poll_drive(cx, armed)).await {
-        armed = since;
-    }
-}
-
-/// Every user has the one connection: whose it is makes no difference to a look-up.
-fn registry(member: &Arc<Member>) -> Result<(Arc<Registry>, Vec<Registration>), Box<dyn Error>> {
-    let registry = Arc::new(Registry::default());
-    let places = (0..USERS).map(|user| Ok(registry.register(UserId::new(&user.to_string())?, Arc::clone(member))));
-    let places = places.collect::<Result<_, Box<dyn Error>>>()?;
-    Ok((registry, places))
+fn replies(criterion: &mut Criterion) {
+    let read = pushes(100);
+    let mut group = criterion.benchmark_group("redis");
+    group.throughput(Throughput::Elements(100));
+    group.bench_function("parse 100 pushes", |bencher| bencher.iter(|| count_replies(black_box(&read))));
+    group.finish();
 }
 
 fn frames(criterion: &mut Criterion) {
@@ -82,7 +34,7 @@ fn frames(criterion: &mut Criterion) {
 fn lookups(criterion: &mut Criterion, registry: &Registry) {
     let mut group = criterion.benchmark_group("registry");
     group.bench_function("hit", |bencher| {
-        bencher.iter(|| registry.each_of(black_box("4711"), |member| _ = black_box(member)));
+        bencher.iter(|| registry.with(black_box("4711"), |members| black_box(members).len()));
     });
     group.bench_function("miss", |bencher| bencher.iter(|| registry.connections_of(black_box("elsewhere-4711"))));
     group.finish();
@@ -99,8 +51,7 @@ fn outbox(criterion: &mut Criterion, member: &Member) {
     });
 }
 
-fn routes(criterion: &mut Criterion, registry: Arc<Registry>) {
-    let router = Router::new(registry, Arc::new(Metrics::new()), BOUND, 1 << 20);
+fn routes(criterion: &mut Criterion, router: &Router) {
     let data = payload();
     let take = |channel: &[u8]| router.take(Heard::Message { channel, payload: black_box(data.as_bytes()) });
     let mut group = criterion.benchmark_group("router");
@@ -121,17 +72,13 @@ fn routes(criterion: &mut Criterion, registry: Arc<Registry>) {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    // What the socket does not take at once is written by a task, as in the gateway.
-    let member = member(&runtime)?;
-    runtime.spawn(drive(Arc::clone(&member)));
-    let (registry, _places) = registry(&member)?;
-
+    let house = House::new()?;
     let mut criterion = Criterion::default().configure_from_args();
+    replies(&mut criterion);
     frames(&mut criterion);
-    lookups(&mut criterion, &registry);
-    outbox(&mut criterion, &member);
-    routes(&mut criterion, registry);
+    lookups(&mut criterion, &house.registry);
+    outbox(&mut criterion, &house.member);
+    routes(&mut criterion, &house.router);
     criterion.final_summary();
     Ok(())
 }

@@ -4,17 +4,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::auth::{OriginPolicy, Verifier};
-use crate::backplane::{Backplane, BackplaneError};
-use crate::config::Config;
+use crate::auth::{OriginPolicy, Revocations, Verifier};
+use crate::backplane::{Backplane, BackplaneError, Heard};
+use crate::config::{Config, TlsError};
 use crate::connection::{self, Context};
+use crate::control::Control;
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
 use crate::protocol::InstanceId;
 use crate::registry::Backlog;
 use crate::router::Router;
-use crate::server::{self, App, Listener};
+use crate::server::{self, App, Listener, Tls};
+use crate::sessions::Sessions;
 use crate::shutdown::Shutdown;
 
 /// What a stop may take beyond the drain window: closes on their way, presence given up.
@@ -36,6 +38,9 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// A certificate that cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A backplane that cannot be used.
     #[error(transparent)]
     Backplane(#[from] BackplaneError),
@@ -61,14 +66,13 @@ impl Gateway {
         let app = Arc::new(App::new(config)?);
         start_routing(&app);
         start_presence(&app);
+        start_reloading(&app);
         app.context.limiter.start(&app.context.instance, app.config.presence.lease, &app.context.shutdown);
+        start_sessions(&app);
 
         let gateway = Self { public: public.address, admin: admin.address, app: Arc::clone(&app) };
         for (listener, router) in [(public, server::public(&app)), (admin, server::admin(&app))] {
-            let Context { metrics, shutdown, .. } = &*app.context;
-            let deadline = app.config.server.handshake_timeout;
-            let serving = server::serve(listener, router, deadline, Arc::clone(metrics), shutdown.clone());
-            shutdown.spawn_service(serving);
+            app.context.shutdown.spawn_service(server::serve(Arc::clone(&app), listener, router));
         }
         Ok(gateway)
     }
@@ -91,6 +95,13 @@ impl Gateway {
         &self.app.context.instance
     }
 
+    /// Reads the TLS certificate anew, if there is one.
+    pub fn reload(&self) {
+        if let Some(tls) = &self.app.tls {
+            tls.reload();
+        }
+    }
+
     /// Sends the clients away over `drain.window`, gives presence up, and ends every task.
     pub async fn stop(self) {
         let Context { registry, shutdown, .. } = &*self.app.context;
@@ -107,7 +118,8 @@ impl Gateway {
 }
 
 impl App {
-    fn new(config: Config) -> Result<Self, BackplaneError> {
+    fn new(config: Config) -> Result<Self, StartError> {
+        let tls = config.server.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         let (instance, metrics) = (InstanceId::random(), Arc::new(Metrics::new()));
         let backplane = Arc::new(Backplane::new(&config, &instance, &metrics)?);
         let context = Arc::new(Context {
@@ -118,19 +130,52 @@ impl App {
             limiter: Limiter::new(&config.limits, &backplane, &metrics),
             backlog: Backlog::new(metrics.backlog_bytes.clone(), config.outbox.max_total_bytes),
             verifier: Verifier::new(&config.auth),
+            revocations: Arc::new(Revocations::new(config.auth.leeway)),
             registry: Arc::default(),
             metrics,
             shutdown: Shutdown::default(),
         });
         let origins = OriginPolicy::new(&config.server.allowed_origins, config.dev);
-        Ok(Self { config, context, backplane, origins, started: Instant::now() })
+        let Context { revocations, registry, metrics, .. } = &*context;
+        let (registry, metrics) = (|| Arc::clone(registry), || Arc::clone(metrics));
+        let sessions = Sessions::new(&config, Arc::clone(&backplane), registry(), metrics()).map(Arc::new);
+        let control = Control::new(registry(), Arc::clone(revocations), Arc::clone(&backplane), metrics()).into();
+        Ok(Self { config, context, backplane, tls, origins, sessions, control, started: Instant::now() })
     }
 }
 
 fn start_routing(app: &App) {
     let Context { registry, metrics, outbox, limits, shutdown, .. } = &*app.context;
     let router = Router::new(Arc::clone(registry), Arc::clone(metrics), *outbox, limits.max_payload_bytes);
-    app.backplane.subscribe(Arc::new(move |heard| router.take(heard)), shutdown);
+    let control = Arc::clone(&app.control);
+    let sink = Arc::new(move |heard: Heard<'_>| match heard {
+        Heard::Control { payload } => control.take(payload),
+        heard => router.take(heard),
+    });
+    app.backplane.subscribe(sink, shutdown);
+
+    let (control, stopping) = (Arc::clone(&app.control), shutdown.stopping().clone());
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(control.run()).await;
+    });
+}
+
+fn start_sessions(app: &App) {
+    let Some(sessions) = app.sessions.clone() else { return };
+    let shutdown = &app.context.shutdown;
+    let stopping = shutdown.stopping().clone();
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(sessions.keep_true()).await;
+    });
+}
+
+fn start_reloading(app: &App) {
+    let Some(tls) = app.tls.clone() else { return };
+    let Context { metrics, shutdown, .. } = &*app.context;
+    let (metrics, stopping) = (Arc::clone(metrics), shutdown.stopping().clone());
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(tls.keep_fresh(&metrics)).await;
+    });
 }
 
 fn start_presence(app: &App) {

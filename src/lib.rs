@@ -9,7 +9,7 @@
 //! | 1 | [`log`] |
 //! | 2 | [`auth`], [`registry`], [`backplane`] |
 //! | 3 | [`limits`] |
-//! | 4 | [`router`], [`presence`], [`connection`] |
+//! | 4 | [`router`], [`presence`], [`control`], [`sessions`], [`connection`] |
 //! | 5 | [`server`], [`load`] (the load generator) |
 //! | 6 | [`Gateway`], which wires them, and [`cli`] |
 
@@ -19,6 +19,7 @@ pub mod backplane;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod control;
 mod gateway;
 pub mod limits;
 pub mod load;
@@ -29,6 +30,7 @@ pub mod protocol;
 pub mod registry;
 pub mod router;
 pub mod server;
+pub mod sessions;
 pub mod shutdown;
 
 pub use gateway::{Gateway, StartError};

@@ -20,6 +20,10 @@ pub struct Metrics {
     pub connections_closed: IntCounterVec,
     /// Handshakes refused, by HTTP status.
     pub handshakes_refused: IntCounterVec,
+    /// TLS handshakes that failed or took too long.
+    pub tls_handshakes_failed: IntCounter,
+    /// Certificates read anew, by result.
+    pub tls_reloads: IntCounterVec,
     /// Connections and clients that a limit refused, by limit.
     pub limited: IntCounterVec,
     /// Decisions on a limit of the whole fleet that were made without the fleet, by limit.
@@ -42,6 +46,16 @@ pub struct Metrics {
     pub backlog_bytes: IntGauge,
     /// Notifications published over HTTP.
     pub published: IntCounter,
+    /// Messages on the control channel, by what they were.
+    pub control_messages: IntCounterVec,
+    /// Revocations in force.
+    pub revocations: IntGauge,
+    /// Revocations that found no room, here or in Redis.
+    pub revocations_dropped: IntCounter,
+    /// Sessions looked up for a handshake, by where the answer came from.
+    pub session_lookups: IntCounterVec,
+    /// Connections closed since their session had ended.
+    pub sessions_ended: IntCounter,
     /// 1 while the backplane is subscribed.
     pub backplane_up: IntGauge,
     /// Subscriptions that were lost: each is a gap in what was heard.
@@ -70,6 +84,12 @@ impl Metrics {
             connections_opened: counter(r, "connections_opened_total", "WebSocket upgrades done."),
             connections_closed: labelled(r, "connections_closed_total", "Ended connections, by close code.", "code"),
             handshakes_refused: labelled(r, "handshakes_refused_total", "Refused handshakes, by status.", "status"),
+            tls_handshakes_failed: counter(
+                r,
+                "tls_handshakes_failed_total",
+                "TLS handshakes that failed or took too long.",
+            ),
+            tls_reloads: labelled(r, "tls_reloads_total", "TLS certificates read anew: taken, or refused.", "result"),
             limited: labelled(r, "limited_total", "What a limit refused, by limit.", "limit"),
             limits_unshared: labelled(
                 r,
@@ -95,6 +115,21 @@ impl Metrics {
             deliveries_dropped: counter(r, "deliveries_dropped_total", "Events that a slow connection did not get."),
             backlog_bytes: gauge(r, "backlog_bytes", "Bytes waiting in the queues of connections that take no more."),
             published: counter(r, "published_total", "Notifications published over HTTP."),
+            control_messages: labelled(
+                r,
+                "control_messages_total",
+                "Messages on the control channel: disconnect, revoke, unknown or bad.",
+                "command",
+            ),
+            revocations: gauge(r, "revocations", "Revocations in force."),
+            revocations_dropped: counter(r, "revocations_dropped_total", "Revocations that there was no room for."),
+            session_lookups: labelled(
+                r,
+                "session_lookups_total",
+                "Sessions looked up for a handshake: from the cache, from redis, or failed.",
+                "from",
+            ),
+            sessions_ended: counter(r, "sessions_ended_total", "Connections closed since their session had ended."),
             backplane_up: gauge(r, "backplane_up", "1 while subscribed to the backplane, else 0."),
             backplane_gaps: counter(r, "backplane_gaps_total", "Lost subscriptions, each a gap in what was heard."),
             backplane_errors: labelled(r, "backplane_errors_total", "Failed backplane operations, by kind.", "kind"),

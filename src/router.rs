@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tracing::warn;
 
@@ -22,10 +23,26 @@ pub struct Router {
     metrics: Arc<Metrics>,
     bound: Bound,
     max_payload_bytes: usize,
-    /// Connections that got something since the last pause and whose outbox was empty before it.
-    to_flush: Mutex<Vec<Arc<Member>>>,
+    unwritten: Mutex<Unwritten>,
     drops: LogRate,
     slow: LogRate,
+}
+
+/// What was queued for one user and is still to be written: while their messages come back to back they share a write,
+/// and the next one for somebody else finds it done, with everything it touched still in the processor's cache.
+#[derive(Debug, Default)]
+struct Unwritten {
+    user: String,
+    /// Whose outbox was empty before.
+    members: Vec<Arc<Member>>,
+}
+
+impl Unwritten {
+    fn write(&mut self) {
+        for member in self.members.drain(..) {
+            member.outbox.flush();
+        }
+    }
 }
 
 /// Why a message is nobody's.
@@ -57,7 +74,7 @@ impl Router {
             metrics,
             bound,
             max_payload_bytes,
-            to_flush: Mutex::default(),
+            unwritten: Mutex::default(),
             drops: LogRate::new(),
             slow: LogRate::new(),
         }
@@ -78,26 +95,36 @@ impl Router {
                 let drop = if channel.is_empty() { Drop::UserId } else { Drop::Size };
                 self.count_drop(drop, channel.len());
             }
-            Heard::Pause => self.flush(),
+            // No user's: who starts this router gives it to another.
+            Heard::Control { .. } => {}
+            Heard::Pause => self.unwritten.lock().write(),
         }
     }
 
     fn route(&self, channel: &[u8], payload: &[u8]) -> Result<(), Drop> {
         let id = channel.strip_prefix(USER_CHANNEL.as_bytes()).ok_or(Drop::UserId)?;
         let user = str::from_utf8(id).map_err(|_| Drop::UserId)?;
-        // Made for the first connection: where nobody is here, the payload is not touched.
-        let mut encoded: Option<Result<Encoded<'_>, Drop>> = None;
-        let mut to_flush = self.to_flush.lock();
-        let is_here = self.registry.each_of(user, |member| {
-            if let Ok(encoded) = encoded.get_or_insert_with(|| self.event(payload).map(Encoded::new)) {
-                self.hand_to(member, encoded, &mut to_flush);
-            }
-        });
-        if !is_here {
-            UserId::check(user).map_err(|_| Drop::UserId)?;
-            self.metrics.messages_missed.inc();
+        let mut unwritten = self.unwritten.lock();
+        if unwritten.user != user {
+            unwritten.write();
         }
-        encoded.map_or(Ok(()), |encoded| encoded.map(|_| ()))
+        // Where nobody is here, the payload is not touched.
+        let handed = self.registry.with(user, |members| {
+            let encoded = Encoded::new(self.event(payload)?);
+            self.hand_to(members, encoded, &mut unwritten.members);
+            Ok(())
+        });
+        match handed {
+            Some(handed) => {
+                handed?;
+                user.clone_into(&mut unwritten.user);
+            }
+            None => {
+                UserId::check(user).map_err(|_| Drop::UserId)?;
+                self.metrics.messages_missed.inc();
+            }
+        }
+        Ok(())
     }
 
     fn event<'a>(&self, payload: &'a [u8]) -> Result<Event<'a>, Drop> {
@@ -109,27 +136,25 @@ impl Router {
         if is_json(data) { Ok(Event { name: DEFAULT_EVENT, data }) } else { Err(Drop::Json) }
     }
 
-    fn hand_to(&self, member: &Arc<Member>, encoded: &mut Encoded<'_>, to_flush: &mut Vec<Arc<Member>>) {
-        let lost = match member.outbox.push(encoded.frame(member.dialect), &self.bound) {
-            Pushed::First => {
-                to_flush.push(Arc::clone(member));
-                0
-            }
-            Pushed::Behind => 0,
-            Pushed::Closed => return,
-            Pushed::Displaced(lost) | Pushed::Full(lost) => lost,
-        };
-        self.metrics.deliveries.inc();
-        if lost > 0 {
-            self.count_slow(member, lost);
+    fn hand_to(&self, members: &[Arc<Member>], mut encoded: Encoded<'_>, unwritten: &mut Vec<Arc<Member>>) {
+        let Some((last, others)) = members.split_last() else { return };
+        let mut handed = 0;
+        for member in others {
+            handed += self.push(member, encoded.frame(member.dialect), unwritten);
         }
+        handed += self.push(last, encoded.last_frame(last.dialect), unwritten);
+        self.metrics.deliveries.inc_by(handed);
     }
 
-    /// Writes what was queued since the last pause: several events for one connection are one write.
-    fn flush(&self) {
-        for member in self.to_flush.lock().drain(..) {
-            member.outbox.flush();
+    /// Gives how many events were taken by the connection: 1, or 0 by one that is being closed.
+    fn push(&self, member: &Arc<Member>, frame: Bytes, unwritten: &mut Vec<Arc<Member>>) -> u64 {
+        match member.outbox.push(frame, &self.bound) {
+            Pushed::First => unwritten.push(Arc::clone(member)),
+            Pushed::Behind => {}
+            Pushed::Displaced(lost) | Pushed::Full(lost) => self.count_slow(member, lost),
+            Pushed::Closed => return 0,
         }
+        1
     }
 
     fn count_drop(&self, drop: Drop, bytes: usize) {

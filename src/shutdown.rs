@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{info, warn};
 
 /// The phases of a stop, and every task that must have ended after it. Clones share them.
@@ -36,6 +37,11 @@ impl Shutdown {
         self.connections.spawn(task);
     }
 
+    /// Until it is dropped, a drain waits as for a client's task.
+    pub fn connection_in_hand(&self) -> TaskTrackerToken {
+        self.connections.token()
+    }
+
     /// Spawns a task of the instance itself; it must end once [`Shutdown::stopping`] is cancelled.
     pub fn spawn_service(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.services.spawn(task);
@@ -59,11 +65,21 @@ impl Shutdown {
     }
 }
 
-/// SIGTERM and SIGINT, listened for from creation on.
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// SIGTERM, SIGINT: the end.
+    Stop,
+    /// SIGHUP: files that may have changed are to be read anew.
+    Reload,
+}
+
+/// SIGTERM, SIGINT and SIGHUP, listened for from creation on.
 #[derive(Debug)]
 pub struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -72,15 +88,21 @@ impl Signals {
     /// # Errors
     /// Where the system refuses a handler.
     pub fn install() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    /// Waits for the next of either.
-    pub async fn next(&mut self) {
-        let name = tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+    /// Waits for the next of them.
+    pub async fn next(&mut self) -> Asked {
+        let (name, asked) = tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", Asked::Stop),
+            _ = self.interrupt.recv() => ("SIGINT", Asked::Stop),
+            _ = self.hangup.recv() => ("SIGHUP", Asked::Reload),
         };
         info!(signal = name, "signal received");
+        asked
     }
 }

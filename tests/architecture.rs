@@ -10,7 +10,7 @@ const LAYERS: [&[&str]; 7] = [
     &["log"],
     &["auth", "registry", "backplane"],
     &["limits"],
-    &["router", "presence", "connection"],
+    &["router", "presence", "control", "sessions", "connection"],
     &["server", "load"],
     &["gateway", "cli", "lib", "main"],
 ];

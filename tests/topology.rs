@@ -3,8 +3,13 @@
 use std::collections::BTreeMap;
 
 use futures::future::join_all;
+use tokio::net::TcpSocket;
+use tokio_rustls::rustls::version::{TLS12, TLS13};
 
-use crate::support::{Client, Gateway, Nginx, Options, RedisServer, eventually, handshake, http, token};
+use crate::support::{
+    Authority, Client, Gateway, Nginx, Options, RedisServer, client_config, eventually, handshake, handshake_tls, http,
+    token,
+};
 
 struct Fleet {
     nginx: Nginx,
@@ -149,5 +154,48 @@ async fn no_token_reaches_the_logs() {
         .await;
     for log in [nginx.log(), one.log(), other.log()] {
         assert!(!log.contains(signature), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn tls_ends_at_nginx_and_events_go_through() {
+    let (redis, authority) = (RedisServer::start().await, Authority::new());
+    let gateway = Gateway::redis(&redis).await;
+    let nginx = Nginx::start_tls(&[&gateway], &authority.certificate(&["127.0.0.1"])).await;
+    for version in [&TLS12, &TLS13] {
+        let socket = TcpSocket::new_v4().unwrap();
+        let tls = handshake_tls(socket, nginx.address, &client_config(&authority, version)).await.unwrap();
+        let (mut client, welcome) = Client::connect_over(tls, "42").await;
+        assert_eq!(welcome["instance"], gateway.instance);
+        redis.publish("42", "1").await;
+        assert_eq!(client.event().await, 1);
+        client.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_rolling_deploy_keeps_everybody() {
+    let Fleet { nginx, gateways, redis } = fleet().await;
+    let users: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+    let mut clients = connect(&nginx, &users).await;
+    let mut newer = Vec::new();
+    for mut gateway in gateways {
+        gateway.signal("TERM");
+        let held = |(_, instance): &&mut (Client, String)| *instance == gateway.instance;
+        let leaving: Vec<_> = users.iter().zip(&mut clients).filter(|(_, client)| held(client)).collect();
+        assert!(!leaving.is_empty());
+        for (user, (client, instance)) in leaving {
+            assert_eq!(client.close_code().await, 4200);
+            let (next, welcome) = Client::connect_at(nginx.address, user).await;
+            (*client, *instance) = (next, welcome["instance"].as_str().unwrap().to_owned());
+        }
+        // Its successor takes its place only once it has ended, and well.
+        assert_eq!(gateway.exit().await.code(), Some(0));
+        newer.push(Options::redis(&redis).set("server.listen", &gateway.public.to_string()).start().await);
+    }
+    assert_eq!(redis.online().await, users);
+    for (user, (client, _)) in users.iter().zip(&mut clients) {
+        assert_eq!(redis.publish(user, user).await, 2);
+        assert_eq!(client.event().await.to_string(), *user);
     }
 }

@@ -1,7 +1,10 @@
-//! Where a handshake may carry its token, and in which order the places are looked at.
+//! Where a handshake may carry its token or session, and in which order the places are looked at.
 
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
+
+use super::cookie::cookie;
+use crate::config::Auth;
 
 /// The subprotocol that the server selects where it was offered.
 pub const OFFERED_PROTOCOL: &str = "tidings.v1";
@@ -13,6 +16,10 @@ const BEARER_ENTRY: &str = "bearer.";
 pub enum Credential {
     /// A token, not yet verified.
     Token(String),
+    /// A token in the configured cookie, which a browser sends from any page: the Origin decides, too.
+    TokenCookie(String),
+    /// The value of the session cookie, not yet verified; as above.
+    SessionCookie(String),
     /// A token in the query, which is not configured to be looked at.
     QueryNotAllowed,
     /// Nothing: a `hello` must follow.
@@ -20,17 +27,25 @@ pub enum Credential {
 }
 
 impl Credential {
-    /// Looks at `Authorization`, then the offered subprotocols, then the query: the first that is present decides.
+    /// Looks at `Authorization`, the offered subprotocols, the session cookie, the token cookie, and the query: the first
+    /// that is present decides.
     #[must_use]
-    pub fn find(headers: &HeaderMap, query_token: Option<String>, query_allowed: bool) -> Self {
+    pub fn find(headers: &HeaderMap, query_token: Option<String>, config: &Auth) -> Self {
         if let Some(token) = bearer(headers) {
             return Self::Token(token);
         }
         if let Some(token) = protocols(headers).find_map(|entry| entry.strip_prefix(BEARER_ENTRY)) {
             return Self::Token(token.to_owned());
         }
+        let named = |name: &String| cookie(headers, name);
+        if let Some(value) = config.sessions.as_ref().and_then(|sessions| named(&sessions.cookie)) {
+            return Self::SessionCookie(value);
+        }
+        if let Some(token) = config.token_cookie.as_ref().and_then(named) {
+            return Self::TokenCookie(token);
+        }
         match query_token {
-            Some(token) if query_allowed => Self::Token(token),
+            Some(token) if config.query_token => Self::Token(token),
             Some(_) => Self::QueryNotAllowed,
             None => Self::Hello,
         }
@@ -60,6 +75,9 @@ fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Layers};
+
+    const COOKIES: (&str, &str) = ("cookie", "connect.sid=d; token=e");
 
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
@@ -69,23 +87,39 @@ mod tests {
         Credential::Token(text.into())
     }
 
+    fn config(flags: &[(&str, &str)]) -> Auth {
+        let flags = flags.iter().map(|(key, value)| ("--set".into(), (*key).into(), (*value).into())).collect();
+        Config::load(Layers { flags, ..Layers::default() }).unwrap().auth
+    }
+
+    /// What is found with a token in the query, too.
+    fn find(headers: &HeaderMap, flags: &[(&str, &str)]) -> Credential {
+        Credential::find(headers, Some("c".into()), &config(flags))
+    }
+
     #[test]
     fn the_first_place_that_holds_a_token_decides() {
-        let all = headers(&[("authorization", "Bearer a"), ("sec-websocket-protocol", "tidings.v1, bearer.b")]);
-        assert_eq!(Credential::find(&all, Some("c".into()), true), token("a"));
-        let offered = headers(&[("sec-websocket-protocol", "tidings.v1"), ("sec-websocket-protocol", "bearer.b")]);
-        assert_eq!(Credential::find(&offered, Some("c".into()), true), token("b"));
+        let (query, session) = (("auth.query_token", "true"), ("auth.session_secret", "secret"));
+        let every_place = [query, session, ("auth.token_cookie", "token")];
+        let protocols = ("sec-websocket-protocol", "tidings.v1, bearer.b");
+        let all = headers(&[("authorization", "Bearer a"), protocols, COOKIES]);
+        assert_eq!(find(&all, &every_place), token("a"));
+        let offered =
+            headers(&[("sec-websocket-protocol", "tidings.v1"), ("sec-websocket-protocol", "bearer.b"), COOKIES]);
+        assert_eq!(find(&offered, &every_place), token("b"));
         assert!(offers_tidings_v1(&offered));
-        let none = HeaderMap::new();
-        assert_eq!(Credential::find(&none, Some("c".into()), true), token("c"));
-        assert_eq!(Credential::find(&none, Some("c".into()), false), Credential::QueryNotAllowed);
-        assert_eq!(Credential::find(&none, None, true), Credential::Hello);
+        let cookies = headers(&[COOKIES]);
+        assert_eq!(find(&cookies, &every_place), Credential::SessionCookie("d".into()));
+        assert_eq!(find(&cookies, &every_place[2..]), Credential::TokenCookie("e".into()));
+        assert_eq!(find(&cookies, &every_place[..1]), token("c"));
+        assert_eq!(find(&cookies, &[]), Credential::QueryNotAllowed);
+        assert_eq!(Credential::find(&cookies, None, &config(&[query])), Credential::Hello);
     }
 
     #[test]
     fn a_bearer_without_a_token_is_present_all_the_same_and_another_scheme_is_not() {
-        assert_eq!(Credential::find(&headers(&[("authorization", "bearer")]), None, true), token(""));
-        assert_eq!(Credential::find(&headers(&[("authorization", "Basic eA==")]), None, true), Credential::Hello);
-        assert_eq!(Credential::find(&headers(&[("authorization", "Bearerx")]), None, true), Credential::Hello);
+        assert_eq!(find(&headers(&[("authorization", "bearer")]), &[]), token(""));
+        assert_eq!(find(&headers(&[("authorization", "Basic eA==")]), &[]), Credential::QueryNotAllowed);
+        assert_eq!(find(&headers(&[("authorization", "Bearerx")]), &[]), Credential::QueryNotAllowed);
     }
 }

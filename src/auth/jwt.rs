@@ -8,10 +8,11 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, deco
 use secrecy::SecretString;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::Identity;
 use crate::config::{Auth, secret_bytes};
-use crate::protocol::{UserId, UserIdError};
+use crate::protocol::{CredentialId, MAX_JTI_BYTES, UserId, UserIdError};
 
 /// Why a token is refused. No text of the token is in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum TokenError {
     /// The user claim is no user id.
     #[error("bad token: its user claim is not a user id: {0}")]
     User(#[from] UserIdError),
+    /// Good, but a backend has revoked it.
+    #[error("the token was revoked")]
+    Revoked,
 }
 
 /// Verifies tokens with the configured secrets.
@@ -88,11 +92,14 @@ impl Verifier {
         Err(refused)
     }
 
-    /// From now to the moment a connection under a token that ends at `expires` must close.
+    /// When a connection of this identity must close: its end and the leeway. `None`: never, or in more than a year,
+    /// since the clock cannot hold every moment that a token can name.
     #[must_use]
-    pub fn time_left(&self, expires: u64) -> Duration {
+    pub fn ends_at(&self, identity: &Identity) -> Option<Instant> {
+        const FAR: Duration = Duration::from_secs(365 * 86_400);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Duration::from_secs(expires).saturating_add(self.leeway).saturating_sub(now)
+        let left = Duration::from_secs(identity.expires?).saturating_add(self.leeway).saturating_sub(now);
+        (left < FAR).then(|| Instant::now() + left)
     }
 
     fn identity(&self, claims: &HashMap<String, Box<RawValue>>) -> Result<Identity, TokenError> {
@@ -110,7 +117,17 @@ impl Verifier {
         let expires = claim("exp").and_then(|exp| exp.parse::<f64>().ok()).unwrap_or_default();
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
         let expires = expires as u64;
-        Ok(Identity { user: UserId::new(&user)?, expires: Some(expires) })
+        let credential = claim("jti").map(token_id).transpose()?;
+        Ok(Identity { user: UserId::new(&user)?, expires: Some(expires), credential })
+    }
+}
+
+/// One that could not be revoked is not let in.
+fn token_id(jti: &str) -> Result<CredentialId, TokenError> {
+    match serde_json::from_str::<String>(jti) {
+        Ok(jti) if jti.len() <= MAX_JTI_BYTES => Ok(CredentialId::of_token(&jti)),
+        Ok(_) => Err(TokenError::Bad(format!("its \"jti\" has more than {MAX_JTI_BYTES} bytes"))),
+        Err(_) => Err(TokenError::Bad("its \"jti\" is not a string".into())),
     }
 }
 
@@ -214,6 +231,8 @@ mod tests {
             json!({"sub": 4.5, "exp": soon}),
             json!({"sub": true, "exp": soon}),
             json!({"sub": ["42"], "exp": soon}),
+            json!({"sub": "42", "exp": soon, "jti": 7}),
+            json!({"sub": "42", "exp": soon, "jti": "x".repeat(257)}),
         ] {
             let error = verify(&claims).unwrap_err();
             assert_ne!(error, TokenError::Expired, "{claims}");
@@ -263,6 +282,6 @@ mod tests {
     #[test]
     fn a_token_that_never_ends_does_not_overflow_a_clock() {
         let identity = verify(&json!({"sub": "42", "exp": 1e18})).unwrap();
-        assert!(Verifier::new(&auth(&[])).time_left(identity.expires.unwrap()) > Duration::from_secs(1 << 40));
+        assert_eq!(Verifier::new(&auth(&[])).ends_at(&identity), None);
     }
 }

@@ -1,22 +1,29 @@
 //! Credentials in, identities out.
 
+mod cookie;
 mod credential;
 mod jwt;
 mod origin;
+mod revoked;
+mod session;
 
 pub(crate) use credential::bearer;
 pub use credential::{Credential, OFFERED_PROTOCOL, offers_tidings_v1};
 pub use jwt::{TokenError, Verifier, mint};
 pub use origin::OriginPolicy;
 pub(crate) use origin::is_loopback_host;
+pub use revoked::{Full, MAX_REVOCATIONS, Revocations};
+pub use session::{MAX_SESSION_BYTES, SessionError, SessionReader};
 
-use crate::protocol::UserId;
+use crate::protocol::{CredentialId, UserId};
 
-/// Who a verified token speaks for, and until when.
+/// Who a verified token or session speaks for, and until when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The user.
     pub user: UserId,
     /// The end of the token, in seconds since 1970, leeway not included; `None` for a credential without an end.
     pub expires: Option<u64>,
+    /// By what its connections are found again; `None` for a token without a `jti`.
+    pub credential: Option<CredentialId>,
 }

@@ -17,13 +17,20 @@ impl OriginPolicy {
     /// Whether a page of this origin may use a token. No origin at all is no browser, and so no page.
     #[must_use]
     pub fn allows_token(&self, origin: Option<&str>) -> bool {
-        let Some(origin) = origin else { return true };
-        let origin = origin.to_ascii_lowercase();
-        if self.loopback && is_loopback(&origin) {
-            return true;
-        }
         let unrestricted = self.allowed.is_empty() && !self.loopback;
-        unrestricted || self.allowed.iter().any(|pattern| matches(pattern, &origin))
+        unrestricted || origin.is_none_or(|origin| self.names(origin))
+    }
+
+    /// Whether a page of this origin may use a cookie. A browser sends it along from any page, whoever wrote that: only
+    /// origins that are named may, and what says no origin may not.
+    #[must_use]
+    pub fn allows_cookie(&self, origin: Option<&str>) -> bool {
+        origin.is_some_and(|origin| self.names(origin))
+    }
+
+    fn names(&self, origin: &str) -> bool {
+        let origin = origin.to_ascii_lowercase();
+        (self.loopback && is_loopback(&origin)) || self.allowed.iter().any(|pattern| matches(pattern, &origin))
     }
 }
 
@@ -84,6 +91,22 @@ mod tests {
     #[test]
     fn without_a_list_any_page_may_use_a_token() {
         assert!(allows(&[], false, "https://anything.example"));
+    }
+
+    #[test]
+    fn a_cookie_needs_an_origin_that_is_named() {
+        let policy = |allowed: &[&str]| {
+            OriginPolicy::new(&allowed.iter().map(|origin| (*origin).to_owned()).collect::<Vec<_>>(), false)
+        };
+        let named = policy(&["https://*.example.com"]);
+        assert!(named.allows_cookie(Some("https://app.example.com")));
+        for other in [Some("https://evil.example"), Some("null"), Some(""), None] {
+            assert!(!named.allows_cookie(other), "{other:?}");
+        }
+        assert!(!policy(&[]).allows_cookie(Some("https://app.example.com")));
+        let development = OriginPolicy::new(&[], true);
+        assert!(development.allows_cookie(Some("http://localhost:3000")));
+        assert!(!development.allows_cookie(None));
     }
 
     #[test]

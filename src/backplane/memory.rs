@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::{Batch, Heard, Page, PageCursor, Sink, USER_CHANNEL, UserPresence};
 use crate::protocol::UserId;
@@ -23,6 +23,7 @@ pub struct Memory {
     sink: Mutex<Option<Sink>>,
     directory: Mutex<Directory>,
     events: broadcast::Sender<Arc<str>>,
+    subscriptions: watch::Sender<u64>,
     /// How long users had been gone when they are released.
     offline_delay: Duration,
 }
@@ -45,7 +46,13 @@ impl Memory {
     #[must_use]
     pub fn new(offline_delay: Duration) -> Self {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
-        Self { sink: Mutex::default(), directory: Mutex::default(), events, offline_delay }
+        Self {
+            sink: Mutex::default(),
+            directory: Mutex::default(),
+            events,
+            subscriptions: watch::Sender::default(),
+            offline_delay,
+        }
     }
 
     pub(super) fn subscribe(&self, sink: Sink) {
@@ -58,6 +65,17 @@ impl Memory {
             sink(Heard::Message { channel: channel.as_bytes(), payload: json.as_bytes() });
             sink(Heard::Pause);
         }
+    }
+
+    pub(super) fn publish_command(&self, json: &str) {
+        if let Some(sink) = self.sink.lock().as_ref() {
+            sink(Heard::Control { payload: json.as_bytes() });
+        }
+    }
+
+    /// There is one, from the beginning to the end.
+    pub(super) fn subscriptions(&self) -> watch::Receiver<u64> {
+        self.subscriptions.subscribe()
     }
 
     pub(super) fn apply(&self, batch: &Batch) {

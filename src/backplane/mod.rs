@@ -14,14 +14,16 @@ mod redis;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::protocol::{InstanceId, UserId};
+use crate::protocol::{InstanceId, Revocation, UserId};
 use crate::shutdown::Shutdown;
 pub use lease::{Applied, BadCursor, Batch, LiveInstance, Page, PageCursor, UserPresence};
 pub use memory::Memory;
+#[doc(hidden)]
+pub use redis::count_replies;
 pub use redis::{Claim, Granted, Malformed, Redis};
 
 /// What a channel's name starts with, before the user's id.
@@ -42,12 +44,26 @@ pub enum Heard<'a> {
         /// The channel's whole name; empty where that was not kept either.
         channel: &'a [u8],
     },
+    /// A message on the control channel.
+    Control {
+        /// What was published.
+        payload: &'a [u8],
+    },
     /// Nothing more is at hand: write what was routed.
     Pause,
 }
 
 /// Takes what is heard. Called from one place at a time, and must not block.
 pub type Sink = Arc<dyn Fn(Heard<'_>) + Send + Sync>;
+
+/// A string that somebody stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The string.
+    pub bytes: Vec<u8>,
+    /// Whether the backplane will end it by itself.
+    pub expires: bool,
+}
 
 /// Why the backplane did not do something.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +122,13 @@ impl BackplaneError {
     fn refused(line: &str) -> Self {
         let (code, message) = line.split_once(' ').unwrap_or((line, ""));
         Self::Refused { code: code.to_owned(), message: message.to_owned() }
+    }
+
+    /// Whether Redis answered, but would not.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        let kind = self.kind();
+        kind == "refused" || KNOWN_CODES.contains(&kind)
     }
 
     /// The label in metrics and logs: an error code of Redis as it is written, or a word of ours.
@@ -183,6 +206,79 @@ impl Backplane {
                 Ok(users.len())
             }
             Self::Redis(redis) => redis.publish_to_many(users, json).await,
+        }
+    }
+
+    /// Publishes a command to every instance.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where it is not known to have been done.
+    pub async fn publish_command(&self, json: &str) -> Result<(), BackplaneError> {
+        match self {
+            Self::Memory(memory) => {
+                memory.publish_command(json);
+                Ok(())
+            }
+            Self::Redis(redis) => redis.publish_command(json).await,
+        }
+    }
+
+    /// How many subscriptions there have been: with each new one, commands may have been missed.
+    #[must_use]
+    pub fn subscriptions(&self) -> watch::Receiver<u64> {
+        match self {
+            Self::Memory(memory) => memory.subscriptions(),
+            Self::Redis(redis) => redis.subscriptions(),
+        }
+    }
+
+    /// Keeps revocations for instances that start later, `most` of them, and drops those that ended before `oldest`;
+    /// gives how many found no room. In memory there are no others, and nothing is kept.
+    ///
+    /// # Errors
+    /// [`BackplaneError`]; they may be given again.
+    pub async fn keep_revoked(
+        &self,
+        revocations: &[Revocation],
+        oldest: u64,
+        most: usize,
+    ) -> Result<u64, BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(0),
+            Self::Redis(redis) => redis.keep_revoked(revocations, oldest, most).await,
+        }
+    }
+
+    /// How many revocations are kept that had not ended at `oldest`.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not answer.
+    pub async fn count_revoked(&self, oldest: u64) -> Result<usize, BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(0),
+            Self::Redis(redis) => redis.count_revoked(oldest).await,
+        }
+    }
+
+    /// Some of the kept revocations, from a place on; none at the end.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not answer.
+    pub async fn revoked_page(&self, from: usize) -> Result<Vec<Revocation>, BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(Vec::new()),
+            Self::Redis(redis) => redis.revoked_page(from).await,
+        }
+    }
+
+    /// The strings at these keys, in the order asked, of each at most one byte more than `most`. In memory there are none.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where Redis did not answer for all of them.
+    pub async fn read(&self, keys: &[String], most: usize) -> Result<Vec<Option<Stored>>, BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(vec![None; keys.len()]),
+            Self::Redis(redis) => redis.read(keys, most).await,
         }
     }
 

@@ -17,7 +17,7 @@ impl CheckConfig {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let config = self.config.load(self.dev)?;
         say(config.to_toml().trim_end())?;
-        config.require_token_key()?;
+        config.require_way_in()?;
         Ok(())
     }
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use secrecy::ExposeSecret;
 
-use super::{ConfigArgs, block_on, say};
+use super::{ConfigArgs, Usage, block_on, say};
 use crate::auth::mint;
 use crate::config::{Redis, parse_duration};
-use crate::load::{self, Mode, Pace, Plan, Progress, Tongue};
+use crate::load::{self, Mode, Pace, Phase, Plan, Progress, Tongue};
 use crate::protocol::UserId;
 
 /// How long the clients' tokens live: longer than any run.
@@ -38,6 +38,33 @@ pub(super) struct Load {
     /// Loopback source addresses: each has some 28,000 ports
     #[arg(long, default_value_t = 4)]
     sources: u8,
+    /// Connections are left idle for this long before their memory is read
+    #[arg(long, default_value = "2s", value_parser = duration)]
+    settle: Duration,
+    #[command(flatten)]
+    phase: PhaseArgs,
+    /// Publish this next, on the same connections: the flags of a phase, such as "--mode miss --flat-out"
+    #[arg(long, value_name = "FLAGS", allow_hyphen_values = true, value_parser = phase, long_help = THEN)]
+    then: Vec<PhaseArgs>,
+    /// What the clients speak
+    #[arg(long, value_enum, default_value_t = Speaks::Websocket)]
+    client: Speaks,
+    /// Measure what this process uses
+    #[arg(long, value_name = "PID")]
+    server_pid: Option<u32>,
+    /// For the choice of users
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// One JSON line for each phase instead of text
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// What is published
+#[derive(Debug, Clone, Args)]
+struct PhaseArgs {
     /// Who is published to
     #[arg(long, value_enum, default_value_t = Whom::Unicast)]
     mode: Whom,
@@ -59,32 +86,27 @@ pub(super) struct Load {
     /// Published before anything is measured
     #[arg(long, default_value = "2s", value_parser = duration)]
     warm_up: Duration,
-    /// Connections are left idle for this long before their memory is read
-    #[arg(long, default_value = "2s", value_parser = duration)]
-    settle: Duration,
     /// Connections are left idle for this long at the end, before their memory is read once more
     #[arg(long, default_value = "0s", value_parser = duration)]
     linger: Duration,
     /// Bytes of each message
     #[arg(long, default_value_t = 128)]
     payload: usize,
-    /// What the clients speak
-    #[arg(long, value_enum, default_value_t = Speaks::Websocket)]
-    client: Speaks,
-    /// Measure what this process uses
-    #[arg(long, value_name = "PID")]
-    server_pid: Option<u32>,
-    /// For the choice of users
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// One JSON line instead of text
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    config: ConfigArgs,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+const THEN: &str = "Publish this next, on the same connections; may be repeated. In quotes, the flags of a phase: --mode, \
+    --rate, --flat-out, --window, --burst, --duration, --warm-up, --payload, --linger; what is left out has its \
+    default. Each phase has a report of its own";
+
+/// A phase alone, as `--then` has it.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct Then {
+    #[command(flatten)]
+    phase: PhaseArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Whom {
     /// Users at random
     Unicast,
@@ -106,9 +128,41 @@ fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "accepted is a duration such as 500ms, 10s or 1m".to_owned())
 }
 
+fn phase(flags: &str) -> Result<PhaseArgs, String> {
+    let parsed = Then::try_parse_from(flags.split_whitespace()).map_err(|error| error.to_string());
+    // What follows is about the usage of a whole command.
+    let first = |error: String| error.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    parsed.map(|then| then.phase).map_err(first)
+}
+
+impl From<&PhaseArgs> for Phase {
+    fn from(args: &PhaseArgs) -> Self {
+        Self {
+            mode: match args.mode {
+                Whom::Unicast => Mode::Unicast,
+                Whom::Fanout => Mode::Fanout,
+                Whom::Miss => Mode::Miss,
+            },
+            pace: if args.flat_out { Pace::FlatOut(args.window) } else { Pace::OpenLoop(args.rate) },
+            burst: args.burst,
+            payload: args.payload,
+            warm_up: args.warm_up,
+            duration: args.duration,
+            linger: args.linger,
+        }
+    }
+}
+
 impl Load {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let json = self.json;
+        let phases: Vec<&PhaseArgs> = std::iter::once(&self.phase).chain(&self.then).collect();
+        if phases.iter().any(|phase| (phase.mode == Whom::Fanout) != (self.phase.mode == Whom::Fanout)) {
+            return Err(Usage(
+                "--then: either every phase is --mode fanout, or none: its one user has every connection".into(),
+            )
+            .into());
+        }
         let config = self.config.load(false)?;
         let secret = config.require_token_key()?.clone();
         let redis_url = config.redis.url.as_ref().map_or(Redis::DEFAULT_URL, |url| url.expose_secret()).to_owned();
@@ -120,34 +174,26 @@ impl Load {
             users: self.users.unwrap_or(self.connections).max(1),
             connect_rate: self.connect_rate,
             sources: self.sources,
-            mode: match self.mode {
-                Whom::Unicast => Mode::Unicast,
-                Whom::Fanout => Mode::Fanout,
-                Whom::Miss => Mode::Miss,
-            },
-            pace: if self.flat_out { Pace::FlatOut(self.window) } else { Pace::OpenLoop(self.rate) },
-            burst: self.burst,
             tongue: match self.client {
                 Speaks::Websocket => Tongue::WebSocket,
                 Speaks::SocketIo => Tongue::SocketIo,
             },
-            warm_up: self.warm_up,
-            duration: self.duration,
-            payload: self.payload,
             settle: self.settle,
-            linger: self.linger,
             server_pid: self.server_pid,
             seed: self.seed,
+            phases: phases.into_iter().map(Phase::from).collect(),
         };
         let auth = config.auth.clone();
         let token = move |user: &str| {
             // A number is always a user id, and the secret has been checked.
             UserId::new(user).ok().and_then(|user| mint(&auth, &secret, &user, TOKEN_TTL).ok()).unwrap_or_default()
         };
-        let report = block_on(async { Ok(load::run(plan, token, progress()).await?) })?;
+        let reports = block_on(async { Ok(load::run(plan, token, progress()).await?) })?;
         clear_bar();
-        say(&if json { serde_json::to_string(&report)? } else { report.to_string() })?;
-        if !report.is_faultless() {
+        for report in &reports {
+            say(&if json { serde_json::to_string(report)? } else { report.to_string() })?;
+        }
+        if !reports.iter().all(load::Report::is_faultless) {
             bail!("deliveries were lost, twice or out of order, or connections closed");
         }
         Ok(())

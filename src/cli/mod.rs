@@ -2,6 +2,7 @@
 
 mod check_config;
 mod load;
+mod notify;
 mod publish;
 mod serve;
 mod token;

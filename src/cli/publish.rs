@@ -50,7 +50,8 @@ impl Publish {
         let done = match (&self.admin, &config.redis.url) {
             (None, Some(url)) => block_on(over_redis(&config, url, &user, &self.json))?,
             (admin, _) => {
-                let configured = format!("http://{}", config.server.admin_listen);
+                let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+                let configured = format!("{scheme}://{}", config.server.admin_listen);
                 let admin = admin.as_deref().unwrap_or(&configured);
                 block_on(over_http(admin, &config, &user, &self.json))?
             }

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use secrecy::SecretString;
 use serde_json::json;
 use tracing::{info, warn};
 
+use super::notify::{READY, STOPPING, notify};
 use super::{ConfigArgs, block_on, say};
 use crate::config::{Config, Redis, secret_bytes};
-use crate::shutdown::Signals;
+use crate::shutdown::{Asked, Signals};
 use crate::{Gateway, log, server};
 
 /// An HMAC key as long as its hash (RFC 7518, section 3.2).
@@ -32,9 +34,15 @@ impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let mut config = self.config.load(self.dev)?;
         log::init(config.log);
-        let secret = config.require_token_key()?;
-        if secret_bytes(secret).len() < GOOD_SECRET_BYTES {
+        config.require_way_in()?;
+        let is_short = |secret: &SecretString| secret_bytes(secret).len() < GOOD_SECRET_BYTES;
+        if config.auth.hmac_secret.as_ref().is_some_and(is_short) {
             warn!("auth.hmac_secret is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed");
+        }
+        if config.auth.sessions.as_ref().is_some_and(|sessions| sessions.secrets.iter().any(is_short)) {
+            warn!(
+                "auth.session_secret (or one of several) is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed"
+            );
         }
         if !self.dev && config.redis.url.is_none() {
             info!(url = Redis::DEFAULT_URL, "redis.url is not set: using the default");
@@ -49,7 +57,9 @@ impl Serve {
 
 async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("cannot listen for signals")?;
-    let (in_memory, demo) = (config.redis.url.is_none(), config.server.demo);
+    let in_memory = config.redis.url.is_none();
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+    let demo = config.server.demo.then_some(scheme);
     server::raise_limit();
     let gateway = Gateway::start(config)?;
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
@@ -63,6 +73,7 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
         });
         write_whole(path, &ready.to_string()).with_context(|| format!("--ready-file {}", path.display()))?;
     }
+    notify(READY);
     for line in greeting(public, demo, in_memory) {
         // An instance lives on with its standard output gone.
         if let Err(error) = say(&line) {
@@ -70,16 +81,20 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
         }
     }
 
-    signals.next().await;
+    while signals.next().await == Asked::Reload {
+        gateway.reload();
+    }
+    notify(STOPPING);
+    let second = async { while signals.next().await == Asked::Reload {} };
     tokio::select! {
         () = gateway.stop() => info!("stopped"),
-        () = signals.next() => anyhow::bail!("a second signal: stopped at once"),
+        () = second => anyhow::bail!("a second signal: stopped at once"),
     }
     Ok(())
 }
 
-fn greeting(public: SocketAddr, demo: bool, in_memory: bool) -> Vec<String> {
-    let page = demo.then(|| format!("tidings: the demo page is at http://{public}/"));
+fn greeting(public: SocketAddr, demo: Option<&str>, in_memory: bool) -> Vec<String> {
+    let page = demo.map(|scheme| format!("tidings: the demo page is at {scheme}://{public}/"));
     let note = "tidings: without a Redis URL, everything is in this process: nothing survives a restart";
     page.into_iter().chain(in_memory.then(|| note.to_owned())).collect()
 }

@@ -59,6 +59,29 @@ impl Settings {
         self.read(key, "a text that is not empty", text, |value| value.clone().into())
     }
 
+    /// A cookie's name: a token of RFC 9110.
+    pub(super) fn cookie(&mut self, key: &str, default: &str) -> String {
+        self.read_or(key, COOKIE_NAME, default.to_owned(), cookie_name, |name| name.clone().into())
+    }
+
+    /// As [`Settings::cookie`], without a default.
+    pub(super) fn optional_cookie(&mut self, key: &str) -> Option<String> {
+        self.read(key, COOKIE_NAME, cookie_name, |name| name.clone().into())
+    }
+
+    /// What names of keys in Redis start with; may be nothing.
+    pub(super) fn key_prefix(&mut self, key: &str, default: &str) -> String {
+        let parse = |value: &Value| value.as_str().filter(|prefix| prefix.len() <= 128).map(str::to_owned);
+        self.read_or(key, "at most 128 characters", default.to_owned(), parse, |prefix| prefix.clone().into())
+    }
+
+    /// Names with dots between them.
+    pub(super) fn path(&mut self, key: &str, default: &str) -> String {
+        let parse = |value: &Value| text(value).filter(|path| path.split('.').all(|name| !name.is_empty()));
+        let accepted = "a name, or several with dots between them, such as passport.user";
+        self.read_or(key, accepted, default.to_owned(), parse, |path| path.clone().into())
+    }
+
     /// A file that can be read now.
     pub(super) fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
         let path = PathBuf::from(self.optional_text(key)?);
@@ -98,6 +121,13 @@ impl Settings {
             Value::Array(origins.iter().cloned().map(Value::String).collect())
         })
     }
+}
+
+const COOKIE_NAME: &str = "a cookie's name, such as connect.sid";
+
+fn cookie_name(value: &Value) -> Option<String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    text(value).filter(|name| name.chars().all(good))
 }
 
 fn is_origin(text: &str) -> bool {

@@ -2,6 +2,7 @@
 
 mod kind;
 mod settings;
+mod tls;
 mod value;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use toml::Value;
 
 use settings::{Settings, mask_url, text};
+pub use tls::{Pem, TlsError, TlsFiles};
 use value::format_duration;
 pub use value::parse_duration;
 
@@ -89,6 +91,8 @@ pub struct Server {
     pub proxy_protocol: bool,
     /// Serves the demo page with its open sign-in.
     pub demo: bool,
+    /// Both listeners speak TLS with this certificate; none: they do not.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Keys under `redis.`.
@@ -119,8 +123,25 @@ pub struct Auth {
     pub user_claim: String,
     /// Whether `?token=` is looked at.
     pub query_token: bool,
+    /// The cookie that may hold a token.
+    pub token_cookie: Option<String>,
+    /// Sessions that are looked up; none where no secret is given.
+    pub sessions: Option<Sessions>,
     /// How far clocks may differ.
     pub leeway: Duration,
+}
+
+/// Keys under `auth.session_`: sessions of express-session, kept by connect-redis.
+#[derive(Debug, Clone)]
+pub struct Sessions {
+    /// Each may have signed a cookie.
+    pub secrets: Vec<SecretString>,
+    /// The cookie's name.
+    pub cookie: String,
+    /// What a session's key in Redis starts with.
+    pub prefix: String,
+    /// Where the user is in a session, as a path with dots.
+    pub user: String,
 }
 
 /// Keys under `presence.`.
@@ -241,6 +262,12 @@ impl Config {
                 self.server.admin_listen
             ));
         }
+        if self.dev && self.redis.url.is_none() && self.auth.sessions.is_some() {
+            settings.problem(
+                "auth.session_secret is set, and redis.url is not: sessions are in Redis, so accepted is to set both"
+                    .into(),
+            );
+        }
         if self.server.listen.port() != 0 && self.server.listen == self.server.admin_listen {
             let address = self.server.listen;
             settings.problem(format!(
@@ -255,6 +282,14 @@ impl Config {
         &self.effective
     }
 
+    /// That there is a way for somebody to get in.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the keys which would do.
+    pub fn require_way_in(&self) -> Result<(), ConfigError> {
+        if self.auth.sessions.is_some() { Ok(()) } else { self.require_token_key().map(|_| ()) }
+    }
+
     /// That there is a way to verify a token.
     ///
     /// # Errors
@@ -263,7 +298,7 @@ impl Config {
         self.auth.hmac_secret.as_ref().ok_or_else(|| {
             ConfigError::new(
                 "no way to verify a token: set auth.hmac_secret (TIDINGS_AUTH__HMAC_SECRET) or \
-                 auth.hmac_secret_file (TIDINGS_AUTH__HMAC_SECRET_FILE), or run `tidings serve --dev`",
+                 auth.hmac_secret_file (TIDINGS_AUTH__HMAC_SECRET_FILE), or auth.session_secret, or run `tidings serve --dev`",
             )
         })
     }
@@ -282,6 +317,7 @@ impl Server {
             pong_timeout: settings.duration("server.pong_timeout", "10s", MIN),
             proxy_protocol: settings.boolean("server.proxy_protocol", false),
             demo: settings.boolean("server.demo", dev),
+            tls: TlsFiles::from_settings(settings),
         }
     }
 }
@@ -323,8 +359,22 @@ impl Auth {
             audience: settings.optional_text("auth.audience"),
             user_claim: settings.name("auth.user_claim", "sub"),
             query_token: settings.boolean("auth.query_token", dev),
+            token_cookie: settings.optional_cookie("auth.token_cookie"),
+            sessions: Sessions::read(settings),
             leeway,
         }
+    }
+}
+
+impl Sessions {
+    fn read(settings: &mut Settings) -> Option<Self> {
+        let sessions = Self {
+            secrets: settings.secrets("auth.session_secret"),
+            cookie: settings.cookie("auth.session_cookie", "connect.sid"),
+            prefix: settings.key_prefix("auth.session_prefix", "sess:"),
+            user: settings.path("auth.session_user", "userId"),
+        };
+        (!sessions.secrets.is_empty()).then_some(sessions)
     }
 }
 

@@ -171,6 +171,29 @@ impl Settings {
         }
     }
 
+    /// Reads one secret or several: a list of the file's, what has commas between it elsewhere, or the lines of the file
+    /// that `key_file` names.
+    pub(super) fn secrets(&mut self, key: &str) -> Vec<SecretString> {
+        self.take_from_file(key);
+        self.known.push(key.to_owned());
+        let Some(Setting { value, source }) = self.given.remove(key) else { return Vec::new() };
+        let separator = if matches!(source, Source::File(_)) { '\n' } else { ',' };
+        let secrets: Option<Vec<String>> = match &value {
+            Value::String(text) => Some(text.split(separator).map(|secret| secret.trim().to_owned()).collect()),
+            Value::Array(several) => several.iter().map(text).collect(),
+            _ => None,
+        };
+        let secrets = secrets.filter(|secrets| !secrets.is_empty() && secrets.iter().all(|secret| !secret.is_empty()));
+        if secrets.is_none() {
+            self.problem(format!("{key} = {MASK} ({source}): accepted is a text that is not empty, or a list of them"));
+        }
+        let secrets = secrets.unwrap_or_default();
+        if !secrets.is_empty() {
+            self.effective.insert(key.to_owned(), Value::Array(vec![MASK.into(); secrets.len()]));
+        }
+        secrets.into_iter().map(SecretString::from).collect()
+    }
+
     /// Reads every `prefix.NAME` as a secret.
     pub(super) fn secrets_under(&mut self, prefix: &str) -> Vec<(String, SecretString)> {
         self.known.push(format!("{prefix}.NAME"));

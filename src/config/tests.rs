@@ -156,3 +156,47 @@ fn limits_are_counts_from_one_on_and_networks() {
         assert!(text.contains(&format!("limits.{}", key.to_lowercase())) && text.contains(wrong), "{text}");
     }
 }
+
+#[test]
+fn session_secrets_are_one_or_several_wherever_they_are_given() {
+    let secrets = |config: &Config| {
+        let sessions = config.auth.sessions.as_ref().unwrap();
+        sessions.secrets.iter().map(|secret| secret.expose_secret().to_owned()).collect::<Vec<_>>()
+    };
+    let env = "TIDINGS_AUTH__SESSION_SECRET";
+    assert_eq!(secrets(&load(&[(env, "new, old")]).unwrap()), ["new", "old"]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "new,er\nold\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    assert_eq!(secrets(&load(&[("TIDINGS_AUTH__SESSION_SECRET_FILE", path)]).unwrap()), ["new,er", "old"]);
+    let in_file = |text: &str| {
+        std::fs::write(file.path(), format!("[auth]\nsession_secret = {text}\n")).unwrap();
+        Config::load(Layers { file: Some(file.path().into()), ..Layers::default() })
+    };
+    assert_eq!(secrets(&in_file(r#"["new,er", "old"]"#).unwrap()), ["new,er", "old"]);
+    assert_eq!(secrets(&in_file(r#""a,b""#).unwrap()), ["a,b"], "one text of the file is one secret");
+    for wrong in ["[]", r#"["hunter2", ""]"#, r#"["hunter2", 7]"#, "\"\"", "7"] {
+        let text = in_file(wrong).unwrap_err().to_string();
+        assert!(text.contains("auth.session_secret") && !text.contains("hunter2"), "{wrong}: {text}");
+    }
+    assert!(problem(&[(env, "hunter2,,old")]).contains("auth.session_secret"));
+    assert!(load(&[]).unwrap().auth.sessions.is_none());
+}
+
+#[test]
+fn names_and_paths_of_sessions_are_checked_when_they_are_read() {
+    for (key, wrong) in [
+        ("SESSION_COOKIE", "a b"),
+        ("SESSION_COOKIE", "a=b"),
+        ("TOKEN_COOKIE", ""),
+        ("TOKEN_COOKIE", "a;b"),
+        ("SESSION_USER", "passport..user"),
+        ("SESSION_USER", ""),
+        ("SESSION_PREFIX", &"x".repeat(129)),
+    ] {
+        let text = problem(&[(&format!("TIDINGS_AUTH__{key}"), wrong)]);
+        assert!(text.contains(&format!("auth.{}", key.to_lowercase())), "{text}");
+    }
+    let good = [("TIDINGS_AUTH__SESSION_SECRET", "x"), ("TIDINGS_AUTH__SESSION_PREFIX", "")];
+    assert_eq!(load(&good).unwrap().auth.sessions.unwrap().prefix, "");
+}

@@ -1,5 +1,6 @@
 //! One socket's life: greeted, live, closed. One task owns it from the upgrade to the end.
 
+mod clock;
 mod drain;
 mod live;
 mod wire;
@@ -10,29 +11,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::debug;
 
-use crate::auth::{Identity, TokenError, Verifier};
+use crate::auth::{Identity, Revocations, TokenError, Verifier};
 use crate::config;
 use crate::limits::{Limit, Limiter, Over, Pass};
 use crate::metrics::Metrics;
 use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, ServerFrame};
-use crate::registry::{Backlog, Member, Outbox, Registry};
+use crate::registry::{self, Backlog, CredentialSlot, Member, Outbox, Registration, Registry};
 use crate::shutdown::Shutdown;
+use clock::Clock;
 pub use drain::drain;
-use live::Live;
 use wire::Wire;
 
 /// From our close frame to the client's, and for what is still queued to leave before it.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Enough for what browsers send; a larger message grows it for as long as the connection lives.
-const READ_BUFFER: usize = 512;
+const READ_BUFFER: usize = 256;
 
 /// What every connection of an instance shares.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ pub struct Context {
     pub backlog: Arc<Backlog>,
     /// Verifies tokens of `hello` and `auth`.
     pub verifier: Verifier,
+    /// Tokens that are good no more.
+    pub revocations: Arc<Revocations>,
     /// Where greeted connections are found.
     pub registry: Arc<Registry>,
     /// What is counted.
@@ -59,75 +61,143 @@ pub struct Context {
     pub shutdown: Shutdown,
 }
 
+impl Context {
+    /// Verifies a token, and that it is not revoked.
+    ///
+    /// # Errors
+    /// [`TokenError`], worded for the client's developer.
+    pub fn identify(&self, token: &str) -> Result<Identity, TokenError> {
+        let identity = self.verifier.verify(token)?;
+        if self.revocations.refuses(&identity) { Err(TokenError::Revoked) } else { Ok(identity) }
+    }
+}
+
 /// Room for the library's own pongs and closes, which is all that it writes.
 const MAX_CONTROL_BYTES: usize = 4_096;
 
 type Socket = WebSocketStream<Wire>;
 
-/// Runs one upgraded connection to its end. `early` is what the client sent on the heels of its handshake; without an
-/// identity the client owes a `hello`.
-pub async fn run(
+/// One upgraded connection. Its size is what an idle client costs, so nothing lies in it twice.
+pub struct Connection {
     context: Arc<Context>,
-    socket: TcpStream,
-    early: Vec<u8>,
-    dialect: Dialect,
-    identity: Option<Identity>,
-    mut pass: Pass,
-) {
-    context.metrics.connections_opened.inc();
-    let _open = OpenGauge::new(&context.metrics);
-    let outbox = Outbox::new(socket, Arc::clone(&context.backlog));
-    let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox });
-    let limit = context.limits.max_inbound_bytes;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_write_buffer_size(MAX_CONTROL_BYTES)
-        .max_message_size(Some(limit))
-        .max_frame_size(Some(limit));
-    let wire = Wire::new(Arc::clone(&member), &context.limits, &early);
-    let mut socket = WebSocketStream::from_partially_read(wire, early, Role::Server, Some(config)).await;
-
-    let identity = match identity {
-        Some(identity) => Ok(identity),
-        // Boxed, as the end is: what lasts for seconds must not make every connection larger for its whole life.
-        None => Box::pin(hello(&context, &mut socket, &mut pass)).await,
-    };
-    let close = match identity {
-        Ok(identity) => live(&context, &mut socket, &member, identity).await,
-        Err(close) => close,
-    };
-    let close = socket.get_ref().over.map_or(close, |over| sent_too_much(&context, over));
-    context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
-    debug!(connection = %member.id, code = close.code(), reason = close.reason(), "connection closed");
-    Box::pin(finish(&mut socket, &member, close)).await;
+    member: Arc<Member>,
+    socket: Socket,
+    clock: Clock,
+    /// From the greeting on.
+    registration: Option<Registration>,
+    pass: Pass,
+    _open: OpenGauge,
 }
 
-async fn hello(context: &Context, socket: &mut Socket, pass: &mut Pass) -> Result<Identity, Close> {
-    let first_text = async {
-        loop {
-            match inbound(socket.next().await) {
-                ControlFlow::Break(close) => return Err(close),
-                ControlFlow::Continue(None) => {}
-                ControlFlow::Continue(Some(text)) => return Ok(text),
-            }
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("id", &self.member.id).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Takes an upgraded socket. `early` is what the client sent on the heels of its handshake, `pass` what the
+    /// connection takes up of the limits.
+    pub async fn open(
+        context: Arc<Context>,
+        socket: registry::Socket,
+        early: Vec<u8>,
+        dialect: Dialect,
+        pass: Pass,
+    ) -> Self {
+        context.metrics.connections_opened.inc();
+        let open = OpenGauge::new(&context.metrics);
+        let outbox = Outbox::new(socket, Arc::clone(&context.backlog));
+        let (id, credential) = (ConnectionId::random(), CredentialSlot::default());
+        let member = Arc::new(Member { id, dialect, credential, outbox });
+        let limit = context.limits.max_inbound_bytes;
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(0)
+            .max_write_buffer_size(MAX_CONTROL_BYTES)
+            .max_message_size(Some(limit))
+            .max_frame_size(Some(limit));
+        let wire = Wire::new(Arc::clone(&member), &context.limits, &early);
+        let socket = WebSocketStream::from_partially_read(wire, early, Role::Server, Some(config)).await;
+        Self { context, member, socket, clock: Clock::default(), registration: None, pass, _open: open }
+    }
+
+    /// Runs to the connection's end; without an identity the client owes a `hello`.
+    pub fn run(mut self, identity: Option<Identity>) -> impl Future<Output = ()> + Send {
+        // Greeted before the future begins: what an async function is given stays in its future to the end.
+        let greeted = identity.map(|identity| self.greet(&identity));
+        async move {
+            let greeted = match greeted {
+                Some(greeted) => greeted,
+                // Boxed, as the end is: what lasts for seconds must not make every connection larger for its whole life.
+                None => Box::pin(self.hello()).await,
+            };
+            let close = match greeted {
+                Ok(()) => self.live().await,
+                Err(close) => close,
+            };
+            let close = self.socket.get_ref().over.map_or(close, |over| sent_too_much(&self.context, over));
+            self.registration = None;
+            self.context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
+            debug!(connection = %self.member.id, code = close.code(), reason = close.reason(), "connection closed");
+            Box::pin(finish(&mut self.socket, &self.member, close)).await;
         }
-    };
-    let text = tokio::select! {
-        text = timeout(context.server.hello_timeout, first_text) => text.map_err(|_| Close::HelloTimeout)??,
-        () = context.shutdown.draining().cancelled() => return Err(Close::Draining),
-    };
-    let Ok(ClientFrame::Hello { token }) = ClientFrame::parse(&text) else { return Err(Close::HelloExpected) };
-    let identity = context.verifier.verify(&token).map_err(|error| match error {
-        TokenError::Expired => Close::TokenExpired,
-        TokenError::Bad(_) | TokenError::User(_) => Close::BadToken,
-    })?;
-    context.limiter.admit_user(&identity.user, pass).await.map_err(|limit| match limit {
-        Limit::ConnectionsPerUser => Close::TooManyOfUser,
-        Limit::RatePerUser | Limit::RatePerIp => Close::RateLimited,
-        Limit::Connections | Limit::ConnectionsPerIp => Close::OverCapacity,
-    })?;
-    Ok(identity)
+    }
+
+    async fn hello(&mut self) -> Result<(), Close> {
+        let (context, socket) = (Arc::clone(&self.context), &mut self.socket);
+        let first_text = async {
+            loop {
+                match inbound(socket.next().await) {
+                    ControlFlow::Break(close) => return Err(close),
+                    ControlFlow::Continue(None) => {}
+                    ControlFlow::Continue(Some(text)) => return Ok(text),
+                }
+            }
+        };
+        let text = tokio::select! {
+            text = timeout(context.server.hello_timeout, first_text) => text.map_err(|_| Close::HelloTimeout)??,
+            () = context.shutdown.draining().cancelled() => return Err(Close::Draining),
+        };
+        let Ok(ClientFrame::Hello { token }) = ClientFrame::parse(&text) else { return Err(Close::HelloExpected) };
+        let identity = context.identify(&token).map_err(|error| match error {
+            TokenError::Expired => Close::TokenExpired,
+            TokenError::Revoked => Close::Revoked,
+            TokenError::Bad(_) | TokenError::User(_) => Close::BadToken,
+        })?;
+        context.limiter.admit_user(&identity.user, &mut self.pass).await.map_err(|limit| match limit {
+            Limit::ConnectionsPerUser => Close::TooManyOfUser,
+            Limit::RatePerUser | Limit::RatePerIp => Close::RateLimited,
+            Limit::Connections | Limit::ConnectionsPerIp => Close::OverCapacity,
+        })?;
+        self.greet(&identity)
+    }
+
+    fn greet(&mut self, identity: &Identity) -> Result<(), Close> {
+        let Self { context, member, .. } = self;
+        let welcome = member.dialect.has_frames().then(|| {
+            let welcome = ServerFrame::Welcome {
+                connection: &member.id.to_string(),
+                user: identity.user.as_str(),
+                instance: context.instance.as_str(),
+                cursor: None,
+                recovered: false,
+                heartbeat_ms: u64::try_from(context.server.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            };
+            welcome.encode()
+        });
+        // Registered before it is greeted: what is published once the client has its welcome reaches it.
+        member.outbox.hold();
+        member.credential.set(identity.credential);
+        self.clock.token_ends(context.verifier.ends_at(identity));
+        self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(member)));
+        member.outbox.open(welcome);
+        // A drain that began before the registration has not seen this connection, nor has a revocation.
+        if context.shutdown.draining().is_cancelled() {
+            return Err(Close::Draining);
+        }
+        if context.revocations.refuses(identity) { Err(Close::Revoked) } else { Ok(()) }
+    }
 }
 
 fn sent_too_much(context: &Context, over: Over) -> Close {
@@ -136,31 +206,6 @@ fn sent_too_much(context: &Context, over: Over) -> Close {
         Over::Frames | Over::Bytes => Close::RateLimited,
         Over::Fragments => Close::TooBig,
     }
-}
-
-async fn live(context: &Context, socket: &mut Socket, member: &Arc<Member>, identity: Identity) -> Close {
-    let connection = member.id.to_string();
-    let heartbeat = context.server.heartbeat;
-    let welcome = ServerFrame::Welcome {
-        connection: &connection,
-        user: identity.user.as_str(),
-        instance: context.instance.as_str(),
-        cursor: None,
-        recovered: false,
-        heartbeat_ms: u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX),
-    };
-    let welcome = member.dialect.has_frames().then(|| welcome.encode());
-    // Registered before it is greeted: what is published once the client has its welcome reaches it.
-    member.outbox.hold();
-    let registration = context.registry.register(identity.user.clone(), Arc::clone(member));
-    member.outbox.open(welcome);
-    // A drain that began before the registration has not seen this connection.
-    if context.shutdown.draining().is_cancelled() {
-        return Close::Draining;
-    }
-    let close = Live::new(context, member, identity).run(socket).await;
-    drop(registration);
-    close
 }
 
 /// What one read gives: a text to handle, nothing to handle, or the end.

@@ -6,8 +6,10 @@
 mod clients;
 mod process;
 mod publisher;
+mod receiver;
 mod report;
 mod tally;
+mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use clients::Fleet;
 use process::Usage;
-use publisher::Publisher;
+use publisher::{Publisher, Sent};
+use receiver::Receiver;
 pub use report::Report;
 use tally::Tally;
 
@@ -28,7 +30,7 @@ pub enum Mode {
     Unicast,
     /// The first user, who has every connection.
     Fanout,
-    /// Users who are not connected.
+    /// Users who are not connected; now and then one who is, whose delivery tells how far the server is.
     Miss,
 }
 
@@ -37,7 +39,7 @@ pub enum Mode {
 pub enum Pace {
     /// This many messages a second, whatever comes back.
     OpenLoop(u32),
-    /// As fast as deliveries come back, with at most this many outstanding.
+    /// As fast as deliveries come back, with at most this many messages outstanding.
     FlatOut(u64),
 }
 
@@ -50,7 +52,7 @@ pub enum Tongue {
     SocketIo,
 }
 
-/// One run.
+/// One run: clients that connect, and what is then published to them.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Where to connect.
@@ -67,34 +69,59 @@ pub struct Plan {
     pub connect_rate: u32,
     /// Over how many loopback source addresses: each has some 28,000 ports.
     pub sources: u8,
+    /// What the clients speak.
+    pub tongue: Tongue,
+    /// How long the connections are left idle before their memory is read.
+    pub settle: Duration,
+    /// The server's process, if its cost is wanted.
+    pub server_pid: Option<u32>,
+    /// For the choice of users.
+    pub seed: u64,
+    /// What is published, one after the other. All of them are [`Mode::Fanout`], or none.
+    pub phases: Vec<Phase>,
+}
+
+/// Messages of one kind, for a while.
+#[derive(Debug, Clone, Copy)]
+pub struct Phase {
     /// Who is published to.
     pub mode: Mode,
     /// How fast.
     pub pace: Pace,
     /// Messages to one user back to back.
     pub burst: u32,
-    /// What the clients speak.
-    pub tongue: Tongue,
+    /// Bytes of each message.
+    pub payload: usize,
     /// Published before anything is counted.
     pub warm_up: Duration,
     /// How long is counted.
     pub duration: Duration,
-    /// Bytes of each message.
-    pub payload: usize,
-    /// How long the connections are left idle before their memory is read.
-    pub settle: Duration,
     /// How long the connections are left idle at the end, before their memory is read once more.
     pub linger: Duration,
-    /// The server's process, if its cost is wanted.
-    pub server_pid: Option<u32>,
-    /// For the choice of users.
-    pub seed: u64,
 }
 
 impl Plan {
+    fn is_fanout(&self) -> bool {
+        self.phases.iter().any(|phase| phase.mode == Mode::Fanout)
+    }
+
     /// How many connections get each message.
     fn copies(&self) -> u32 {
-        if self.mode == Mode::Fanout { self.connections } else { 1 }
+        if self.is_fanout() { self.connections } else { 1 }
+    }
+
+    fn user_of(&self, connection: u32) -> u32 {
+        if self.is_fanout() { 0 } else { connection % self.users.max(1) }
+    }
+
+    /// How many deliveries these messages should make.
+    fn expected(&self, sent: &Sent) -> u64 {
+        let (connections, users) = (u64::from(self.connections), u64::from(self.users.max(1)));
+        if self.is_fanout() {
+            return sent.first().map_or(0, |sent| sent * connections);
+        }
+        let copies = |user| connections / users + u64::from(user < connections % users);
+        (0..).zip(sent).map(|(user, sent)| sent * copies(user)).sum()
     }
 }
 
@@ -118,55 +145,76 @@ pub enum LoadError {
     /// The publisher's thread.
     #[error("the publisher ended early")]
     Publisher,
+    /// The receiver's thread.
+    #[error("receiving: {0}")]
+    Receiver(std::io::Error),
 }
 
 /// Tells how far a run is: what is going on, and how much of it is done (0 to 1).
 pub type Progress = Arc<dyn Fn(&str, f64) + Send + Sync>;
 
-/// Runs a plan; `token` makes a user's token.
+/// Runs a plan and reports of each phase; `token` makes a user's token.
 ///
 /// # Errors
-/// [`LoadError`]: deliveries that are lost, twice or out of order are no error but in the report.
+/// [`LoadError`]: deliveries that are lost, twice or out of order are no error but in the reports.
 pub async fn run(
     plan: Plan,
     token: impl Fn(&str) -> String + Send + Sync + 'static,
     progress: Progress,
-) -> Result<Report, LoadError> {
+) -> Result<Vec<Report>, LoadError> {
     let plan = Arc::new(plan);
-    let usage = || plan.server_pid.map(|pid| Usage::read(pid).map_err(|error| LoadError::Process(pid, error)));
-    let before = usage().transpose()?;
+    let before = usage(&plan)?;
     let tally = Arc::new(Tally::new(plan.copies()));
     let connecting = Instant::now();
-    let fleet = Fleet::connect(&plan, &tally, token, &progress).await?;
+    let receiver = Receiver::start(&plan, &tally)?;
+    clients::connect(&plan, &receiver, token, &progress).await?;
     let connected_in = connecting.elapsed();
     sleep(plan.settle).await;
-    let idle = usage().transpose()?;
+    let idle = usage(&plan)?;
 
-    let publisher = Publisher::start(&plan, &tally)?;
-    sleep(plan.warm_up).await;
-    tally.start_counting();
-    let (started, first) = (Instant::now(), usage().transpose()?);
-    let (published_before, delivered_before) = (publisher.published(), tally.delivered());
-    while started.elapsed() < plan.duration {
-        progress("publishing", started.elapsed().as_secs_f64() / plan.duration.as_secs_f64());
-        sleep(Duration::from_millis(100)).await;
-        publisher.check()?;
+    let mut sent: Sent = vec![0; plan.users as usize];
+    let mut reports = Vec::new();
+    for phase in &plan.phases {
+        let publisher = Publisher::start(&plan, *phase, &tally, sent)?;
+        sleep(phase.warm_up).await;
+        tally.start_counting();
+        let (started, first, own) = (Instant::now(), usage(&plan)?, own_cpu());
+        let (published_before, delivered_before) = (publisher.published(), tally.delivered());
+        while started.elapsed() < phase.duration {
+            progress("publishing", started.elapsed().as_secs_f64() / phase.duration.as_secs_f64());
+            sleep(Duration::from_millis(100)).await;
+            publisher.check()?;
+        }
+        let (measured, last, spent) = (started.elapsed(), usage(&plan)?, own_cpu().saturating_sub(own));
+        let (published, delivered) = (publisher.published() - published_before, tally.delivered() - delivered_before);
+        sent = publisher.stop().await?;
+        let expected = plan.expected(&sent);
+        tally.settled(expected).await;
+        let latencies = tally.stop_counting();
+        sleep(phase.linger).await;
+        reports.push(Report::new(&report::Measured {
+            plan: &plan,
+            phase,
+            connected_in,
+            measured,
+            published,
+            delivered,
+            expected,
+            usage: report::Readings { before, idle, first, last, end: usage(&plan)? },
+            own_cpu: spent,
+            latencies: &latencies,
+            tally: &tally,
+        }));
     }
-    let (measured, last) = (started.elapsed(), usage().transpose()?);
-    let (published, delivered) = (publisher.published() - published_before, tally.delivered() - delivered_before);
-    let sent = publisher.stop().await?;
-    let expected = fleet.expected(&plan, &sent);
-    tally.settled(expected).await;
-    sleep(plan.linger).await;
-    let end = usage().transpose()?;
-    Ok(Report::new(&report::Measured {
-        plan: &plan,
-        connected_in,
-        measured,
-        published,
-        delivered,
-        expected,
-        usage: report::Phases { before, idle, first, last, end },
-        tally: &tally,
-    }))
+    Ok(reports)
+}
+
+/// What the server has used so far, if that is wanted.
+fn usage(plan: &Plan) -> Result<Option<Usage>, LoadError> {
+    plan.server_pid.map(|pid| Usage::read(pid).map_err(|error| LoadError::Process(pid, error))).transpose()
+}
+
+/// What the load generator itself has used, where the system tells.
+fn own_cpu() -> Duration {
+    Usage::read(std::process::id()).map_or(Duration::ZERO, |usage| usage.cpu)
 }

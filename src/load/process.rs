@@ -9,6 +9,8 @@ const TICK: Duration = Duration::from_millis(10);
 /// One reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Usage {
+    /// User and system together, to the nanosecond where the kernel tells; threads that have ended are not in it.
+    pub(super) cpu: Duration,
     pub(super) user: Duration,
     pub(super) system: Duration,
     pub(super) resident_bytes: u64,
@@ -20,6 +22,7 @@ impl Usage {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let (user, system) = cpu_ticks(&stat).ok_or_else(|| Error::new(ErrorKind::InvalidData, "/proc/PID/stat"))?;
         let mut usage = Self {
+            cpu: Duration::ZERO,
             user: ticks(user),
             system: ticks(system),
             resident_bytes: field(&std::fs::read_to_string(format!("/proc/{pid}/status"))?, "VmRSS:") * 1_024,
@@ -28,14 +31,26 @@ impl Usage {
         // The process's own status has the switches of its main thread only.
         for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
             // A thread may end meanwhile.
-            if let Ok(status) = std::fs::read_to_string(task?.path().join("status")) {
+            let task = task?.path();
+            if let Ok(times) = std::fs::read_to_string(task.join("schedstat")) {
+                usage.cpu += on_cpu(&times).unwrap_or_default();
+            }
+            if let Ok(status) = std::fs::read_to_string(task.join("status")) {
                 let switches =
                     field(&status, "voluntary_ctxt_switches:") + field(&status, "nonvoluntary_ctxt_switches:");
                 usage.context_switches += switches;
             }
         }
+        if usage.cpu.is_zero() {
+            usage.cpu = usage.user + usage.system;
+        }
         Ok(usage)
     }
+}
+
+/// The first of three numbers: nanoseconds on a CPU.
+fn on_cpu(schedstat: &str) -> Option<Duration> {
+    schedstat.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }
 
 fn ticks(count: u64) -> Duration {

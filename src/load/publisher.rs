@@ -8,7 +8,7 @@ use std::time::Duration;
 use redis::{Connection, ConnectionLike, cmd};
 
 use super::tally::Tally;
-use super::{LoadError, Mode, Pace, Plan};
+use super::{LoadError, Mode, Pace, Phase, Plan};
 
 /// Most messages sent before their answers are read.
 const BATCH: u64 = 256;
@@ -16,7 +16,10 @@ const BATCH: u64 = 256;
 /// How long to leave Redis alone when nothing is due.
 const REST: Duration = Duration::from_micros(200);
 
-/// How many messages each user was sent; the misses are one imaginary user.
+/// Among messages for nobody here, every so many-th is for somebody who is.
+const MARKER: u64 = 1_000;
+
+/// How many messages each user was sent.
 pub(super) type Sent = Vec<u64>;
 
 pub(super) struct Publisher {
@@ -26,17 +29,20 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub(super) fn start(plan: &Arc<Plan>, tally: &Arc<Tally>) -> Result<Self, LoadError> {
+    /// Goes on where `sent` ends, so that no number comes twice.
+    pub(super) fn start(plan: &Plan, phase: Phase, tally: &Arc<Tally>, sent: Sent) -> Result<Self, LoadError> {
         let connection = redis::Client::open(plan.redis_url.as_str())?.get_connection()?;
         let published = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let mut work = Work {
-            plan: Arc::clone(plan),
+            phase,
+            copies: plan.copies().into(),
+            delivered_before: tally.delivered(),
             tally: Arc::clone(tally),
             published: Arc::clone(&published),
             stop: Arc::clone(&stop),
             random: fastrand::Rng::with_seed(plan.seed),
-            sent: vec![0; plan.users as usize],
+            sent,
             due: 0,
             latest: 0,
             connection,
@@ -62,8 +68,11 @@ impl Publisher {
 }
 
 struct Work {
-    plan: Arc<Plan>,
+    phase: Phase,
+    copies: u64,
     tally: Arc<Tally>,
+    /// In the phases before.
+    delivered_before: u64,
     published: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     random: fastrand::Rng,
@@ -80,15 +89,13 @@ impl Work {
         let begun = self.tally.epoch.elapsed();
         while !self.stop.load(Ordering::Relaxed) {
             let now = self.tally.epoch.elapsed();
-            let (count, first_due, step) = match self.plan.pace {
+            let (count, first_due, step) = match self.phase.pace {
                 Pace::OpenLoop(rate) => {
-                    let (count, first_due, step) = owed(now - begun, rate, self.plan.burst, self.due);
+                    let (count, first_due, step) = owed(now - begun, rate, self.phase.burst, self.due);
                     (count, begun + first_due, step)
                 }
                 Pace::FlatOut(window) => {
-                    let back = self.tally.delivered() / u64::from(self.plan.copies());
-                    let back = if self.plan.mode == Mode::Miss { self.due } else { back };
-                    let outstanding = self.due.saturating_sub(back);
+                    let outstanding = self.due.saturating_sub(self.back());
                     (window.saturating_sub(outstanding).min(BATCH), now, Duration::ZERO)
                 }
             };
@@ -101,12 +108,18 @@ impl Work {
         Ok(())
     }
 
+    /// How many messages have been delivered, or have been passed over by the server as one behind them shows.
+    fn back(&self) -> u64 {
+        let delivered = (self.tally.delivered() - self.delivered_before) / self.copies;
+        if self.phase.mode == Mode::Miss { delivered * MARKER } else { delivered }
+    }
+
     fn publish(&mut self, count: u64, first_due: Duration, step: Duration) -> Result<(), LoadError> {
         let (mut packed, mut due) = (Vec::new(), first_due);
         for _ in 0..count {
             let (user, number) = self.next();
             self.due += 1;
-            let message = message(number, due, self.plan.payload);
+            let message = message(number, due, self.phase.payload);
             cmd("PUBLISH").arg(format!("user:{user}")).arg(message).write_packed_command(&mut packed);
             due += step;
         }
@@ -116,20 +129,22 @@ impl Work {
         Ok(())
     }
 
+    /// Whom the next message is for, and its number.
     fn next(&mut self) -> (String, u64) {
-        let index = match self.plan.mode {
-            Mode::Unicast if !self.due.is_multiple_of(u64::from(self.plan.burst.max(1))) => self.latest,
-            Mode::Unicast => self.random.usize(..self.sent.len().max(1)),
-            Mode::Fanout | Mode::Miss => 0,
+        let index = match self.phase.mode {
+            Mode::Miss if !(self.due + 1).is_multiple_of(MARKER) => {
+                return (format!("elsewhere-{}", self.random.u32(..1_000_000)), 0);
+            }
+            Mode::Unicast if !self.due.is_multiple_of(u64::from(self.phase.burst.max(1))) => self.latest,
+            Mode::Unicast | Mode::Miss => self.random.usize(..self.sent.len().max(1)),
+            Mode::Fanout => 0,
         };
         self.latest = index;
         let number = self.sent.get_mut(index).map_or(0, |sent| {
             *sent += 1;
             *sent
         });
-        let elsewhere = self.plan.mode == Mode::Miss;
-        let user = if elsewhere { format!("elsewhere-{}", self.random.u32(..1_000_000)) } else { index.to_string() };
-        (user, number)
+        (index.to_string(), number)
     }
 }
 

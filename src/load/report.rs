@@ -7,10 +7,10 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::process::Usage;
-use super::tally::Tally;
-use super::{Mode, Pace, Plan};
+use super::tally::{Latencies, Tally};
+use super::{Mode, Pace, Phase, Plan};
 
-/// Everything a run found. Times are in microseconds unless they say otherwise.
+/// Everything a phase found. Times are in microseconds unless they say otherwise.
 #[derive(Debug, Serialize)]
 pub struct Report {
     mode: &'static str,
@@ -31,6 +31,8 @@ pub struct Report {
     latency_us: Latency,
     /// Until the last of a message's copies, where there are many.
     last_copy_us: Option<Latency>,
+    /// What the load generator itself costs, publishing and receiving.
+    load_cpu_us_per_message: f64,
     server: Option<Server>,
 }
 
@@ -58,7 +60,7 @@ struct Server {
 }
 
 /// Readings of the server's process, in the order they were taken.
-pub(super) struct Phases {
+pub(super) struct Readings {
     pub(super) before: Option<Usage>,
     pub(super) idle: Option<Usage>,
     pub(super) first: Option<Usage>,
@@ -68,29 +70,33 @@ pub(super) struct Phases {
 
 pub(super) struct Measured<'a> {
     pub(super) plan: &'a Plan,
+    pub(super) phase: &'a Phase,
     pub(super) connected_in: Duration,
     pub(super) measured: Duration,
     pub(super) published: u64,
     pub(super) delivered: u64,
     pub(super) expected: u64,
-    pub(super) usage: Phases,
+    pub(super) usage: Readings,
+    pub(super) own_cpu: Duration,
+    pub(super) latencies: &'a Latencies,
+    /// Of the whole run so far: what was lost or doubled in an earlier phase counts in each that follows.
     pub(super) tally: &'a Tally,
 }
 
 impl Report {
     pub(super) fn new(run: &Measured<'_>) -> Self {
-        let Measured { plan, measured, published, delivered, tally, .. } = *run;
+        let Measured { plan, phase, measured, published, delivered, tally, latencies, .. } = *run;
         let seconds = measured.as_secs_f64();
         Self {
-            mode: match plan.mode {
+            mode: match phase.mode {
                 Mode::Unicast => "unicast",
                 Mode::Fanout => "fanout",
                 Mode::Miss => "miss",
             },
             connections: plan.connections,
             users: plan.users,
-            payload_bytes: plan.payload,
-            rate: if let Pace::OpenLoop(rate) = plan.pace { Some(rate) } else { None },
+            payload_bytes: phase.payload,
+            rate: if let Pace::OpenLoop(rate) = phase.pace { Some(rate) } else { None },
             seconds,
             published,
             published_per_second: ratio(published, seconds),
@@ -101,8 +107,9 @@ impl Report {
             out_of_order: tally.out_of_order(),
             connections_closed: tally.closed(),
             connects_per_second: ratio(plan.connections.into(), run.connected_in.as_secs_f64()),
-            latency_us: tally.latency().map(quantiles).unwrap_or_default(),
-            last_copy_us: tally.last_copy().filter(|all| !all.is_empty()).map(quantiles),
+            latency_us: latencies.all.as_ref().map(quantiles).unwrap_or_default(),
+            last_copy_us: latencies.last_copy.as_ref().filter(|all| !all.is_empty()).map(quantiles),
+            load_cpu_us_per_message: per(run.own_cpu, published),
             server: server(plan, published, delivered, &run.usage),
         }
     }
@@ -114,24 +121,22 @@ impl Report {
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "the shape that map wants")]
-fn quantiles(all: Histogram<u64>) -> Latency {
+fn quantiles(all: &Histogram<u64>) -> Latency {
     let at = |quantile: f64| micros(all.value_at_quantile(quantile));
     Latency { p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999), max: micros(all.max()) }
 }
 
-fn server(plan: &Plan, published: u64, delivered: u64, usage: &Phases) -> Option<Server> {
+fn server(plan: &Plan, published: u64, delivered: u64, usage: &Readings) -> Option<Server> {
     let (before, idle, first, last) = (usage.before?, usage.idle?, usage.first?, usage.last?);
-    let (user, system) = (last.user - first.user, last.system - first.system);
-    let total = |reading: &Usage| reading.user + reading.system;
-    let per = |time: Duration, count: u64| micros(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)) / whole(count);
+    let between = |from: &Usage, to: &Usage| to.cpu.saturating_sub(from.cpu);
+    let cpu = between(&first, &last);
     Some(Server {
-        cpu_us_per_delivery: per(user + system, delivered),
-        user_us_per_delivery: per(user, delivered),
-        system_us_per_delivery: per(system, delivered),
-        cpu_us_per_message: per(user + system, published),
+        cpu_us_per_delivery: per(cpu, delivered),
+        user_us_per_delivery: per(last.user - first.user, delivered),
+        system_us_per_delivery: per(last.system - first.system, delivered),
+        cpu_us_per_message: per(cpu, published),
         // With what a handshake leaves to be done behind the client's back, such as presence.
-        cpu_us_per_handshake: per(total(&idle) - total(&before), plan.connections.into()),
+        cpu_us_per_handshake: per(between(&before, &idle), plan.connections.into()),
         context_switches_per_delivery: ratio(last.context_switches - first.context_switches, whole(delivered)),
         resident_bytes: last.resident_bytes,
         resident_bytes_idle: idle.resident_bytes,
@@ -141,6 +146,10 @@ fn server(plan: &Plan, published: u64, delivered: u64, usage: &Phases) -> Option
             f64::from(plan.connections.max(1)),
         ),
     })
+}
+
+fn per(time: Duration, count: u64) -> f64 {
+    micros(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)) / whole(count)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "figures for people")]
@@ -179,6 +188,7 @@ impl fmt::Display for Report {
         if let Some(last) = &self.last_copy_us {
             writeln!(f, "  last copy    p50 {:.0}, p90 {:.0}, max {:.0}", last.p50, last.p90, last.max)?;
         }
+        writeln!(f, "  own CPU      {:>12.2} µs a message", self.load_cpu_us_per_message)?;
         let Some(server) = &self.server else { return Ok(()) };
         writeln!(
             f,

@@ -8,9 +8,6 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
-/// Histograms that receivers share, so that they seldom meet at a lock.
-const SHARDS: usize = 32;
-
 /// The longest latency that is told from a longer one: a minute.
 const LONGEST_NS: u64 = 60_000_000_000;
 
@@ -26,18 +23,49 @@ pub(super) struct Tally {
     twice: AtomicU64,
     out_of_order: AtomicU64,
     closed: AtomicU64,
-    latency: Vec<Mutex<Histogram<u64>>>,
     /// Connections that get each message.
     copies: u32,
+    latencies: Mutex<Latencies>,
+}
+
+/// Of one phase, in nanoseconds from when a message was due.
+#[derive(Default)]
+pub(super) struct Latencies {
+    /// Of every copy.
+    pub(super) all: Option<Histogram<u64>>,
+    /// Of the last copy, for messages of many copies.
+    pub(super) last_copy: Option<Histogram<u64>>,
     /// Copies of each message that have not come yet.
-    under_way: Mutex<HashMap<u64, u32>>,
-    /// Until the last copy of each message.
-    last_copy: Option<Mutex<Histogram<u64>>>,
+    under_way: HashMap<u64, u32>,
+}
+
+impl Latencies {
+    fn new() -> Self {
+        let histogram = || Histogram::new_with_bounds(1, LONGEST_NS, 3).ok();
+        Self { all: histogram(), last_copy: histogram(), under_way: HashMap::new() }
+    }
+
+    fn note(&mut self, copies: u32, number: u64, latency_ns: u64) {
+        // Beyond its range a histogram keeps the largest it can.
+        let record = |histogram: &mut Option<Histogram<u64>>| {
+            if let Some(histogram) = histogram {
+                histogram.saturating_record(latency_ns);
+            }
+        };
+        record(&mut self.all);
+        if copies > 1 {
+            let left = self.under_way.entry(number).or_insert(copies);
+            *left -= 1;
+            if *left == 0 {
+                self.under_way.remove(&number);
+                record(&mut self.last_copy);
+            }
+        }
+    }
 }
 
 impl Tally {
     pub(super) fn new(copies: u32) -> Self {
-        let histogram = || Histogram::new_with_bounds(1, LONGEST_NS, 3).ok().map(Mutex::new);
         Self {
             epoch: Instant::now(),
             counting: AtomicBool::new(false),
@@ -45,16 +73,21 @@ impl Tally {
             twice: AtomicU64::new(0),
             out_of_order: AtomicU64::new(0),
             closed: AtomicU64::new(0),
-            latency: (0..SHARDS).filter_map(|_| histogram()).collect(),
             copies,
-            under_way: Mutex::default(),
-            last_copy: histogram(),
+            latencies: Mutex::default(),
         }
     }
 
     /// From now on latencies are recorded.
     pub(super) fn start_counting(&self) {
+        *self.latencies.lock() = Latencies::new();
         self.counting.store(true, Ordering::Relaxed);
+    }
+
+    /// What was recorded since [`Tally::start_counting`]; from now on nothing is.
+    pub(super) fn stop_counting(&self) -> Latencies {
+        self.counting.store(false, Ordering::Relaxed);
+        std::mem::take(&mut self.latencies.lock())
     }
 
     pub(super) fn delivered(&self) -> u64 {
@@ -78,42 +111,11 @@ impl Tally {
         self.closed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All latencies together, in nanoseconds.
-    pub(super) fn latency(&self) -> Option<Histogram<u64>> {
-        let mut all = Histogram::new_with_bounds(1, LONGEST_NS, 3).ok()?;
-        self.latency.iter().try_for_each(|shard| all.add(&*shard.lock())).ok()?;
-        Some(all)
-    }
-
-    /// From when a message was due to its last copy, in nanoseconds; for messages of many copies.
-    pub(super) fn last_copy(&self) -> Option<Histogram<u64>> {
-        self.last_copy.as_ref().map(|histogram| histogram.lock().clone())
-    }
-
-    fn note_copy(&self, number: u64, latency_ns: u64) {
-        let mut under_way = self.under_way.lock();
-        let left = under_way.entry(number).or_insert(self.copies);
-        *left -= 1;
-        if *left == 0 {
-            under_way.remove(&number);
-            if let Some(last_copy) = &self.last_copy {
-                last_copy.lock().saturating_record(latency_ns);
-            }
-        }
-    }
-
-    fn record(&self, connection: u32, number: u64, due_ns: u64) {
+    fn record(&self, number: u64, due_ns: u64) {
         self.delivered.fetch_add(1, Ordering::Relaxed);
         if self.counting.load(Ordering::Relaxed) {
             let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            let latency_ns = now.saturating_sub(due_ns).max(1);
-            if let Some(shard) = self.latency.get(connection as usize % SHARDS) {
-                // Beyond its range a histogram keeps the largest it can.
-                shard.lock().saturating_record(latency_ns);
-            }
-            if self.copies > 1 {
-                self.note_copy(number, latency_ns);
-            }
+            self.latencies.lock().note(self.copies, number, now.saturating_sub(due_ns).max(1));
         }
     }
 
@@ -137,7 +139,7 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn take(&mut self, tally: &Tally, connection: u32, number: u64, due_ns: u64) {
+    pub(super) fn take(&mut self, tally: &Tally, number: u64, due_ns: u64) {
         if number > self.last {
             self.missing.extend(self.last + 1..number);
             self.last = number;
@@ -147,7 +149,7 @@ impl Sequence {
             tally.twice.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        tally.record(connection, number, due_ns);
+        tally.record(number, due_ns);
     }
 }
 
@@ -157,7 +159,7 @@ mod tests {
 
     fn take(numbers: &[u64]) -> (u64, u64, u64) {
         let (tally, mut sequence) = (Tally::new(1), Sequence::default());
-        numbers.iter().for_each(|number| sequence.take(&tally, 0, *number, 0));
+        numbers.iter().for_each(|number| sequence.take(&tally, *number, 0));
         (tally.delivered(), tally.twice(), tally.out_of_order())
     }
 
@@ -167,5 +169,17 @@ mod tests {
         assert_eq!(take(&[1, 2, 2, 3]), (3, 1, 0));
         assert_eq!(take(&[1, 3, 2, 4]), (4, 0, 1));
         assert_eq!(take(&[1, 4]), (2, 0, 0));
+    }
+
+    #[test]
+    fn a_message_of_many_copies_is_timed_by_its_last() {
+        let tally = Tally::new(2);
+        tally.start_counting();
+        for number in [1, 1, 2] {
+            Sequence::default().take(&tally, number, 0);
+        }
+        let found = tally.stop_counting();
+        assert_eq!(found.all.unwrap().len(), 3);
+        assert_eq!(found.last_copy.unwrap().len(), 1);
     }
 }

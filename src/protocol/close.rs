@@ -19,12 +19,16 @@ pub enum Close {
     TooBig,
     /// The token names a user who may not do this.
     Forbidden,
-    /// A bad token in a `hello`, or one that was revoked.
+    /// A bad token in a `hello`.
     BadToken,
+    /// The token was revoked.
+    Revoked,
     /// The token ended.
     TokenExpired,
     /// An operator or a backend asked for it.
     Disconnected,
+    /// The session that the connection came with has ended, or is another user's now.
+    LoggedOut,
     /// No `hello` in time.
     HelloTimeout,
     /// The first frame was no `hello`.
@@ -59,9 +63,9 @@ impl Close {
             Self::InvalidText => 1007,
             Self::TooBig => 1009,
             Self::Forbidden => 4003,
-            Self::BadToken => 4009,
+            Self::BadToken | Self::Revoked => 4009,
             Self::TokenExpired => 4010,
-            Self::Disconnected => 4011,
+            Self::Disconnected | Self::LoggedOut => 4011,
             Self::HelloTimeout | Self::HelloExpected => 4012,
             Self::TooManyOfUser => 4004,
             Self::OverCapacity => 4100,
@@ -84,8 +88,10 @@ impl Close {
             Self::TooBig => "message too big",
             Self::Forbidden => "forbidden",
             Self::BadToken => "bad token",
+            Self::Revoked => "token revoked",
             Self::TokenExpired => "token expired",
             Self::Disconnected => "disconnected",
+            Self::LoggedOut => "logged out",
             Self::HelloTimeout => "no hello in time",
             Self::HelloExpected => "the first frame must be a hello",
             Self::TooManyOfUser => "too many connections of this user",

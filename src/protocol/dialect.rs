@@ -55,17 +55,34 @@ impl<'a> Encoded<'a> {
 
     /// The whole WebSocket frame for this dialect.
     pub fn frame(&mut self, dialect: Dialect) -> Bytes {
-        let Event { name, data } = self.event;
-        let (slot, encode): (_, fn(&str, &str) -> Bytes) = match dialect {
-            Dialect::TidingsV1 | Dialect::Plain => (&mut self.framed, event_frame),
-            Dialect::Raw => (&mut self.raw, |_, data| text_frame(&[data.as_bytes()])),
-        };
-        slot.get_or_insert_with(|| encode(name, data)).clone()
+        let event = self.event;
+        self.slot(dialect).get_or_insert_with(|| event.encode(dialect)).clone()
+    }
+
+    /// As [`Encoded::frame`], for the last who asks: a frame for one alone is never counted.
+    #[must_use]
+    pub fn last_frame(mut self, dialect: Dialect) -> Bytes {
+        let event = self.event;
+        self.slot(dialect).take().unwrap_or_else(|| event.encode(dialect))
+    }
+
+    fn slot(&mut self, dialect: Dialect) -> &mut Option<Bytes> {
+        if dialect.has_frames() { &mut self.framed } else { &mut self.raw }
+    }
+}
+
+impl Event<'_> {
+    fn encode(self, dialect: Dialect) -> Bytes {
+        if dialect.has_frames() { event_frame(self.name, self.data) } else { text_frame(&[self.data.as_bytes()]) }
     }
 }
 
 fn event_frame(name: &str, data: &str) -> Bytes {
-    // A text always serialises; the name is the only part that may need escaping.
+    let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'));
+    if plain {
+        return text_frame(&[br#"{"type":"event","event":""#, name.as_bytes(), br#"","data":"#, data.as_bytes(), b"}"]);
+    }
+    // A text always serialises; the name is the only part that may need escaping, and hardly ever does.
     let name = serde_json::to_string(name).unwrap_or_default();
     text_frame(&[br#"{"type":"event","event":"#, name.as_bytes(), br#","data":"#, data.as_bytes(), b"}"])
 }

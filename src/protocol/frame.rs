@@ -91,9 +91,9 @@ pub enum FrameError {
     Field(&'static str, &'static str),
 }
 
-/// A client's own text, quoted and cut short for an answer.
+/// A peer's own text, quoted and cut short for an answer or a log line.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Quoted(String);
+pub struct Quoted(pub(super) String);
 
 impl fmt::Display for Quoted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

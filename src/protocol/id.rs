@@ -2,7 +2,9 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU64;
+use std::sync::{Arc, LazyLock};
 
 use compact_str::CompactString;
 
@@ -96,6 +98,42 @@ impl ConnectionId {
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Which token or session somebody came with: a hash under a key of this process's own, so that a connection keeps 8
+/// bytes of it, and nobody can choose two alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CredentialId(NonZeroU64);
+
+impl CredentialId {
+    /// Of the token with this `jti`.
+    #[must_use]
+    pub fn of_token(jti: &str) -> Self {
+        Self::hash(("jti", jti))
+    }
+
+    /// Of the session with this id.
+    #[must_use]
+    pub fn of_session(id: &str) -> Self {
+        Self::hash(("session", id))
+    }
+
+    fn hash(what: (&str, &str)) -> Self {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self(NonZeroU64::new(KEY.hash_one(what)).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// For an atomic: 0 is none.
+    #[must_use]
+    pub fn to_bits(credential: Option<Self>) -> u64 {
+        credential.map_or(0, |id| id.0.get())
+    }
+
+    /// Back from [`CredentialId::to_bits`].
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        NonZeroU64::new(bits).map(Self)
     }
 }
 

@@ -2,10 +2,12 @@
 
 mod backlog;
 mod outbox;
+mod socket;
+mod tls;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -14,9 +16,11 @@ use parking_lot::Mutex;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::Notify;
 
-use crate::protocol::{ConnectionId, Dialect, UserId};
+use crate::protocol::{ConnectionId, CredentialId, Dialect, UserId};
 pub use backlog::Backlog;
 pub use outbox::{Driven, Outbox, Pushed};
+pub use socket::Socket;
+pub use tls::Tls;
 
 /// One connection, as everybody but its own task sees it.
 #[derive(Debug)]
@@ -25,8 +29,28 @@ pub struct Member {
     pub id: ConnectionId,
     /// How it is spoken to.
     pub dialect: Dialect,
+    /// What it came with.
+    pub credential: CredentialSlot,
     /// Its queue.
     pub outbox: Outbox,
+}
+
+/// The token or session that a connection is held by. A refresh changes it while others look, hence an atomic; what
+/// orders it is the lock of whoever knows the revoked ones (see `connection`).
+#[derive(Debug, Default)]
+pub struct CredentialSlot(AtomicU64);
+
+impl CredentialSlot {
+    /// Takes another, or none.
+    pub fn set(&self, credential: Option<CredentialId>) {
+        self.0.store(CredentialId::to_bits(credential), Ordering::Relaxed);
+    }
+
+    /// The one it is now.
+    #[must_use]
+    pub fn get(&self) -> Option<CredentialId> {
+        CredentialId::from_bits(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// The concurrent map of users and their connections.
@@ -73,12 +97,10 @@ impl Registry {
         self.change.notify_one();
     }
 
-    /// Calls `each` for every connection of a user, in the order they came; gives whether there was one.
-    pub fn each_of(&self, user: &str, mut each: impl FnMut(&Arc<Member>)) -> bool {
-        self.users.get(user).is_some_and(|members| {
-            members.iter().for_each(&mut each);
-            true
-        })
+    /// Gives `look` a user's connections, in the order they came, where there is one. They must not be written to in
+    /// there: it keeps others from coming and going.
+    pub fn with<T>(&self, user: &str, look: impl FnOnce(&[Arc<Member>]) -> T) -> Option<T> {
+        self.users.get(user).map(|members| look(&members))
     }
 
     /// How many connections a user has here.
@@ -87,7 +109,7 @@ impl Registry {
         self.users.get(user).map_or(0, |members| members.len())
     }
 
-    /// Every connection, for a drain.
+    /// Every connection.
     #[must_use]
     pub fn members(&self) -> Vec<Arc<Member>> {
         self.users.iter().flat_map(|entry| entry.value().clone()).collect()
@@ -126,6 +148,14 @@ pub struct Registration {
     member: Arc<Member>,
 }
 
+impl Registration {
+    /// Whose connection it is.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        &self.user
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
         self.registry.remove(&self.user, &self.member);
@@ -141,8 +171,9 @@ mod tests {
     async fn member() -> Arc<Member> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let outbox = Outbox::new(socket, Backlog::new(Metrics::new().backlog_bytes, usize::MAX));
-        Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, outbox })
+        let outbox = Outbox::new(Socket::Plain(socket), Backlog::new(Metrics::new().backlog_bytes, usize::MAX));
+        let credential = CredentialSlot::default();
+        Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, credential, outbox })
     }
 
     fn user(text: &str) -> UserId {

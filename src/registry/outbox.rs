@@ -5,25 +5,20 @@
 //! writes it when the socket has room. Only whole frames enter the queue and the lock orders them, so frames are never
 //! torn nor swapped, whoever writes them.
 
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
-use std::net::Shutdown;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
-use socket2::SockRef;
-use tokio::net::TcpStream;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::backlog::{Backlog, Share};
+use super::socket::Socket;
 use crate::config::{Outbox as Bound, SlowClient};
 use crate::protocol::Close;
-
-/// An empty queue keeps no more room than this many frames.
-const IDLE_CAPACITY: usize = 8;
 
 /// Most frames in one write.
 const MAX_SLICES: usize = 32;
@@ -54,7 +49,8 @@ pub enum Driven {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Bytes>,
+    /// Oldest first. One frame lies in place: most connections never have a second one waiting.
+    queue: SmallVec<[Bytes; 1]>,
     bytes: usize,
     /// The front frame is partly on the socket, or is the greeting: it must go out, whatever happens to the others.
     front_begun: bool,
@@ -68,7 +64,7 @@ struct State {
 /// See the module.
 #[derive(Debug)]
 pub struct Outbox {
-    socket: TcpStream,
+    socket: Socket,
     state: Mutex<State>,
     waker: AtomicWaker,
 }
@@ -76,9 +72,9 @@ pub struct Outbox {
 impl Outbox {
     /// An empty outbox on this socket. What waits in it counts in the backlog.
     #[must_use]
-    pub fn new(socket: TcpStream, backlog: Arc<Backlog>) -> Self {
+    pub fn new(socket: Socket, backlog: Arc<Backlog>) -> Self {
         let state = State {
-            queue: VecDeque::new(),
+            queue: SmallVec::new(),
             bytes: 0,
             front_begun: false,
             held: false,
@@ -188,7 +184,8 @@ impl Outbox {
             {
                 let mut state = self.state.lock();
                 self.write_queued(&mut state);
-                if state.queue.is_empty() || state.held {
+                // Not stalled: whatever was queued is with the kernel.
+                if state.stalled_since.is_none() || state.held {
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -201,68 +198,71 @@ impl Outbox {
     /// # Errors
     /// The socket's.
     pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.socket.poll_read_ready(cx))?;
-            match self.socket.try_read(buf) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-        }
+        self.socket.poll_read(cx, buf)
     }
 
     /// Tells the client that nothing more comes: it sees the end behind the last frame.
     pub fn finish_writing(&self) {
-        // A socket that is broken already has told it.
-        SockRef::from(&self.socket).shutdown(Shutdown::Write).ok();
+        self.socket.finish_writing();
     }
 
     fn write_queued(&self, state: &mut State) {
         if state.held {
             return;
         }
-        while !state.queue.is_empty() {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let mut used = 0;
-            for (slice, frame) in slices.iter_mut().zip(&state.queue) {
-                *slice = IoSlice::new(frame);
-                used += 1;
+        let done = loop {
+            if state.queue.is_empty() {
+                break self.socket.try_flush();
             }
-            let written = match slices.get(..used) {
-                Some([only]) => self.socket.try_write(only),
-                Some(several) => self.socket.try_write_vectored(several),
-                None => return,
-            };
-            match written {
+            match self.try_write(&state.queue) {
                 Ok(count) => state.advance(count),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    // Once: from here on the task waits for room, and waking it would only make it ask again.
-                    if state.stalled_since.is_none() {
-                        state.stalled_since = Some(Instant::now());
-                        self.waker.wake();
-                    }
-                    if state.settle().is_some() {
-                        self.waker.wake();
-                    }
-                    return;
-                }
-                Err(_) => {
-                    // The reading side of the task meets the same end; whatever was queued is lost with the client.
-                    state.give_up(Close::Gone);
-                    state.queue.clear();
-                    state.bytes = 0;
+                Err(error) => break Err(error),
+            }
+        };
+        match done {
+            Ok(()) => {
+                if state.stalled_since.take().is_some() {
                     state.share.set(0);
-                    state.front_begun = false;
+                    self.waker.wake();
+                }
+                // Empty: its room is given back.
+                state.queue.shrink_to_fit();
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                // Once: from here on the task waits for room, and waking it would only make it ask again.
+                if state.stalled_since.is_none() {
+                    state.stalled_since = Some(Instant::now());
+                    self.waker.wake();
+                }
+                if state.settle().is_some() {
                     self.waker.wake();
                 }
             }
+            Err(_) => {
+                // The reading side of the task meets the same end; whatever was queued is lost with the client.
+                state.give_up(Close::Gone);
+                state.queue = SmallVec::new();
+                state.bytes = 0;
+                state.share.set(0);
+                state.front_begun = false;
+                state.stalled_since = None;
+                self.waker.wake();
+            }
         }
-        if state.stalled_since.take().is_some() {
-            state.share.set(0);
-            self.waker.wake();
+    }
+
+    /// As much of the queue as one write takes.
+    fn try_write(&self, queue: &[Bytes]) -> io::Result<usize> {
+        if let [only] = queue {
+            return self.socket.try_write(only);
         }
-        if state.queue.capacity() > IDLE_CAPACITY {
-            state.queue = VecDeque::new();
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut used = 0;
+        for (slice, frame) in slices.iter_mut().zip(queue) {
+            *slice = IoSlice::new(frame);
+            used += 1;
         }
+        self.socket.try_write_vectored(slices.get(..used).unwrap_or_default())
     }
 }
 
@@ -273,22 +273,23 @@ impl State {
 
     fn append(&mut self, frame: Bytes) {
         self.bytes += frame.len();
-        self.queue.push_back(frame);
+        self.queue.push(frame);
     }
 
     /// Takes note of bytes that the socket took.
     fn advance(&mut self, mut count: usize) {
         self.bytes = self.bytes.saturating_sub(count);
-        while let Some(front) = self.queue.front_mut() {
-            if count < front.len() {
-                self.front_begun |= count > 0;
-                front.advance(count);
+        let mut whole = 0;
+        for frame in &mut self.queue {
+            if count < frame.len() {
+                frame.advance(count);
                 break;
             }
-            count -= front.len();
-            self.front_begun = false;
-            self.queue.pop_front();
+            count -= frame.len();
+            whole += 1;
         }
+        self.front_begun = count > 0 || (whole == 0 && self.front_begun);
+        self.queue.drain(..whole);
         if self.stalled_since.is_some() {
             self.stalled_since = Some(Instant::now());
         }
@@ -311,13 +312,13 @@ impl State {
     }
 
     fn drop_oldest(&mut self) -> bool {
-        match self.queue.remove(usize::from(self.front_begun)) {
-            Some(frame) => {
-                self.bytes = self.bytes.saturating_sub(frame.len());
-                true
-            }
-            None => false,
+        let oldest = usize::from(self.front_begun);
+        if oldest == self.queue.len() {
+            return false;
         }
+        let frame = self.queue.remove(oldest);
+        self.bytes = self.bytes.saturating_sub(frame.len());
+        true
     }
 }
 
@@ -327,7 +328,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpSocket};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     use super::*;
     use crate::metrics::Metrics;
@@ -352,8 +353,8 @@ mod tests {
         socket.set_send_buffer_size(4_096).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(socket.connect(listener.local_addr().unwrap()), listener.accept());
-        let outbox = Outbox::new(near.unwrap(), Arc::clone(backlog));
-        outbox.socket.writable().await.unwrap();
+        let outbox = Outbox::new(Socket::Plain(near.unwrap()), Arc::clone(backlog));
+        poll_fn(|cx| outbox.socket.poll_write_ready(cx)).await.unwrap();
         (outbox, far.unwrap().0)
     }
 
@@ -454,7 +455,7 @@ mod tests {
         outbox.open(None);
         let mut got = vec![0; 100 * 11];
         client.read_exact(&mut got).await.unwrap();
-        assert!(outbox.state.lock().queue.capacity() <= IDLE_CAPACITY);
+        assert!(!outbox.state.lock().queue.spilled());
     }
 
     #[tokio::test]

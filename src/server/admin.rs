@@ -7,15 +7,17 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde_json::json;
 use subtle::ConstantTimeEq;
 
-use super::reply::{Refusal, check_loopback_host};
+use super::reply::{Refusal, check_loopback_host, unavailable};
+use super::request::UserPath;
 use super::{App, healthz, notifications, presence, readyz};
 use crate::auth::bearer;
 use crate::config::secret_bytes;
 use crate::metrics;
+use crate::protocol::Command;
 
 /// Most bytes of a request's body.
 const MAX_BODY: usize = 64 * 1024;
@@ -27,6 +29,7 @@ pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
     let guarded = axum::Router::new()
         .route("/v1/users/{id}/notifications", post(notifications::to_one))
         .route("/v1/users/{id}/presence", get(presence::one))
+        .route("/v1/users/{id}/connections", delete(disconnect))
         .route("/v1/presence", get(presence::page).post(presence::many))
         .route("/v1/presence/count", get(presence::count))
         .route("/v1/info", get(info))
@@ -68,6 +71,12 @@ async fn render_metrics(State(app): State<Arc<App>>) -> Response {
     app.context.metrics.users.set(users);
     let text = app.context.metrics.render();
     std::future::ready(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)).await.into_response()
+}
+
+/// Closes the user's connections, everywhere.
+async fn disconnect(State(app): State<Arc<App>>, UserPath(user): UserPath) -> Result<Response, Refusal> {
+    app.backplane.publish_command(&Command::disconnect(&user)).await.map_err(unavailable)?;
+    Ok((StatusCode::ACCEPTED, Json(json!({}))).into_response())
 }
 
 /// This instance, and every other that lives, as far as the backplane can tell now.

@@ -1,5 +1,8 @@
 //! What is decided about a WebSocket handshake before it is answered: everything, but for a token that a `hello` brings.
 
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
 use axum::extract::Query;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use serde::Deserialize;
@@ -7,11 +10,11 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::App;
 use super::forwarded::client_address;
-use super::listener::Peer;
-use super::reply::Refusal;
-use crate::auth::{Credential, Identity, TokenError, offers_tidings_v1};
+use super::reply::{Refusal, unavailable};
+use crate::auth::{Credential, Identity, SessionError, TokenError, offers_tidings_v1};
 use crate::limits::Pass;
 use crate::protocol::Dialect;
+use crate::sessions::Refused;
 
 /// The head of the request that asks for a WebSocket.
 #[derive(Debug)]
@@ -20,7 +23,7 @@ pub(super) struct Head<'a> {
     pub(super) uri: &'a Uri,
     pub(super) headers: &'a HeaderMap,
     /// The other end of the socket, which may be a proxy.
-    pub(super) peer: Option<Peer>,
+    pub(super) peer: SocketAddr,
 }
 
 /// A handshake that may be answered with 101.
@@ -50,10 +53,8 @@ pub(super) async fn admit(app: &App, head: &Head<'_>, pass: &mut Pass) -> Result
     }
     let limiter = &app.context.limiter;
     limiter.admit_connection(pass)?;
-    if let Some(Peer(peer)) = head.peer {
-        let address = client_address(peer.ip(), headers, &app.config.limits.trusted_proxies);
-        limiter.admit_address(address, pass).await?;
-    }
+    let address = client_address(head.peer.ip(), headers, &app.config.limits.trusted_proxies);
+    limiter.admit_address(address, pass).await?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(uri)
         .map_err(|_| Refusal::bad_request("the query is malformed or names something twice"))?;
     let offered = offers_tidings_v1(headers);
@@ -73,15 +74,35 @@ pub(super) async fn admit(app: &App, head: &Head<'_>, pass: &mut Pass) -> Result
 
 /// Who is there; `None` where a `hello` will say so.
 async fn identify(app: &App, headers: &HeaderMap, query_token: Option<String>) -> Result<Option<Identity>, Refusal> {
-    match Credential::find(headers, query_token, app.config.auth.query_token) {
+    let credential = Credential::find(headers, query_token, &app.config.auth);
+    if matches!(credential, Credential::TokenCookie(_) | Credential::SessionCookie(_)) {
+        check_cookie_origin(app, headers)?;
+    }
+    match credential {
         Credential::Hello => Ok(None),
         Credential::QueryNotAllowed => {
             let message = "?token= is not accepted here (auth.query_token is off): send the token as a Bearer, as a \
                            subprotocol bearer.<jwt>, or in a hello";
             Err(Refusal::new(StatusCode::UNAUTHORIZED, "query_token_not_allowed", message))
         }
-        Credential::Token(token) => app.context.verifier.verify(&token).map(Some).map_err(|error| bad_token(&error)),
+        Credential::Token(token) | Credential::TokenCookie(token) => {
+            app.context.identify(&token).map(Some).map_err(|error| bad_token(&error))
+        }
+        Credential::SessionCookie(cookie) => match &app.sessions {
+            Some(sessions) => sessions.identify(&cookie).await.map(Some).map_err(bad_session),
+            None => Ok(None),
+        },
     }
+}
+
+fn bad_session(error: Refused) -> Refusal {
+    let code = match error {
+        Refused::Unavailable(error) => return unavailable(error),
+        Refused::Session(SessionError::Signature | SessionError::Malformed) => "bad_session",
+        Refused::Session(SessionError::Ended) => "session_ended",
+        Refused::Session(SessionError::NoUser) => "not_logged_in",
+    };
+    Refusal::new(StatusCode::UNAUTHORIZED, code, error.to_string())
 }
 
 fn bad_token(error: &TokenError) -> Refusal {
@@ -89,6 +110,7 @@ fn bad_token(error: &TokenError) -> Refusal {
         TokenError::Expired => "token_expired",
         TokenError::Bad(_) => "bad_token",
         TokenError::User(_) => "bad_user",
+        TokenError::Revoked => "token_revoked",
     };
     Refusal::new(StatusCode::UNAUTHORIZED, code, error.to_string())
 }
@@ -129,10 +151,21 @@ fn is_key(key: &[u8]) -> bool {
 }
 
 pub(super) fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
-    let origin = headers.get(header::ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()));
-    if app.origins.allows_token(origin.as_deref()) {
+    if app.origins.allows_token(origin(headers).as_deref()) {
         return Ok(());
     }
     let message = "pages of this origin may not connect (server.allowed_origins)";
     Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
+}
+
+fn check_cookie_origin(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
+    if app.origins.allows_cookie(origin(headers).as_deref()) {
+        return Ok(());
+    }
+    let message = "a cookie is good only with an Origin that server.allowed_origins names";
+    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
+}
+
+fn origin(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    headers.get(header::ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()))
 }

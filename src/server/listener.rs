@@ -1,37 +1,27 @@
-//! Accepts connections and speaks HTTP/1.1 on them, with a deadline on every stage.
+//! Accepts connections, and makes of each what HTTP is spoken on: past a PROXY header, past TLS.
 
-use std::cell::Cell;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::response::IntoResponse;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tracing::{debug, warn};
 
 use super::descriptors::Threshold;
+use super::http::Http;
 use super::proxy_protocol::{HeaderError, read_header};
-use super::reply::Refusal;
+use super::{App, Tls};
+use crate::connection::Context;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
-use crate::shutdown::Shutdown;
 
 /// Enough for a herd of reconnects to wait in.
 const BACKLOG: u32 = 4_096;
-
-/// Most bytes of a request's head.
-const MAX_HEAD: usize = 16 * 1024;
-
-/// From a request's head to the end of its answer, streams aside.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long what was written may stay unread before the system ends the connection (TCP_USER_TIMEOUT, tcp(7)): the
 /// bound for HTTP answers; WebSockets have a shorter one of their own.
@@ -40,14 +30,21 @@ const UNREAD_DEADLINE: Duration = Duration::from_secs(60);
 /// How long to leave accepting alone when the system refuses, as it does without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What is particular to the public listener.
+#[derive(Debug, Clone, Copy)]
+struct Browsers {
+    /// Whether connections begin with a PROXY protocol header.
+    proxy_protocol: bool,
+    /// Where browsers are turned away, so that others find a file descriptor; operators and backends never are.
+    threshold: Threshold,
+}
+
 /// A bound port.
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
-    /// Whether connections begin with a PROXY protocol header.
-    proxy_protocol: bool,
-    /// Where browsers are turned away, so that others find a file descriptor; operators and backends never are.
-    threshold: Option<Threshold>,
+    /// What it does for browsers, where it is theirs.
+    browsers: Option<Browsers>,
     /// Where it listens, the port never 0.
     pub address: SocketAddr,
 }
@@ -63,72 +60,82 @@ impl Listener {
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, proxy_protocol: false, threshold: None, address })
+        Ok(Self { listener, browsers: None, address })
     }
 
     /// The same for browsers: it turns them away before file descriptors run out, and may stand behind a TCP proxy.
     #[must_use]
     pub fn public(self, proxy_protocol: bool) -> Self {
-        Self { proxy_protocol, threshold: Some(Threshold::now()), ..self }
+        Self { browsers: Some(Browsers { proxy_protocol, threshold: Threshold::now() }), ..self }
     }
 }
 
-/// The other end of the socket that a request came on.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) SocketAddr);
+/// A connection as HTTP has it: TCP as it is, or TLS.
+pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// Until when the handshake that a request begins must be done.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Deadline(pub(super) Instant);
-
-impl Deadline {
-    /// As the listener set it.
-    pub(super) fn of<B>(request: &hyper::Request<B>, otherwise: Duration) -> Self {
-        request.extensions().get().copied().unwrap_or_else(|| Self(Instant::now() + otherwise))
-    }
-}
-
-/// Accepts until the instance stops. Each connection's head must come within `head_deadline`.
-pub async fn serve(
-    listener: Listener,
-    router: axum::Router,
-    head_deadline: Duration,
-    metrics: Arc<Metrics>,
-    shutdown: Shutdown,
-) {
-    let router = router.layer(axum::middleware::from_fn(answer_in_time));
+/// Accepts until the instance stops.
+pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
+    let Context { metrics, shutdown, .. } = &*app.context;
+    let http = Arc::new(Http::new(&app, router, listener.browsers.is_some()));
     let refused = LogRate::new();
-    let stopping = shutdown.stopping().clone();
     loop {
-        let Some(accepted) = stopping.run_until_cancelled(listener.listener.accept()).await else { return };
+        let accepted = shutdown.stopping().run_until_cancelled(listener.listener.accept()).await;
         match accepted {
-            Ok((socket, peer)) => {
+            None => return,
+            Some(Ok((socket, peer))) => {
                 // A refusal of these by the system costs speed or a slot for a while, no more.
                 socket.set_nodelay(true).ok();
                 SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_DEADLINE)).ok();
-                if listener.threshold.is_some_and(|threshold| threshold.is_passed_by(&socket)) {
-                    turn_away(&socket, &metrics);
+                if listener.browsers.is_some_and(|browsers| browsers.threshold.is_passed_by(&socket)) {
+                    turn_away(&socket, metrics);
                     continue;
                 }
-                let deadline = Instant::now() + head_deadline;
-                let (router, stopping) = (router.clone(), stopping.clone());
-                let metrics = listener.proxy_protocol.then(|| Arc::clone(&metrics));
+                let proxied = listener.browsers.is_some_and(|browsers| browsers.proxy_protocol);
+                let (app, http) = (Arc::clone(&app), Arc::clone(&http));
                 shutdown.spawn_service(async move {
-                    let connection = async {
-                        if let Some((socket, peer)) = unwrap_proxied(socket, peer, metrics, deadline).await {
-                            http(socket, Peer(peer), router, deadline, head_deadline).await;
-                        }
-                    };
-                    stopping.run_until_cancelled(connection).await;
+                    let serving = speak(&app, &http, socket, peer, proxied);
+                    app.context.shutdown.stopping().run_until_cancelled(serving).await;
                 });
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 metrics.accept_errors.inc();
                 if let Some(held_back) = refused.admit() {
                     warn!(%error, held_back, "connection not accepted");
                 }
                 sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+}
+
+/// One connection, from what comes before HTTP on. All that, and the first request, has one deadline.
+async fn speak(app: &App, http: &Http, socket: TcpStream, peer: SocketAddr, proxied: bool) {
+    let metrics = &app.context.metrics;
+    let deadline = Instant::now() + app.config.server.handshake_timeout;
+    let unwrapped = if proxied { unwrap_proxied(socket, peer, metrics, deadline).await } else { Some((socket, peer)) };
+    let Some((socket, peer)) = unwrapped else { return };
+    let stream = match &app.tls {
+        None => Some(Either::Left(socket)),
+        Some(tls) => encrypted(socket, tls, deadline, metrics).await.map(Either::Right),
+    };
+    if let Some(stream) = stream {
+        http.speak(stream, peer, deadline).await;
+    }
+}
+
+/// Shakes hands; a client that cannot, or is too slow, is counted.
+async fn encrypted(
+    socket: TcpStream,
+    tls: &Tls,
+    deadline: Instant,
+    metrics: &Metrics,
+) -> Option<Box<TlsStream<TcpStream>>> {
+    match timeout_at(deadline, tls.accept(socket)).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            metrics.tls_handshakes_failed.inc();
+            debug!(%error, "tls handshake failed");
+            None
         }
     }
 }
@@ -148,15 +155,14 @@ fn turn_away(socket: &TcpStream, metrics: &Metrics) {
     socket.try_write(TURNED_AWAY).ok();
 }
 
-/// Behind a TCP proxy (then there are `metrics` to count in), takes its header off; `None` where there is no good one.
+/// Takes a TCP proxy's header off; `None` where there is no good one.
 async fn unwrap_proxied(
     mut socket: TcpStream,
     peer: SocketAddr,
-    metrics: Option<Arc<Metrics>>,
+    metrics: &Metrics,
     deadline: Instant,
 ) -> Option<(TcpStream, SocketAddr)> {
     static REFUSED: LogRate = LogRate::new();
-    let Some(metrics) = metrics else { return Some((socket, peer)) };
     match timeout_at(deadline, read_header(&mut socket)).await {
         Ok(Ok(client)) => return Some((socket, client.unwrap_or(peer))),
         Ok(Err(HeaderError::Empty)) => {}
@@ -169,32 +175,4 @@ async fn unwrap_proxied(
         Err(_) => metrics.proxy_headers_refused.inc(),
     }
     None
-}
-
-async fn http(socket: TcpStream, peer: Peer, router: axum::Router, deadline: Instant, head_deadline: Duration) {
-    let router = TowerToHyperService::new(router);
-    // The first request's time runs since the accept, that of a later one since its head is whole.
-    let first = Cell::new(Some(Deadline(deadline)));
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        let deadline = first.take().unwrap_or_else(|| Deadline(Instant::now() + head_deadline));
-        request.extensions_mut().insert(peer);
-        request.extensions_mut().insert(deadline);
-        router.call(request)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(deadline.saturating_duration_since(Instant::now()))
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(socket), service)
-        .with_upgrades();
-    if let Err(error) = connection.await {
-        debug!(%error, "http connection ended");
-    }
-}
-
-async fn answer_in_time(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
-    match timeout(REQUEST_DEADLINE, next.run(request)).await {
-        Ok(answer) => answer,
-        Err(_) => Refusal::too_slow().into_response(),
-    }
 }

@@ -5,13 +5,15 @@ mod demo;
 mod descriptors;
 mod forwarded;
 mod handshake;
+mod http;
 mod listener;
 mod notifications;
 mod presence;
 mod proxy_protocol;
-mod public;
 mod reply;
 mod request;
+mod tls;
+mod websocket;
 
 use std::sync::Arc;
 
@@ -19,15 +21,19 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use serde_json::json;
 
 use crate::auth::OriginPolicy;
 use crate::backplane::Backplane;
 use crate::config::Config;
 use crate::connection::Context;
+use crate::control::Control;
+use crate::sessions::Sessions;
 
 pub use descriptors::raise_limit;
 pub use listener::{Listener, serve};
+pub use tls::Tls;
 
 /// What every request handler can reach.
 #[derive(Debug)]
@@ -38,15 +44,21 @@ pub struct App {
     pub context: Arc<Context>,
     /// Where notifications come from and go to.
     pub backplane: Arc<Backplane>,
+    /// Where the listeners speak TLS.
+    pub tls: Option<Arc<Tls>>,
     /// Which pages may connect.
     pub origins: OriginPolicy,
+    /// Looks sessions up, where that is configured.
+    pub sessions: Option<Arc<Sessions>>,
+    /// Obeys what backends command.
+    pub control: Arc<Control>,
     /// When the instance started.
     pub started: std::time::Instant,
 }
 
-/// The paths of the public listener.
+/// The paths of the public listener, but for the WebSocket.
 pub fn public(app: &Arc<App>) -> axum::Router {
-    let mut router = public::router();
+    let mut router = axum::Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
     if app.config.server.demo {
         router = router.merge(demo::router(app));
     }
@@ -74,7 +86,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
     let why = if app.context.shutdown.draining().is_cancelled() {
         Some("draining".to_owned())
     } else {
-        app.backplane.not_ready()
+        app.backplane.not_ready().or_else(|| app.control.not_ready())
     };
     let gaps = app.context.metrics.backplane_gaps.get();
     let answer = match why {

@@ -6,11 +6,13 @@ use futures::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Response;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_util::either::Either;
 
 use super::{Gateway, token, within};
 
@@ -25,9 +27,12 @@ pub struct Refused {
     pub headers: tokio_tungstenite::tungstenite::http::HeaderMap,
 }
 
+/// TCP as it is, or TLS.
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
 /// An open WebSocket.
 pub struct Client {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Stream>,
     /// The headers of the 101.
     pub response: Response,
 }
@@ -43,15 +48,19 @@ async fn handshake_on(
     path: &str,
     headers: &[(&str, &str)],
 ) -> Result<Client, Refused> {
+    let tcp = within("a TCP connection", socket.connect(address)).await.unwrap();
+    tcp.set_nodelay(true).unwrap();
+    upgrade(Either::Left(tcp), address, path, headers).await
+}
+
+async fn upgrade(stream: Stream, address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Client, Refused> {
     let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
     for (name, value) in headers {
         let name: tokio_tungstenite::tungstenite::http::HeaderName = name.parse().unwrap();
         request.headers_mut().append(name, value.parse().unwrap());
     }
-    let tcp = within("a TCP connection", socket.connect(address)).await.unwrap();
-    tcp.set_nodelay(true).unwrap();
     let config = WebSocketConfig::default().read_buffer_size(4_096);
-    let upgrade = tokio_tungstenite::client_async_with_config(request, tcp, Some(config));
+    let upgrade = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
     match within("an answer to the handshake", upgrade).await {
         Ok((socket, response)) => Ok(Client { socket, response }),
         Err(Error::Http(response)) => {
@@ -108,6 +117,17 @@ impl Client {
         let protocols = format!("tidings.v1, bearer.{token}");
         let headers = [("Sec-WebSocket-Protocol", protocols.as_str())];
         let mut client = handshake_on(socket, address, "/ws", &headers).await.expect("admitted");
+        let welcome = client.frame().await;
+        assert_eq!(welcome["type"], "welcome", "{welcome}");
+        (client, welcome)
+    }
+
+    /// As [`Client::connect`], over a TLS connection of the test's own.
+    pub async fn connect_over(tls: TlsStream<TcpStream>, user: &str) -> (Self, Value) {
+        let address = tls.get_ref().0.peer_addr().unwrap();
+        let protocols = format!("tidings.v1, bearer.{}", token(user));
+        let headers = [("Sec-WebSocket-Protocol", protocols.as_str())];
+        let mut client = upgrade(Either::Right(Box::new(tls)), address, "/ws", &headers).await.expect("admitted");
         let welcome = client.frame().await;
         assert_eq!(welcome["type"], "welcome", "{welcome}");
         (client, welcome)
@@ -220,6 +240,17 @@ impl Client {
 
     /// The socket itself, for a client that misbehaves.
     pub fn tcp(&mut self) -> &mut TcpStream {
-        self.socket.get_mut()
+        match self.socket.get_mut() {
+            Either::Left(tcp) => tcp,
+            Either::Right(_) => panic!("this client speaks TLS"),
+        }
+    }
+
+    /// The TLS connection itself.
+    pub fn tls(&mut self) -> &mut TlsStream<TcpStream> {
+        match self.socket.get_mut() {
+            Either::Left(_) => panic!("this client speaks no TLS"),
+            Either::Right(tls) => tls,
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Real instances, as real processes.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -11,12 +12,14 @@ use tokio::process::{Child, Command};
 
 use super::http::{Answer, request};
 use super::token::SECRET;
-use super::{RedisServer, eventually, within};
+use super::{Authority, RedisServer, eventually, within};
 
 /// How an instance is started: `serve` with the suite's secret, on free ports, unless told otherwise.
 pub struct Options {
     args: Vec<String>,
     env: Vec<(String, String)>,
+    /// What trusts its certificate.
+    https: Option<reqwest::Client>,
     ulimit: Option<String>,
 }
 
@@ -39,7 +42,7 @@ impl Options {
     /// Nothing but the secret and free ports.
     pub fn bare() -> Self {
         let args = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new(), ulimit: None }
+        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new(), https: None, ulimit: None }
             .env("TIDINGS_AUTH__HMAC_SECRET", SECRET)
             .set("drain.window", "200ms")
     }
@@ -63,6 +66,15 @@ impl Options {
     /// A key of the configuration; the last word wins.
     pub fn set(self, key: &str, value: &str) -> Self {
         self.arg("--set").arg(&format!("{key}={value}"))
+    }
+
+    /// On TLS, with a certificate of this authority and its key.
+    pub fn tls(mut self, authority: &Authority, [certificate, key]: &[PathBuf; 2]) -> Self {
+        let ca = reqwest::Certificate::from_pem(&std::fs::read(authority.ca_file()).unwrap()).unwrap();
+        let client = reqwest::Client::builder().tls_certs_only([ca]).pool_max_idle_per_host(0);
+        self.https = Some(client.build().unwrap());
+        let path = |path: &PathBuf| path.to_str().unwrap().to_owned();
+        self.set("server.tls_cert_file", &path(certificate)).set("server.tls_key_file", &path(key))
     }
 
     /// Under a limit of the shell's: `-n 80`, `-S -n 80`.
@@ -105,6 +117,7 @@ impl Options {
             public: address("public"),
             admin: address("admin"),
             instance: ready["instance"].as_str().unwrap().to_owned(),
+            https: self.https,
             child,
             dir,
         }
@@ -116,6 +129,7 @@ pub struct Gateway {
     pub public: SocketAddr,
     pub admin: SocketAddr,
     pub instance: String,
+    https: Option<reqwest::Client>,
     child: Child,
     dir: TempDir,
 }
@@ -139,7 +153,11 @@ impl Gateway {
 
     /// The status and the body of a GET on one of its listeners.
     pub async fn get(&self, listener: SocketAddr, path: &str) -> (u16, String) {
-        let answer = within(path, http().get(format!("http://{listener}{path}")).send()).await.unwrap();
+        let asking = match &self.https {
+            None => http().get(format!("http://{listener}{path}")),
+            Some(https) => https.get(format!("https://{listener}{path}")),
+        };
+        let answer = within(path, asking.send()).await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 

@@ -2,7 +2,9 @@
 
 use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -12,6 +14,8 @@ use super::token;
 pub struct Light {
     socket: TcpStream,
     heard: Vec<u8>,
+    /// Its id, from the `welcome`.
+    pub connection: String,
 }
 
 enum Frame {
@@ -33,10 +37,14 @@ impl Light {
             token(user)
         );
         socket.write_all(request.as_bytes()).await?;
-        let mut light = Self { socket, heard: Vec::with_capacity(512) };
+        let mut light = Self { socket, heard: Vec::with_capacity(512), connection: String::new() };
         light.take_upgrade().await?;
         match light.frame().await? {
-            Frame::Text(text) if text.starts_with(br#"{"type":"welcome""#) => Ok(light),
+            Frame::Text(text) if text.starts_with(br#"{"type":"welcome""#) => {
+                let welcome: Value = serde_json::from_slice(&text)?;
+                welcome["connection"].as_str().unwrap_or_default().clone_into(&mut light.connection);
+                Ok(light)
+            }
             _ => Err(Error::other("no welcome")),
         }
     }
@@ -58,6 +66,19 @@ impl Light {
         match self.socket.read_buf(&mut self.heard).await? {
             0 => Err(ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
+        }
+    }
+
+    /// Waits to be asked to come back; gives when.
+    pub async fn asked_away(&mut self) -> Result<Duration> {
+        loop {
+            if let Frame::Text(text) = self.frame().await?
+                && text.starts_with(br#"{"type":"reconnect""#)
+            {
+                let frame: Value = serde_json::from_slice(&text)?;
+                let after_ms = frame["after_ms"].as_u64().ok_or_else(|| Error::other("no after_ms"))?;
+                return Ok(Duration::from_millis(after_ms));
+            }
         }
     }
 

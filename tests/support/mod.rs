@@ -3,12 +3,14 @@
 mod authority;
 mod client;
 mod events;
+mod express;
 mod gateway;
 mod http;
 mod light;
 mod nginx;
 mod proxy;
 mod redis;
+mod tls;
 mod token;
 
 use std::time::Duration;
@@ -18,12 +20,14 @@ use tokio::time::{Instant, sleep, timeout};
 pub use authority::Authority;
 pub use client::{Client, Refused, handshake, masked, refused};
 pub use events::EventStream;
+pub use express::{Express, Session};
 pub use gateway::{Gateway, Options, command, http, output};
 pub use http::Answer;
 pub use light::Light;
 pub use nginx::Nginx;
 pub use proxy::{Proxy, Way, Whose};
 pub use redis::{RedisServer, Subscription, free_port};
+pub use tls::{client_config, handshake_tls, served_certificate};
 pub use token::{SECRET, now, sign, sign_with, token, token_for};
 
 /// How long a test waits for something that must come: far longer than it takes, so that only its absence fails.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -21,16 +21,35 @@ pub struct Nginx {
 impl Nginx {
     pub async fn start(gateways: &[&Gateway]) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let listen = format!("listen {address};\naccess_log access.log edge;\n");
+        Self::start_with(address, &listen, TempDir::new().unwrap(), gateways).await
+    }
+
+    /// With TLS, of this certificate and key, as `listen-tls.conf` has it.
+    pub async fn start_tls(gateways: &[&Gateway], files: &[PathBuf; 2]) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let dir = TempDir::new().unwrap();
-        let deployed = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/nginx/nginx.conf");
+        fs::create_dir(dir.path().join("tls")).unwrap();
+        for (file, name) in files.iter().zip(["certificate.pem", "key.pem"]) {
+            fs::copy(file, dir.path().join("tls").join(name)).unwrap();
+        }
+        let mut listen = fs::read_to_string(deployed("listen-tls.conf")).unwrap();
+        for (there, here) in [("listen 8443", &*format!("listen {address}")), ("/dev/stdout", "access.log")] {
+            assert!(listen.contains(there), "{there}: {listen}");
+            listen = listen.replace(there, here);
+        }
+        Self::start_with(address, &listen, dir, gateways).await
+    }
+
+    async fn start_with(address: SocketAddr, listen: &str, dir: TempDir, gateways: &[&Gateway]) -> Self {
         let configuration = dir.path().join("nginx.conf");
-        fs::copy(deployed, &configuration).unwrap();
+        fs::copy(deployed("nginx.conf"), &configuration).unwrap();
         let mut upstream = String::new();
         for gateway in gateways {
             writeln!(upstream, "server {} max_fails=0;", gateway.public).unwrap();
         }
         fs::write(dir.path().join("upstream.conf"), upstream).unwrap();
-        fs::write(dir.path().join("listen.conf"), format!("listen {address};\naccess_log access.log edge;\n")).unwrap();
+        fs::write(dir.path().join("listen.conf"), listen).unwrap();
         let child = Command::new("nginx")
             .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
             .args(["-e", "stderr", "-p"])
@@ -52,6 +71,10 @@ impl Nginx {
         let read = |name: &str| fs::read_to_string(self.dir.path().join(name)).unwrap();
         read("access.log") + &read("error.log")
     }
+}
+
+fn deployed(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/nginx").join(name)
 }
 
 impl Drop for Nginx {

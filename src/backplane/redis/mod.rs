@@ -5,6 +5,7 @@ mod limits;
 mod link;
 mod presence;
 mod resp;
+mod store;
 mod stream;
 mod subscriber;
 
@@ -14,22 +15,23 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::{cmd, pipe};
 use secrecy::SecretString;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
 use super::memory::EVENTS_KEPT;
-use super::{Applied, BackplaneError, Batch, LiveInstance, Page, PageCursor, Sink, USER_CHANNEL, UserPresence};
+use super::{Applied, BackplaneError, Batch, LiveInstance, Page, PageCursor, Sink, Stored, USER_CHANNEL, UserPresence};
 use crate::config::Config;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
-use crate::protocol::{InstanceId, UserId};
+use crate::protocol::{InstanceId, Revocation, UserId};
 use crate::shutdown::Shutdown;
 use limits::Limits;
 pub use limits::{Claim, Granted};
 use link::Link;
 use presence::Presence;
 pub use resp::Malformed;
+use store::RevokedSet;
 
 /// Most publishes sent to Redis at once.
 const PUBLISH_STEP: usize = 500;
@@ -39,6 +41,8 @@ pub struct Redis {
     link: Link,
     presence: Presence,
     limits: Limits,
+    revoked: RevokedSet,
+    control_channel: String,
     probe_channel: String,
     probe_interval: Duration,
     /// A subscription that was silent for this long, probes included, is dead.
@@ -47,9 +51,23 @@ pub struct Redis {
     presence_channel: Option<String>,
     events: broadcast::Sender<Arc<str>>,
     subscription: Mutex<Subscription>,
+    subscriptions: watch::Sender<u64>,
     max_payload_bytes: usize,
     metrics: Arc<Metrics>,
     failures: LogRate,
+}
+
+/// For the benchmarks: reads all whole replies of a buffer, and gives how many there are.
+#[doc(hidden)]
+#[must_use]
+pub fn count_replies(mut buffer: &[u8]) -> usize {
+    let mut count = 0;
+    while let Ok(Some((reply, consumed))) = resp::read(buffer, usize::MAX) {
+        std::hint::black_box(reply);
+        buffer = buffer.get(consumed..).unwrap_or_default();
+        count += 1;
+    }
+    count
 }
 
 /// Whether the instance hears.
@@ -81,6 +99,8 @@ impl Redis {
             link: Link::new(&config.redis, url, format!("tidings-{instance}"))?,
             presence: Presence::new(&config.presence),
             limits: Limits::new(&config.redis.prefix, config.presence.lease),
+            revoked: RevokedSet::new(&config.redis.prefix),
+            control_channel: format!("{}control", config.redis.prefix),
             probe_channel: format!("{}probe:{instance}", config.redis.prefix),
             probe_interval: config.redis.probe_interval,
             // Three probes lost, and a little for the last one's way.
@@ -88,6 +108,7 @@ impl Redis {
             presence_channel: config.server.demo.then(|| config.presence.channel.clone()),
             events,
             subscription: Mutex::new(Subscription::Down { why: "not subscribed yet".into() }),
+            subscriptions: watch::Sender::default(),
             max_payload_bytes: config.limits.max_payload_bytes,
             metrics,
             failures: LogRate::new(),
@@ -140,6 +161,36 @@ impl Redis {
             }
         }
         Ok(published)
+    }
+
+    pub(super) async fn publish_command(&self, json: &str) -> Result<(), BackplaneError> {
+        let publish = cmd("PUBLISH").arg(&self.control_channel).arg(json).to_owned();
+        self.counted(self.link.command(&publish).await)
+    }
+
+    pub(super) fn subscriptions(&self) -> watch::Receiver<u64> {
+        self.subscriptions.subscribe()
+    }
+
+    pub(super) async fn keep_revoked(
+        &self,
+        revocations: &[Revocation],
+        oldest: u64,
+        most: usize,
+    ) -> Result<u64, BackplaneError> {
+        self.counted(self.revoked.add(&self.link, revocations, oldest, most).await)
+    }
+
+    pub(super) async fn count_revoked(&self, oldest: u64) -> Result<usize, BackplaneError> {
+        self.counted(self.revoked.count(&self.link, oldest).await)
+    }
+
+    pub(super) async fn revoked_page(&self, from: usize) -> Result<Vec<Revocation>, BackplaneError> {
+        self.counted(self.revoked.page(&self.link, from).await)
+    }
+
+    pub(super) async fn read(&self, keys: &[String], most: usize) -> Result<Vec<Option<Stored>>, BackplaneError> {
+        self.counted(store::read(&self.link, keys, most).await)
     }
 
     pub(super) fn not_ready(&self) -> Option<String> {

@@ -23,6 +23,8 @@ pub(super) async fn run(redis: &Redis, sink: &Sink) {
             Ok(stream) => {
                 info!("subscribed to redis");
                 backoff.reset();
+                // First, so that whoever reads what was missed is seen to be behind as soon as this one is up.
+                redis.subscriptions.send_modify(|count| *count += 1);
                 redis.set_subscription(Subscription::Up { last_heard: Instant::now() });
                 let Err(error) = hear(redis, sink, stream).await;
                 redis.metrics.backplane_gaps.inc();
@@ -43,7 +45,8 @@ async fn subscribe(redis: &Redis, sink: &Sink) -> Result<Stream, BackplaneError>
         let mut stream = redis.link.stream("subscriber", redis.max_payload_bytes).await?;
         stream.send(&[b"PSUBSCRIBE", PATTERN]).await?;
         let mut awaited = 1;
-        for channel in [Some(&redis.probe_channel), redis.presence_channel.as_ref()].into_iter().flatten() {
+        let channels = [Some(&redis.control_channel), Some(&redis.probe_channel), redis.presence_channel.as_ref()];
+        for channel in channels.into_iter().flatten() {
             stream.send(&[b"SUBSCRIBE", channel.as_bytes()]).await?;
             awaited += 1;
         }
@@ -93,6 +96,7 @@ fn hand_on(redis: &Redis, sink: &Sink, reply: &Reply<'_>) {
             [b"pmessage", _, channel] => sink(Heard::Oversize { channel }),
             // Not even the channel's name could be that of a user.
             [b"pmessage", _] => sink(Heard::Oversize { channel: b"" }),
+            [b"message", channel] if *channel == redis.control_channel.as_bytes() => sink(Heard::Oversize { channel }),
             _ => {}
         },
         Reply::Status(_) | Reply::Error(_) => {}
@@ -102,6 +106,9 @@ fn hand_on(redis: &Redis, sink: &Sink, reply: &Reply<'_>) {
 fn hand_on_push(redis: &Redis, sink: &Sink, parts: &Parts<'_>) {
     match parts.as_slice() {
         [b"pmessage", _, channel, payload] => sink(Heard::Message { channel, payload }),
+        [b"message", channel, payload] if *channel == redis.control_channel.as_bytes() => {
+            sink(Heard::Control { payload });
+        }
         [b"message", channel, payload] => {
             let presence = redis.presence_channel.as_ref().is_some_and(|name| name.as_bytes() == *channel);
             if let (true, Ok(event)) = (presence, str::from_utf8(payload)) {

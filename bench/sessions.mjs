@@ -1,0 +1,87 @@
+// Who connects to whom, and what is then published: one start of a server serves several scenarios in turn.
+
+const EVERYBODY = ['tidings', 'floor', 'ws', 'socketio'];
+const CONNECTIONS = '--connections 10000';
+const AT_ONCE = '--connect-rate 100000 --settle 500ms';
+
+const SECOND_WARM = '--warm-up 1s';
+const OPEN_LOOP = `--rate 10000 ${SECOND_WARM} --duration 5s`;
+
+// Each is over before its first heartbeat is due: some 25 s after the first connect. The order matters where memory is
+// read: before anything is published.
+export const sessions = [
+  {
+    servers: EVERYBODY,
+    pinned: true,
+    connect: `${CONNECTIONS} --connect-rate 2000 --settle 2s`,
+    phases: [
+      { scenario: 'idle', flags: '--rate 100 --warm-up 0s --duration 200ms' },
+      { scenario: 'unicast', flags: `--flat-out --window 2000 ${SECOND_WARM} --duration 5s` },
+      { scenario: 'miss', flags: `--mode miss --flat-out --window 20000 ${SECOND_WARM} --duration 4s` },
+    ],
+  },
+  {
+    servers: ['tidings', 'floor'],
+    pinned: false,
+    connect: `${CONNECTIONS} ${AT_ONCE}`,
+    phases: [{ scenario: 'open-loop', flags: OPEN_LOOP }],
+  },
+  {
+    servers: ['tidings', 'floor'],
+    pinned: true,
+    connect: `${CONNECTIONS} ${AT_ONCE}`,
+    phases: [{ scenario: 'fanout', flags: `--mode fanout --rate 2 ${SECOND_WARM} --duration 6s` }],
+  },
+  ...[1_000, 10_000, 19_000].map((count) => ({
+    servers: ['tidings', 'floor'],
+    pinned: true,
+    connect: `--connections ${count} ${AT_ONCE}`,
+    phases: [{ scenario: 'connections', variant: count.toLocaleString('en-US'), flags: OPEN_LOOP }],
+  })),
+  {
+    servers: ['tidings'],
+    pinned: true,
+    connect: `${CONNECTIONS} ${AT_ONCE}`,
+    phases: [
+      { scenario: 'burst', variant: 'eight apart', flags: `${OPEN_LOOP} --burst 1` },
+      { scenario: 'burst', variant: 'eight back to back', flags: `${OPEN_LOOP} --burst 8` },
+    ],
+  },
+  {
+    servers: ['tidings'],
+    pinned: true,
+    tool: 'strace',
+    connect: `--connections 100 ${AT_ONCE}`,
+    phases: [{ scenario: 'writes', flags: '--rate 8000 --burst 8 --warm-up 0s --duration 3s' }],
+  },
+  {
+    servers: ['tidings'],
+    pinned: false,
+    rounds: 5,
+    connect: `${CONNECTIONS} ${AT_ONCE}`,
+    phases: [{ scenario: 'churn', flags: '--rate 1000 --warm-up 0s --duration 500ms' }],
+  },
+  {
+    servers: ['tidings'],
+    pinned: true,
+    connect: `${CONNECTIONS} ${AT_ONCE}`,
+    phases: [
+      { scenario: 'large', flags: '--mode fanout --payload 65536 --rate 1 --warm-up 0s --duration 1500ms --linger 10s' },
+    ],
+  },
+];
+
+// The sessions that this scenario needs, with nothing in them that is not for it.
+export function sessionsOf(only) {
+  const cut = sessions.map((session) => {
+    return { ...session, phases: session.phases.filter(({ scenario }) => !only || scenario === only) };
+  });
+  return cut.filter(({ phases }) => phases.length > 0);
+}
+
+// The rows of a scenario: a server, and the variant where there are some.
+export function rowsOf({ name }) {
+  return sessionsOf(name).flatMap(({ servers, pinned, phases }) =>
+    phases.flatMap(({ variant = '' }) => servers.map((server) => ({ server, variant, pinned }))),
+  );
+}

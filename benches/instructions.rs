@@ -1,0 +1,125 @@
+//! Instructions of what one delivery passes through, counted by Valgrind: the same on a noisy machine as on a quiet one.
+//!
+//! `make bench-instructions` writes them to docs/benchmarks. Each benchmark does a thing [`TIMES`] times. Instructions of
+//! the kernel are not counted.
+
+#![allow(missing_docs, reason = "the macros below make undocumented items")]
+#![allow(clippy::expect_used, reason = "there is no benchmark without what it measures in")]
+
+mod house;
+
+use std::hint::black_box;
+
+use gungraun::prelude::*;
+use house::{BOUND, House, payload, pushes};
+use tidings::backplane::{Heard, count_replies};
+use tidings::protocol::{Dialect, Encoded, Event, is_json};
+use tidings::router::Router;
+
+/// So that what a hash or an allocation costs by chance evens out.
+const TIMES: u32 = 100;
+
+struct Setting {
+    house: House,
+    /// Of users who are here.
+    channels: Vec<String>,
+    /// Of users who are elsewhere.
+    other_channels: Vec<String>,
+    data: String,
+}
+
+fn setting() -> Setting {
+    let house = House::new().expect("a house");
+    let channels: Vec<String> = (0..TIMES).map(|number| format!("user:{}", number * 97)).collect();
+    let other_channels = channels.iter().map(|channel| format!("{channel}-elsewhere")).collect();
+    let setting = Setting { house, channels, other_channels, data: payload() };
+    // What is made at first use has been made when it counts.
+    route(&setting.house.router, "user:0", &setting.data);
+    setting.house.router.take(Heard::Pause);
+    setting
+}
+
+fn route(router: &Router, channel: &str, data: &str) {
+    router.take(Heard::Message { channel: black_box(channel.as_bytes()), payload: black_box(data.as_bytes()) });
+}
+
+#[library_benchmark]
+#[bench::a_push(pushes(TIMES))]
+fn parse(read: Vec<u8>) -> Vec<u8> {
+    assert_eq!(count_replies(black_box(&read)), TIMES as usize);
+    read
+}
+
+#[library_benchmark]
+#[bench::hit(setting())]
+fn lookup_hit(setting: Setting) -> Setting {
+    for channel in &setting.channels {
+        setting.house.registry.with(black_box(&channel["user:".len()..]), |members| black_box(members).len());
+    }
+    setting
+}
+
+#[library_benchmark]
+#[bench::miss(setting())]
+fn lookup_miss(setting: Setting) -> Setting {
+    for channel in &setting.other_channels {
+        setting.house.registry.with(black_box(&channel["user:".len()..]), |members| black_box(members).len());
+    }
+    setting
+}
+
+#[library_benchmark]
+#[bench::json(payload())]
+fn check(data: String) -> String {
+    for _ in 0..TIMES {
+        assert!(is_json(black_box(&data)));
+    }
+    data
+}
+
+#[library_benchmark]
+#[bench::a_frame(payload())]
+fn encode(data: String) -> String {
+    for _ in 0..TIMES {
+        black_box(Encoded::new(Event { name: "notification", data: black_box(&data) }).frame(Dialect::TidingsV1));
+    }
+    data
+}
+
+#[library_benchmark]
+#[bench::and_flush(setting())]
+fn push(setting: Setting) -> Setting {
+    let outbox = &setting.house.member.outbox;
+    let frame = Encoded::new(Event { name: "notification", data: &setting.data }).frame(Dialect::TidingsV1);
+    for _ in 0..TIMES {
+        black_box(outbox.push(frame.clone(), &BOUND));
+        outbox.flush();
+    }
+    setting
+}
+
+#[library_benchmark]
+#[bench::hit(setting())]
+fn route_hit(setting: Setting) -> Setting {
+    for channel in &setting.channels {
+        route(&setting.house.router, channel, &setting.data);
+        setting.house.router.take(Heard::Pause);
+    }
+    setting
+}
+
+#[library_benchmark]
+#[bench::miss(setting())]
+fn route_miss(setting: Setting) -> Setting {
+    for channel in &setting.other_channels {
+        route(&setting.house.router, channel, &setting.data);
+    }
+    setting.house.router.take(Heard::Pause);
+    setting
+}
+
+library_benchmark_group!(
+    name = hot_path,
+    benchmarks = [parse, lookup_hit, lookup_miss, check, encode, push, route_hit, route_miss]
+);
+main!(library_benchmark_groups = hot_path);

@@ -1,0 +1,132 @@
+//! Tokens that were revoked before their end.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+
+use super::Identity;
+use crate::protocol::CredentialId;
+
+/// Most revocations that are in force at a time.
+pub const MAX_REVOCATIONS: usize = 1_000_000;
+
+/// Every revocation in force, each until its own end, and for the leeway beyond it: a token that ends then would be good
+/// again for that while.
+#[derive(Debug)]
+pub struct Revocations {
+    /// Seconds since 1970.
+    until: Mutex<HashMap<CredentialId, u64, RandomState>>,
+    leeway: u64,
+    most: usize,
+}
+
+/// There are [`MAX_REVOCATIONS`] already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many revocations are in force")]
+pub struct Full;
+
+impl Revocations {
+    /// None yet. The leeway is that of `auth.leeway`.
+    #[must_use]
+    pub fn new(leeway: Duration) -> Self {
+        Self { until: Mutex::default(), leeway: leeway.as_secs() + 1, most: MAX_REVOCATIONS }
+    }
+
+    /// Puts one into force; gives whether it was not before, or not for as long.
+    ///
+    /// # Errors
+    /// [`Full`]; it is not in force then.
+    pub fn insert(&self, token: CredentialId, until: u64) -> Result<bool, Full> {
+        let now = unix_seconds();
+        if until.saturating_add(self.leeway) <= now {
+            return Ok(false);
+        }
+        let mut all = self.until.lock();
+        if let Some(known) = all.get_mut(&token) {
+            let longer = until > *known;
+            *known = until.max(*known);
+            return Ok(longer);
+        }
+        if all.len() >= self.most {
+            return Err(Full);
+        }
+        all.insert(token, until);
+        Ok(true)
+    }
+
+    /// Whether this one must be refused now.
+    #[must_use]
+    pub fn refuses(&self, identity: &Identity) -> bool {
+        let Some(token) = identity.credential else { return false };
+        let all = self.until.lock();
+        let Some(until) = all.get(&token) else { return false };
+        // Revoked up to its end: then also in the leeway after it.
+        unix_seconds() < *until || identity.expires.is_some_and(|expires| expires <= *until)
+    }
+
+    /// Forgets those that have ended; gives how many are left.
+    pub fn trim(&self) -> usize {
+        let (now, mut all) = (unix_seconds(), self.until.lock());
+        all.retain(|_, until| until.saturating_add(self.leeway) > now);
+        let left = all.len();
+        all.shrink_to(left * 2);
+        left
+    }
+
+    /// Revocations of before this moment have ended, leeway included.
+    #[must_use]
+    pub fn oldest(&self) -> u64 {
+        unix_seconds().saturating_sub(self.leeway)
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::UserId;
+
+    fn identity(jti: Option<&str>, expires: u64) -> Identity {
+        let credential = jti.map(CredentialId::of_token);
+        Identity { user: UserId::new("42").unwrap(), expires: Some(expires), credential }
+    }
+
+    #[test]
+    fn a_token_is_refused_until_the_revocation_ends_and_a_session_of_that_name_is_not() {
+        let (revocations, now) = (Revocations::new(Duration::from_secs(30)), unix_seconds());
+        assert_eq!(revocations.insert(CredentialId::of_token("a"), now + 60), Ok(true));
+        assert!(revocations.refuses(&identity(Some("a"), now + 3_600)));
+        assert!(!revocations.refuses(&identity(Some("b"), now + 3_600)));
+        assert!(!revocations.refuses(&identity(None, now + 3_600)));
+        let session = Identity { credential: Some(CredentialId::of_session("a")), ..identity(None, now) };
+        assert!(!revocations.refuses(&session));
+    }
+
+    #[test]
+    fn a_token_revoked_up_to_its_end_is_refused_in_the_leeway_too() {
+        let (revocations, now) = (Revocations::new(Duration::from_secs(30)), unix_seconds());
+        revocations.insert(CredentialId::of_token("a"), now - 1).unwrap();
+        assert!(revocations.refuses(&identity(Some("a"), now - 1)), "it ended a second ago, and lives on its leeway");
+        assert!(!revocations.refuses(&identity(Some("a"), now + 60)), "the revocation has ended before the token");
+        assert_eq!(revocations.trim(), 1);
+        assert_eq!(revocations.insert(CredentialId::of_token("b"), now - 32), Ok(false), "long over");
+        assert_eq!(revocations.trim(), 1);
+    }
+
+    #[test]
+    fn the_longer_end_of_two_revocations_holds_and_their_number_is_bounded() {
+        let now = unix_seconds();
+        let revocations = Revocations { most: 1, ..Revocations::new(Duration::ZERO) };
+        let token = CredentialId::of_token("a");
+        assert_eq!(revocations.insert(token, now + 60), Ok(true));
+        assert_eq!(revocations.insert(token, now), Ok(false));
+        assert!(revocations.refuses(&identity(Some("a"), now + 120)));
+        assert_eq!(revocations.insert(token, now + 90), Ok(true));
+        assert_eq!(revocations.insert(CredentialId::of_token("b"), now + 60), Err(Full));
+    }
+}

@@ -1,0 +1,193 @@
+//! Sessions of an Express application with express-session and connect-redis: whose cookie it is, and what is in Redis.
+
+use std::time::SystemTime;
+
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::config::{self, secret_bytes};
+use crate::protocol::UserId;
+
+/// Largest session, in bytes of JSON.
+pub const MAX_SESSION_BYTES: usize = 65_536;
+
+/// Why a session lets nobody in. Neither its id nor its content is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// The cookie was not made by who has the secret.
+    #[error("the session cookie is not signed with the session secret")]
+    Signature,
+    /// Logged out, or over.
+    #[error("there is no such session any more")]
+    Ended,
+    /// Something else than a session, or one that is too large to look at.
+    #[error("the session is no JSON object of at most {MAX_SESSION_BYTES} bytes")]
+    Malformed,
+    /// A visitor who has not logged in.
+    #[error("nobody is logged in: the session has no user at auth.session_user")]
+    NoUser,
+}
+
+/// Reads session cookies and sessions as they are configured.
+pub struct SessionReader {
+    keys: Vec<hmac::Key>,
+    user: Vec<String>,
+}
+
+impl std::fmt::Debug for SessionReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionReader").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl SessionReader {
+    /// Takes the secrets, of which each will do, and the user's place.
+    #[must_use]
+    pub fn new(config: &config::Sessions) -> Self {
+        let key = |secret| hmac::Key::new(hmac::HMAC_SHA256, secret_bytes(secret));
+        let user = config.user.split('.').map(str::to_owned).collect();
+        Self { keys: config.secrets.iter().map(key).collect(), user }
+    }
+
+    /// The session's id, from a cookie's value: `s:<id>.<HMAC-SHA256 of the id, as base64 without padding>`.
+    ///
+    /// # Errors
+    /// [`SessionError::Signature`]. The time it takes does not tell how close it was.
+    pub fn id<'a>(&self, cookie: &'a str) -> Result<&'a str, SessionError> {
+        let signed = cookie.strip_prefix("s:").and_then(|rest| rest.rsplit_once('.'));
+        let (id, signature) = signed.filter(|(id, _)| !id.is_empty()).ok_or(SessionError::Signature)?;
+        let signature = STANDARD_NO_PAD.decode(signature).map_err(|_| SessionError::Signature)?;
+        let good = |key: &hmac::Key| hmac::verify(key, id.as_bytes(), &signature).is_ok();
+        if self.keys.iter().any(good) { Ok(id) } else { Err(SessionError::Signature) }
+    }
+
+    /// Who is logged in. `ends_by_itself`: Redis will end it; then the end in its text may be an old one, since
+    /// connect-redis moves only the key's as long as the session is used.
+    ///
+    /// # Errors
+    /// [`SessionError`], but for a bad signature.
+    pub fn user(&self, json: &[u8], ends_by_itself: bool) -> Result<UserId, SessionError> {
+        if json.len() > MAX_SESSION_BYTES {
+            return Err(SessionError::Malformed);
+        }
+        let session: Value = serde_json::from_slice(json).map_err(|_| SessionError::Malformed)?;
+        let fields = session.as_object().ok_or(SessionError::Malformed)?;
+        let end = fields.get("cookie").and_then(|cookie| cookie.get("expires")).and_then(Value::as_str);
+        if !ends_by_itself && end.is_some_and(is_past) {
+            return Err(SessionError::Ended);
+        }
+        let user = self.user.iter().try_fold(&session, |value, name| value.as_object()?.get(name));
+        let user = match user {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Number(number)) if !number.is_f64() => number.to_string(),
+            _ => return Err(SessionError::NoUser),
+        };
+        UserId::new(&user).map_err(|_| SessionError::NoUser)
+    }
+}
+
+/// Of a moment as JavaScript writes it. One that cannot be read counts as past: nobody is let in on a guess.
+fn is_past(moment: &str) -> bool {
+    OffsetDateTime::parse(moment, &Rfc3339).map_or(true, |moment| moment <= OffsetDateTime::from(SystemTime::now()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn reader(secrets: &[&str], user: &str) -> SessionReader {
+        SessionReader::new(&config::Sessions {
+            secrets: secrets.iter().map(|secret| (*secret).into()).collect(),
+            cookie: "connect.sid".into(),
+            prefix: "sess:".into(),
+            user: user.into(),
+        })
+    }
+
+    fn sign(id: &str, secret: &str) -> String {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+        format!("s:{id}.{}", STANDARD_NO_PAD.encode(hmac::sign(&key, id.as_bytes())))
+    }
+
+    /// Made by the npm package `cookie-signature` from the id `an.id` and the secret `keyboard cat`.
+    const MADE_BY_EXPRESS: &str = "s:an.id.fxJjdZ0nPtLlJkdT2Ox+Fqm1qciHOcrQxFVPUkEuzhs";
+
+    #[test]
+    fn a_cookie_that_express_signed_with_any_of_the_secrets_gives_its_id() {
+        assert_eq!(sign("an.id", "keyboard cat"), MADE_BY_EXPRESS);
+        for secrets in [&["keyboard cat"][..], &["new", "keyboard cat"]] {
+            assert_eq!(reader(secrets, "userId").id(MADE_BY_EXPRESS), Ok("an.id"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_signed_with_a_secret_gives_none() {
+        let reader = reader(&["keyboard cat"], "userId");
+        let good = MADE_BY_EXPRESS;
+        let wrong = [
+            sign("an.id", "another"),
+            sign("", "keyboard cat"),
+            good.replacen("s:", "", 1),
+            good.replacen("an", "om", 1),
+            format!("{good}="),
+            good.get(..good.len() - 1).unwrap().to_owned(),
+            "s:an.id".into(),
+            "s:an.id.".into(),
+            "s:".into(),
+            "an.id".into(),
+            String::new(),
+        ];
+        for cookie in wrong {
+            assert_eq!(reader.id(&cookie), Err(SessionError::Signature), "{cookie}");
+        }
+    }
+
+    #[test]
+    fn the_user_is_a_string_or_an_integer_at_the_configured_path() {
+        let flat = reader(&["x"], "userId");
+        assert_eq!(flat.user(br#"{"cookie":{"expires":null},"userId":"42"}"#, true).unwrap().as_str(), "42");
+        assert_eq!(flat.user(br#"{"userId":42}"#, false).unwrap().as_str(), "42");
+        let deep = reader(&["x"], "passport.user");
+        assert_eq!(deep.user(br#"{"passport":{"user":"42"}}"#, true).unwrap().as_str(), "42");
+        for none in
+            [r#"{"userId":"42"}"#, r#"{"passport":{}}"#, r#"{"passport":{"user":{"id":1}}}"#, r#"{"passport":["42"]}"#]
+        {
+            assert_eq!(deep.user(none.as_bytes(), true), Err(SessionError::NoUser), "{none}");
+        }
+        for none in [r#"{"userId":""}"#, r#"{"userId":4.5}"#, r#"{"userId":null}"#, r#"{"userId":true}"#, "{}"] {
+            assert_eq!(flat.user(none.as_bytes(), true), Err(SessionError::NoUser), "{none}");
+        }
+        for odd in ["", "42", "[]", "\"42\"", "{"] {
+            assert_eq!(flat.user(odd.as_bytes(), true), Err(SessionError::Malformed), "{odd}");
+        }
+        let large = format!(r#"{{"userId":"42","x":"{}"}}"#, "x".repeat(MAX_SESSION_BYTES));
+        assert_eq!(flat.user(large.as_bytes(), true), Err(SessionError::Malformed));
+    }
+
+    #[test]
+    fn a_session_whose_end_is_past_has_ended_unless_redis_watches_over_its_end() {
+        let reader = reader(&["x"], "userId");
+        let session = |expires: &str| format!(r#"{{"cookie":{{"expires":"{expires}"}},"userId":"42"}}"#);
+        let past = session("2001-02-03T04:05:06.789Z");
+        assert_eq!(reader.user(past.as_bytes(), false), Err(SessionError::Ended));
+        assert!(reader.user(past.as_bytes(), true).is_ok());
+        assert!(reader.user(session("2901-02-03T04:05:06.789Z").as_bytes(), false).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_id_comes_back_from_its_own_signature_and_from_no_other(id in "\\PC{1,40}", other in "\\PC{0,60}") {
+            let reader = reader(&["keyboard cat"], "userId");
+            let cookie = sign(&id, "keyboard cat");
+            prop_assert_eq!(reader.id(&cookie), Ok(id.as_str()));
+            prop_assert!(reader.id(&sign(&id, "another")).is_err());
+            prop_assert!(reader.id(&other).is_err());
+        }
+    }
+}

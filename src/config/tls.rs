@@ -1,0 +1,135 @@
+//! The files of the listeners' certificate and of its key.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{Error, InconsistentKeys};
+
+use super::settings::Settings;
+
+/// `server.tls_cert_file` and `server.tls_key_file`.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+/// What both files held at one moment.
+pub struct Pem {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// Why a certificate and its key cannot be used; never shows what is in the key's file.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The certificate.
+    #[error(
+        "server.tls_cert_file = {path:?}: {why}: accepted is a PEM file with the server's own certificate first, then \
+         those that it was signed with"
+    )]
+    Certificate {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The key.
+    #[error(
+        "server.tls_key_file = {path:?}: {why}: accepted is a PEM file with the private key of the certificate, not \
+         encrypted"
+    )]
+    Key {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl TlsFiles {
+    /// The paths of a certificate and of its key, unread.
+    #[must_use]
+    pub fn new(certificate: PathBuf, key: PathBuf) -> Self {
+        Self { certificate, key }
+    }
+
+    /// Both files or neither, and what is in them must do.
+    pub(super) fn from_settings(settings: &mut Settings) -> Option<Self> {
+        const KEYS: [&str; 2] = ["server.tls_cert_file", "server.tls_key_file"];
+        let files = KEYS.map(|key| settings.optional_text(key).map(PathBuf::from));
+        let [Some(certificate), Some(key)] = files else {
+            if let [Some(_), None] | [None, Some(_)] = files {
+                let [certificate, key] = KEYS;
+                settings.problem(format!("only one of {certificate} and {key} is given: accepted are both or neither"));
+            }
+            return None;
+        };
+        let files = Self::new(certificate, key);
+        if let Err(error) = files.read().and_then(|pem| files.parse(&pem)) {
+            settings.problem(error.to_string());
+        }
+        Some(files)
+    }
+
+    /// Reads both, whatever is in them.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file that cannot be read.
+    pub fn read(&self) -> Result<Pem, TlsError> {
+        let read = |path: &Path| std::fs::read(path).map_err(|error| error.to_string());
+        Ok(Pem {
+            certificate: read(&self.certificate).map_err(|why| self.bad_certificate(why))?,
+            key: read(&self.key).map_err(|why| self.bad_key(why))?,
+        })
+    }
+
+    /// The chain and its key, which belong together.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file that is wrong.
+    pub fn parse(&self, pem: &Pem) -> Result<CertifiedKey, TlsError> {
+        let chain = CertificateDer::pem_slice_iter(&pem.certificate).collect::<Result<Vec<_>, pem::Error>>();
+        let chain = chain.map_err(|error| self.bad_certificate(error.to_string()))?;
+        if chain.is_empty() {
+            return Err(self.bad_certificate("no certificate in it"));
+        }
+        // The library's reasons may quote the file: they are not passed on.
+        let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|_| self.bad_key("no private key in it"))?;
+        CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| match error {
+            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                self.bad_key("it is not the key of the certificate in server.tls_cert_file")
+            }
+            Error::InvalidCertificate(error) => self.bad_certificate(format!("{error:?}")),
+            _ => self.bad_key("no RSA, ECDSA or Ed25519 key in it"),
+        })
+    }
+
+    fn bad_certificate(&self, why: impl Into<String>) -> TlsError {
+        TlsError::Certificate { path: self.certificate.clone(), why: why.into() }
+    }
+
+    fn bad_key(&self, why: impl Into<String>) -> TlsError {
+        TlsError::Key { path: self.key.clone(), why: why.into() }
+    }
+}
+
+impl Pem {
+    /// Differs when either file does.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (&self.certificate, &self.key).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+impl std::fmt::Debug for Pem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pem").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,252 @@
+//! Obeys what backends command on the control channel: to disconnect a user, to revoke a token.
+//!
+//! A revocation is in force here from the moment it is heard. Then a task closes the connections under it and keeps it in
+//! the backplane, where instances that start later, or did not hear it, find it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{debug, info, warn};
+
+use crate::auth::{MAX_REVOCATIONS, Revocations};
+use crate::backoff::Backoff;
+use crate::backplane::{Backplane, BackplaneError};
+use crate::log::LogRate;
+use crate::metrics::Metrics;
+use crate::protocol::{Close, Command, CommandError, CredentialId, Revocation, UserId};
+use crate::registry::{Member, Registry};
+
+/// How often it is asked whether more are revoked than this instance knows.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+
+/// Most revocations that wait to be kept while Redis takes none.
+const MAX_UNKEPT: usize = 100_000;
+
+/// Connections looked at without letting another task run.
+const STEP: usize = 1_000;
+
+type Tokens = HashSet<CredentialId, RandomState>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Control {
+    registry: Arc<Registry>,
+    revocations: Arc<Revocations>,
+    backplane: Arc<Backplane>,
+    metrics: Arc<Metrics>,
+    subscriptions: watch::Receiver<u64>,
+    /// The subscription since which the kept revocations have been read.
+    read_since: AtomicU64,
+    /// The subscription since which Redis has answered, if only that it gives them to nobody now: who has read them
+    /// before knows as much as anybody.
+    answered_since: AtomicU64,
+    heard: Mutex<Vec<Revocation>>,
+    work: Notify,
+    refusals: LogRate,
+    overflows: LogRate,
+}
+
+impl Control {
+    /// Obeys nothing yet.
+    #[must_use]
+    pub fn new(
+        registry: Arc<Registry>,
+        revocations: Arc<Revocations>,
+        backplane: Arc<Backplane>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            registry,
+            revocations,
+            subscriptions: backplane.subscriptions(),
+            backplane,
+            metrics,
+            read_since: AtomicU64::new(0),
+            answered_since: AtomicU64::new(0),
+            heard: Mutex::default(),
+            work: Notify::new(),
+            refusals: LogRate::new(),
+            overflows: LogRate::new(),
+        }
+    }
+
+    /// Takes one message of the control channel. Never waits.
+    pub fn take(&self, payload: &[u8]) {
+        let command = match Command::parse(payload) {
+            Ok(Command::Disconnect { user, connection }) => {
+                self.disconnect(&user, connection.as_deref());
+                "disconnect"
+            }
+            Ok(Command::Revoke(revocation)) => {
+                self.put_into_force(&revocation);
+                self.remember(vec![revocation]);
+                "revoke"
+            }
+            Err(error) => {
+                let command = if matches!(error, CommandError::Unknown(_)) { "unknown" } else { "bad" };
+                if let Some(held_back) = self.refusals.admit() {
+                    warn!(%error, bytes = payload.len(), held_back, "control message dropped");
+                }
+                command
+            }
+        };
+        self.metrics.control_messages.with_label_values(&[command]).inc();
+    }
+
+    fn disconnect(&self, user: &UserId, connection: Option<&str>) {
+        let meant = |member: &&Arc<Member>| connection.is_none_or(|id| member.id.to_string() == id);
+        let closed = self.registry.with(user.as_str(), |members| {
+            let meant = members.iter().filter(meant);
+            meant.map(|member| member.outbox.close(Close::Disconnected)).count()
+        });
+        debug!(closed = closed.unwrap_or_default(), "disconnected by command");
+    }
+
+    /// Gives whether it was not in force before.
+    fn put_into_force(&self, revocation: &Revocation) -> bool {
+        let token = CredentialId::of_token(&revocation.jti);
+        self.revocations.insert(token, revocation.until).unwrap_or_else(|error| {
+            self.dropped(1, &error.to_string());
+            false
+        })
+    }
+
+    /// To be closed and kept by the task.
+    fn remember(&self, mut revocations: Vec<Revocation>) {
+        let mut heard = self.heard.lock();
+        let room = MAX_UNKEPT.saturating_sub(heard.len());
+        let lost = revocations.len().saturating_sub(room);
+        revocations.truncate(room);
+        heard.append(&mut revocations);
+        drop(heard);
+        self.work.notify_one();
+        if lost > 0 {
+            self.dropped(lost as u64, "too many wait to be kept");
+        }
+    }
+
+    fn dropped(&self, count: u64, why: &str) {
+        self.metrics.revocations_dropped.inc_by(count);
+        if let Some(held_back) = self.overflows.admit() {
+            warn!(why, held_back, "a revocation was dropped");
+        }
+    }
+
+    /// Why this instance may let a revoked token in; `None` while it does not.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        let behind = *self.subscriptions.borrow() != self.answered_since.load(Ordering::Relaxed);
+        behind.then(|| "the revoked tokens have not been read yet".to_owned())
+    }
+
+    /// Runs for ever; ends by being dropped.
+    pub async fn run(&self) {
+        let mut subscriptions = self.subscriptions.clone();
+        let mut ask = interval(ASK_EVERY);
+        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let mut missed_some = false;
+        loop {
+            // What fails is counted and logged where it did.
+            if self.catch_up(missed_some).await.is_err() {
+                sleep(backoff.next_delay()).await;
+                continue;
+            }
+            backoff.reset();
+            missed_some = tokio::select! {
+                () = self.work.notified() => false,
+                Ok(()) = subscriptions.changed() => false,
+                _ = ask.tick() => self.knows_others().await,
+            };
+        }
+    }
+
+    /// Whether the backplane keeps other revocations than are in force here: one was not heard, or some were lost there.
+    async fn knows_others(&self) -> bool {
+        let in_force = self.revocations.trim();
+        self.backplane.count_revoked(self.revocations.oldest()).await.is_ok_and(|kept| kept != in_force)
+    }
+
+    async fn catch_up(&self, missed_some: bool) -> Result<(), BackplaneError> {
+        let heard = std::mem::take(&mut *self.heard.lock());
+        if !heard.is_empty() {
+            let tokens = heard.iter().map(|revocation| CredentialId::of_token(&revocation.jti)).collect();
+            self.close_all(&tokens).await;
+        }
+        let read = self.read_if_behind(missed_some).await;
+        let kept = self.keep(heard).await;
+        self.metrics.revocations.set(i64::try_from(self.revocations.trim()).unwrap_or(i64::MAX));
+        read.and(kept)
+    }
+
+    /// What the backplane does not take now is given again.
+    async fn keep(&self, heard: Vec<Revocation>) -> Result<(), BackplaneError> {
+        if heard.is_empty() {
+            return Ok(());
+        }
+        match self.backplane.keep_revoked(&heard, self.revocations.oldest(), MAX_REVOCATIONS).await {
+            Ok(0) => {}
+            Ok(refused) => self.dropped(refused, "the list in redis is full"),
+            Err(error) => {
+                self.remember(heard);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_if_behind(&self, missed_some: bool) -> Result<(), BackplaneError> {
+        let subscription = *self.subscriptions.borrow();
+        let read_since = self.read_since.load(Ordering::Relaxed);
+        if !missed_some && read_since == subscription {
+            return Ok(());
+        }
+        let read = self.read().await;
+        if read.is_ok() {
+            self.read_since.store(subscription, Ordering::Relaxed);
+        }
+        if read.as_ref().map_or_else(|error| read_since > 0 && error.is_refusal(), |()| true) {
+            self.answered_since.store(subscription, Ordering::Relaxed);
+        }
+        read
+    }
+
+    /// Puts everything that is kept into force.
+    async fn read(&self) -> Result<(), BackplaneError> {
+        let (mut from, mut news) = (0, Tokens::default());
+        loop {
+            let page = self.backplane.revoked_page(from).await?;
+            if page.is_empty() {
+                break;
+            }
+            from += page.len();
+            news.extend(
+                page.iter()
+                    .filter(|revocation| self.put_into_force(revocation))
+                    .map(|revocation| CredentialId::of_token(&revocation.jti)),
+            );
+        }
+        if !news.is_empty() {
+            info!(count = news.len(), "learnt of revoked tokens");
+            self.close_all(&news).await;
+        }
+        Ok(())
+    }
+
+    async fn close_all(&self, revoked: &Tokens) {
+        for some in self.registry.members().chunks(STEP) {
+            for member in some {
+                if member.credential.get().is_some_and(|credential| revoked.contains(&credential)) {
+                    member.outbox.close(Close::Revoked);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
