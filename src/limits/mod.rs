@@ -10,9 +10,9 @@ mod slots;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::backplane::{Backplane, Redis};
 use crate::config;
@@ -108,7 +108,7 @@ impl Common {
     fn count_unshared(&self, limit: Limit) {
         self.metrics.limits_unshared.with_label_values(&[limit.name()]).inc();
         if let Some(held_back) = self.unshared.admit() {
-            tracing::warn!(limit = limit.name(), held_back, "redis did not say: counted by this instance alone");
+            warn!(limit = limit.name(), held_back, "redis did not say: counted by this instance alone");
         }
     }
 }
@@ -135,11 +135,10 @@ impl Limiter {
     }
 
     /// Keeps the fleet told of the slots that are held here, where they are limited; until the instance stops.
-    pub fn start(&self, instance: &InstanceId, lease: std::time::Duration, shutdown: &Shutdown) {
+    pub fn start(&self, instance: &InstanceId, lease: Duration, shutdown: &Shutdown) {
         if let (Some(slots), Some(fleet)) = (&self.slots, &self.common.fleet) {
-            let stopping: CancellationToken = shutdown.stopping().clone();
             let keeper = slots.keeper(Arc::clone(fleet), instance, lease);
-            shutdown.spawn_service(keeper.run(stopping));
+            shutdown.spawn_service(keeper.run(shutdown.stopping().clone()));
             info!(limit = Limit::ConnectionsPerUser.name(), "shared with the fleet");
         }
     }

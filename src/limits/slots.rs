@@ -33,9 +33,6 @@ const BATCH: usize = 500;
 /// A lease is renewed at least this often: it is also how soon a Redis that forgot everything is noticed.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// How long giving up everything may take at a stop.
-const GRACE: Duration = Duration::from_secs(1);
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Slots {
@@ -204,16 +201,11 @@ struct Holder {
 }
 
 impl Keeper {
+    /// Runs until `stopping`. By then every connection has ended, and given its slot back.
     pub(super) async fn run(mut self, stopping: CancellationToken) {
         let Some(mut asked) = self.slots.asked.lock().take() else { return };
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         while stopping.run_until_cancelled(self.step(&mut asked, &mut backoff)).await.is_some() {}
-        let name = self.holder.map(|holder| holder.name).or(self.ended);
-        if let Some(name) = name
-            && !matches!(timeout(GRACE, self.fleet.release_slots(&name)).await, Ok(Ok(())))
-        {
-            warn!("slots not given up: their lease will end by itself");
-        }
     }
 
     async fn step(&mut self, asked: &mut mpsc::Receiver<Wish>, backoff: &mut Backoff) {

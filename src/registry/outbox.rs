@@ -480,6 +480,11 @@ mod tests {
         let (outbox, client) = &mut pairs[19];
         let driven = poll_fn(|cx| outbox.poll_drive(cx, None)).await;
         assert_eq!(driven, Driven::Closing(Close::Crowded));
+        // Also one whose very first event is more than its share.
+        let (late, _late_client) = pair_within(&backlog).await;
+        late.push(numbered(0, 10_000_000), &limit);
+        late.flush();
+        assert_eq!(late.push(numbered(1, 1), &limit), Pushed::Closed);
         // Those who read are served all the while.
         let (ready, mut reader) = pair_within(&backlog).await;
         for round in 0..10 {
@@ -488,7 +493,8 @@ mod tests {
             reader.read_exact(&mut [0; 110]).await.unwrap();
         }
         drop(client.shutdown().await);
-        drop(pairs);
+        assert!(gauge.get() > 0, "what is half out is still there");
+        drop((pairs, late));
         assert_eq!(gauge.get(), 0, "who is gone keeps nothing");
     }
 

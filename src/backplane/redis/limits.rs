@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use redis::{Script, pipe};
+use redis::Script;
 
 use super::link::Link;
 use crate::backplane::BackplaneError;
@@ -85,12 +85,5 @@ impl Limits {
         let answer: Option<Vec<u32>> = link.script(&invocation).await?;
         let Some((size, slots)) = answer.as_deref().and_then(<[u32]>::split_first) else { return Ok(None) };
         Ok(Some(Granted { size: usize::try_from(*size).unwrap_or(usize::MAX), slots: slots.to_vec() }))
-    }
-
-    pub(super) async fn release(&self, link: &Link, holder: &str) -> Result<(), BackplaneError> {
-        let mut both = pipe();
-        both.cmd("ZREM").arg(self.key("holders")).arg(holder).ignore();
-        both.cmd("UNLINK").arg(self.held(holder)).ignore();
-        link.pipeline(&both).await
     }
 }

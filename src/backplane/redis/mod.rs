@@ -275,14 +275,6 @@ impl Redis {
         self.counted(self.limits.claim(&self.link, holder, size, most, claims).await)
     }
 
-    /// Gives every slot of a holder up.
-    ///
-    /// # Errors
-    /// [`BackplaneError`]; its lease then ends by itself.
-    pub async fn release_slots(&self, holder: &str) -> Result<(), BackplaneError> {
-        self.counted(self.limits.release(&self.link, holder).await)
-    }
-
     pub(super) fn presence_events(&self) -> broadcast::Receiver<Arc<str>> {
         self.events.subscribe()
     }
