@@ -88,6 +88,13 @@ impl Gateway {
         &self.app.context.instance
     }
 
+    /// What its connections share, for an echo on the same paths.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn context(&self) -> &Arc<Context> {
+        &self.app.context
+    }
+
     /// Sends the clients away over `drain.window`, gives presence up, and ends every task.
     pub async fn stop(self) {
         let Context { registry, shutdown, .. } = &*self.app.context;

@@ -13,7 +13,10 @@ mod architecture;
 mod backplane;
 mod chaos;
 mod cli;
+mod conformance;
 mod delivery;
+#[path = "../examples/echo.rs"]
+mod echo;
 mod footprint;
 mod frames;
 mod handshake;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Context, Socket, inbound};
+use super::{Context, Inbound, Read, Socket, echo, inbound};
 use crate::auth::{Identity, TokenError};
 use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
 use crate::registry::{Driven, Member};
@@ -29,13 +29,23 @@ pub(super) struct Live<'a> {
     pinged_at: Option<Instant>,
     /// Since when the socket takes nothing.
     stalled_since: Option<Instant>,
+    /// Sends messages back instead of acting on them.
+    pub(super) echo: bool,
 }
 
 impl<'a> Live<'a> {
     pub(super) fn new(context: &'a Context, member: &'a Arc<Member>, identity: Identity) -> Self {
         let now = Instant::now();
-        let mut live =
-            Self { context, member, identity, ends_at: None, last_heard: now, pinged_at: None, stalled_since: None };
+        let mut live = Self {
+            context,
+            member,
+            identity,
+            ends_at: None,
+            last_heard: now,
+            pinged_at: None,
+            stalled_since: None,
+            echo: false,
+        };
         live.reset_end();
         live
     }
@@ -51,7 +61,7 @@ impl<'a> Live<'a> {
                     Driven::Stalled(since) => self.stalled_since = since,
                 },
                 // While the client does not read, it is not read either: its questions could fill its outbox.
-                read = socket.next(), if self.stalled_since.is_none() => match inbound(read) {
+                read = socket.next(), if self.stalled_since.is_none() => match self.hear(read) {
                     ControlFlow::Break(close) => return close,
                     ControlFlow::Continue(text) => {
                         if let Some(text) = text
@@ -74,6 +84,10 @@ impl<'a> Live<'a> {
                 }
             }
         }
+    }
+
+    fn hear(&self, read: Read) -> Inbound {
+        if self.echo { echo::send_back(read, self.context, self.member) } else { inbound(read) }
     }
 
     fn note_life(&mut self, socket: &Socket) {

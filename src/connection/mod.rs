@@ -1,6 +1,7 @@
 //! One socket's life: greeted, live, closed. One task owns it from the upgrade to the end.
 
 mod drain;
+mod echo;
 mod live;
 mod wire;
 
@@ -24,6 +25,8 @@ use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, Ser
 use crate::registry::{Member, Outbox, Registry};
 use crate::shutdown::Shutdown;
 pub use drain::drain;
+#[doc(hidden)]
+pub use echo::echo;
 use live::Live;
 use wire::Wire;
 
@@ -70,16 +73,7 @@ pub async fn run(
 ) {
     context.metrics.connections_opened.inc();
     let _open = OpenGauge::new(&context.metrics);
-    let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox: Outbox::new(socket) });
-    let limit = context.limits.max_inbound_bytes;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_write_buffer_size(MAX_CONTROL_BYTES)
-        .max_message_size(Some(limit))
-        .max_frame_size(Some(limit));
-    let wire = Wire::new(Arc::clone(&member));
-    let mut socket = WebSocketStream::from_partially_read(wire, early, Role::Server, Some(config)).await;
+    let (member, mut socket) = open(&context, socket, early, dialect).await;
 
     let identity = match identity {
         Some(identity) => Ok(identity),
@@ -93,6 +87,21 @@ pub async fn run(
     context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
     debug!(connection = %member.id, code = close.code(), reason = close.reason(), "connection closed");
     Box::pin(finish(&mut socket, &member, close)).await;
+}
+
+/// The connection as others see it, and its socket as the WebSocket library does.
+async fn open(context: &Context, socket: TcpStream, early: Vec<u8>, dialect: Dialect) -> (Arc<Member>, Socket) {
+    let member = Arc::new(Member { id: ConnectionId::random(), dialect, outbox: Outbox::new(socket) });
+    let limit = context.limits.max_inbound_bytes;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_write_buffer_size(MAX_CONTROL_BYTES)
+        .max_message_size(Some(limit))
+        .max_frame_size(Some(limit));
+    let wire = Wire::new(Arc::clone(&member));
+    let socket = WebSocketStream::from_partially_read(wire, early, Role::Server, Some(config)).await;
+    (member, socket)
 }
 
 async fn hello(context: &Context, socket: &mut Socket) -> Result<Identity, Close> {
@@ -141,8 +150,13 @@ async fn live(context: &Context, socket: &mut Socket, member: &Arc<Member>, iden
     close
 }
 
-/// What one read gives: a text to handle, nothing to handle, or the end.
-fn inbound(read: Option<tungstenite::Result<Message>>) -> ControlFlow<Close, Option<tungstenite::Utf8Bytes>> {
+/// What the WebSocket library gives at each read.
+type Read = Option<tungstenite::Result<Message>>;
+
+/// What one read means: a text to handle, nothing to handle, or the end.
+type Inbound = ControlFlow<Close, Option<tungstenite::Utf8Bytes>>;
+
+fn inbound(read: Read) -> Inbound {
     use tungstenite::Error;
     match read {
         Some(Ok(Message::Text(text))) => ControlFlow::Continue(Some(text)),

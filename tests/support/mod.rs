@@ -10,6 +10,7 @@ mod nginx;
 mod proxy;
 mod redis;
 mod token;
+pub mod wire;
 
 use std::time::Duration;
 
