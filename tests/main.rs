@@ -32,3 +32,4 @@ mod slow_client;
 mod stopping;
 mod support;
 mod topology;
+mod torn_frames;

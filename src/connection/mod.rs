@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -84,6 +84,8 @@ pub async fn run(
         Ok(identity) => live(&context, &mut socket, &member, identity).await,
         Err(close) => close,
     };
+    // A drain may have found it in the registry just before it left.
+    member.outbox.close(close);
     context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
     debug!(connection = %member.id, code = close.code(), reason = close.reason(), "connection closed");
     Box::pin(finish(&mut socket, &member, close)).await;
@@ -181,7 +183,8 @@ async fn finish(socket: &mut Socket, member: &Member, close: Close) {
     let goodbye = async {
         if close != Close::Normal {
             let frame = CloseFrame { code: close.code().into(), reason: close.reason().into() };
-            if socket.close(Some(frame)).await.is_err() {
+            // The library would put a pong that it still owes behind the close frame.
+            if socket.flush().await.is_err() || socket.close(Some(frame)).await.is_err() {
                 return;
             }
         }
