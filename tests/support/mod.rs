@@ -9,6 +9,7 @@ mod light;
 mod nginx;
 mod proxy;
 mod redis;
+pub mod secrets;
 mod token;
 pub mod wire;
 
