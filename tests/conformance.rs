@@ -231,7 +231,7 @@ impl Cases {
         for after in [whole(PING, b"late"), whole(TEXT, b"late"), client_frame(TEXT, b"late")] {
             self.add(7, format!("close, then {:x}", after[0]), vec![[code(1000, b""), after].concat()], vec![], normal);
         }
-        let unfinished = vec![client_frame(TEXT, b"one"), code(1000, b""), whole(CONTINUATION, b"two")];
+        let unfinished = [client_frame(TEXT, b"one"), code(1000, b""), whole(CONTINUATION, b"two")];
         self.add(7, "close within a text", vec![unfinished.concat()], vec![], normal);
         self.add(7, "close without a code", vec![whole(CLOSE, b"")], vec![], End::Closed(None));
         self.add(7, "close with half a code", vec![whole(CLOSE, b"a")], vec![], BROKEN);

@@ -26,6 +26,7 @@ mod presence;
 mod presence_cost;
 mod presence_http;
 mod presence_model;
+mod properties;
 mod raw;
 mod redis_link;
 mod slow_client;

@@ -298,7 +298,6 @@ async fn publish(
 
 async fn no_frame_is_torn(options: Options, redis: &RedisServer, story: Story) -> Vec<Transcript> {
     let seed = fastrand::u64(..u64::MAX / 2);
-    println!("seed {seed}");
     let mut gateway = options.set("outbox.write_timeout", "1h").start().await;
     let (sender, round) = watch::channel(0);
     let ends = [End::Drain, End::Drain, End::Close, End::Violation, End::Binary];
@@ -336,8 +335,6 @@ async fn no_frame_is_torn(options: Options, redis: &RedisServer, story: Story) -
         let at = USERS.iter().position(|user| *user == transcript.user).unwrap();
         pongs += transcript.check(&published[at], story);
     }
-    let pings: usize = transcripts.iter().map(|transcript| transcript.pings.len()).sum();
-    println!("{pongs} pongs for {pings} pings");
     assert!(pongs > 1_000, "only {pongs} pongs: nothing was between the events");
     transcripts
 }

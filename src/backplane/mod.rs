@@ -22,6 +22,8 @@ use crate::protocol::{InstanceId, UserId};
 use crate::shutdown::Shutdown;
 pub use lease::{Applied, BadCursor, Batch, LiveInstance, Page, PageCursor, UserPresence};
 pub use memory::Memory;
+#[doc(hidden)]
+pub use redis::resp;
 pub use redis::{Malformed, Redis};
 
 /// What a channel's name starts with, before the user's id.

@@ -107,6 +107,7 @@ fn shown(text: &str) -> Option<&'static str> {
 
 /// Fails where a text shows one.
 #[track_caller]
+#[allow(clippy::print_stderr, reason = "where panicking is no longer possible")]
 pub fn check(place: &str, text: &str) {
     let Some(line) = text.lines().find(|line| shown(line).is_some()) else { return };
     let kind = shown(line).unwrap_or_default();

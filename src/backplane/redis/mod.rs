@@ -3,7 +3,8 @@
 mod directory;
 mod link;
 mod presence;
-mod resp;
+#[doc(hidden)]
+pub mod resp;
 mod stream;
 mod subscriber;
 
