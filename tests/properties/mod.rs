@@ -10,6 +10,7 @@ fn part() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         4 => vec(any::<u8>(), 0..40).prop_map(|bytes| [format!("${}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n"].concat()),
         1 => any::<i64>().prop_map(|number| format!(":{number}\r\n").into_bytes()),
+        1 => "[-+0-9a-f]{0,3}".prop_map(|digits| format!(":{digits}\r\n").into_bytes()),
         1 => Just(b"$-1\r\n".to_vec()),
     ]
 }
@@ -38,28 +39,41 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+fn value() -> impl Strategy<Value = String> {
+    let texts = ["hello", "auth", "pong", "ack", "shout", "42", "\\ud800", "\\u0000", ""];
+    let odd = ["null", "true", "-7", "1e400", "-0", "[[]]", "{}", r#"{"type":1}"#, "1795000000.5", r#"["42"]"#];
+    prop_oneof![
+        3 => prop::sample::select(texts.to_vec()).prop_map(|text| format!("\"{text}\"")),
+        2 => (0_u64..4_000_000_000).prop_map(|number| number.to_string()),
+        1 => any::<f64>().prop_map(|number| number.to_string()),
+        2 => prop::sample::select(odd.to_vec()).prop_map(str::to_owned),
+    ]
+}
+
 /// JSON, most of it with fields that a client frame or a token has, some of them wrong.
 fn object() -> impl Strategy<Value = String> {
+    let names = ["type", "token", "id", "sub", "exp", "nbf", "iat", "jti", "\\u0074ype"];
     let name = prop_oneof![
-        5 => prop::sample::select(vec!["type", "token", "id", "sub", "exp", "nbf", "iat", "jti", "\\u0074ype"]).prop_map(str::to_owned),
+        5 => prop::sample::select(names.to_vec()).prop_map(str::to_owned),
         1 => "[a-z]{0,5}",
     ];
-    let value = prop_oneof![
-        3 => prop::sample::select(vec!["hello", "auth", "pong", "ack", "shout", "42", "\\ud800", "\\u0000", ""])
-            .prop_map(|text| format!("\"{text}\"")),
-        3 => (0_u64..4_000_000_000).prop_map(|number| number.to_string()),
-        1 => any::<f64>().prop_map(|number| number.to_string()),
-        1 => prop::sample::select(vec!["null", "true", "-7", "1e400", "-0", "[[]]", "{}", "{\"type\":1}", "1795000000.5"])
-            .prop_map(str::to_owned),
-    ];
-    vec((name, value), 0..6).prop_map(|fields| {
+    vec((name, value()), 0..6).prop_map(|fields| {
         let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
         format!("{{{}}}", fields.join(","))
     })
 }
 
+/// Claims of which one may be wrong.
+fn claims() -> impl Strategy<Value = String> {
+    prop_oneof![
+        value().prop_map(|user| format!(r#"{{"sub":{user},"exp":4000000000}}"#)),
+        value().prop_map(|end| format!(r#"{{"sub":"42","exp":{end}}}"#)),
+        (value(), value()).prop_map(|(one, two)| format!(r#"{{"sub":{one},"exp":4000000000,"sub":{two}}}"#)),
+    ]
+}
+
 fn text() -> impl Strategy<Value = String> {
-    prop_oneof![6 => object(), 1 => any::<String>(), 1 => "[{}\\[\\]\",: a-z0-9]{0,30}", 1 => "[\\w-]{0,20}\\.[\\w-]{0,20}\\.[\\w-]{0,20}"]
+    prop_oneof![6 => object(), 3 => claims(), 1 => any::<String>(), 1 => "[{}\\[\\]\",: a-z0-9]{0,30}", 1 => "[\\w-]{0,20}\\.[\\w-]{0,20}\\.[\\w-]{0,20}"]
 }
 
 proptest! {
