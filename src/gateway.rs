@@ -107,6 +107,13 @@ impl Gateway {
         }
     }
 
+    /// What its connections share, for an echo on the same paths.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn context(&self) -> &Arc<Context> {
+        &self.app.context
+    }
+
     /// Sends the clients away over `drain.window`, gives presence up, and ends every task.
     pub async fn stop(self) {
         let Context { registry, shutdown, .. } = &*self.app.context;

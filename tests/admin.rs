@@ -115,15 +115,24 @@ async fn data_over_the_payload_limit_is_413_before_it_is_published() {
 
 #[tokio::test]
 async fn a_configured_key_is_asked_for_on_every_call_and_on_no_probe() {
-    let one = Options::dev().set("admin.api_key", "only").start().await;
+    let one = Options::dev().set("admin.api_key", "only-key").start().await;
     let named = Options::dev()
-        .env("TIDINGS_ADMIN__API_KEYS__BILLING", "bill")
-        .env("TIDINGS_ADMIN__API_KEYS__SHOP", "shop")
+        .env("TIDINGS_ADMIN__API_KEYS__BILLING", "billing-key")
+        .env("TIDINGS_ADMIN__API_KEYS__SHOP", "shops-key")
         .start()
         .await;
     let body = r#"{"data":1}"#;
-    for (gateway, good) in [(&one, &["only"][..]), (&named, &["bill", "shop"][..])] {
-        for wrong in ["", "Bearer", "Bearer ", "Bearer wrong", "Bearer onl", "Bearer onlyy", "Basic b25seQ==", "only"] {
+    for (gateway, good) in [(&one, &["only-key"][..]), (&named, &["billing-key", "shops-key"][..])] {
+        for wrong in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer wrong",
+            "Bearer only-ke",
+            "Bearer only-keyy",
+            "Basic b25seS1rZXk=",
+            "only-key",
+        ] {
             let headers: &[_] = if wrong.is_empty() { &[] } else { &[("Authorization", wrong)] };
             for (method, path) in [("POST", NOTIFY), ("GET", "/v1/info")] {
                 let answer = gateway.ask_admin(method, path, headers, body).await;

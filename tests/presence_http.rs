@@ -327,15 +327,15 @@ async fn info_lists_every_other_instance_that_lives() {
 async fn every_call_asks_for_the_key() {
     let redis = RedisServer::start().await;
     for options in [Options::dev(), Options::redis(&redis)] {
-        let gateway = options.set("admin.api_key", "the-key").start().await;
+        let gateway = options.set("admin.api_key", "the-admin-key").start().await;
         for (method, path, body) in CALLS {
-            for headers in [&[][..], &[("Authorization", "Bearer wrong")], &[("Authorization", "the-key")]] {
+            for headers in [&[][..], &[("Authorization", "Bearer wrong")], &[("Authorization", "the-admin-key")]] {
                 let answer = gateway.ask_admin(method, path, headers, body).await;
                 assert_eq!(answer.error().0, 401, "{method} {path} {headers:?}");
                 assert_eq!(answer.header("www-authenticate"), "Bearer", "{answer:?}");
             }
             // With a key it is that which counts, wherever it comes from.
-            let headers = [("Authorization", "Bearer the-key"), ("Host", "tidings.internal")];
+            let headers = [("Authorization", "Bearer the-admin-key"), ("Host", "tidings.internal")];
             let answer = gateway.ask_admin(method, path, &headers, body).await;
             assert_eq!(answer.status, 200, "{method} {path} {answer:?}");
         }

@@ -22,9 +22,9 @@ use crate::protocol::{InstanceId, Revocation, UserId};
 use crate::shutdown::Shutdown;
 pub use lease::{Applied, BadCursor, Batch, LiveInstance, Page, PageCursor, UserPresence};
 pub use memory::Memory;
-#[doc(hidden)]
-pub use redis::count_replies;
 pub use redis::{Claim, Granted, Malformed, Redis};
+#[doc(hidden)]
+pub use redis::{count_replies, resp};
 
 /// What a channel's name starts with, before the user's id.
 pub const USER_CHANNEL: &str = "user:";

@@ -23,7 +23,7 @@ pub async fn drain(registry: &Registry, window: Duration) {
             && member.dialect.has_frames()
         {
             let after_ms = u64::try_from(slot(index).as_millis()).unwrap_or(u64::MAX);
-            member.outbox.send(ServerFrame::Reconnect { after_ms }.encode());
+            member.outbox.send_while_open(ServerFrame::Reconnect { after_ms }.encode());
         }
     }
     for (index, member) in (0..).zip(&members) {

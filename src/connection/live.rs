@@ -10,7 +10,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::clock::Due;
-use super::{Connection, close_for, inbound};
+use super::{Connection, Inbound, Read, close_for, echo, inbound};
 use crate::auth::{Identity, TokenError};
 use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
 use crate::registry::Driven;
@@ -31,11 +31,11 @@ impl Connection {
                     Driven::Stalled(since) => clock.stalled_since = since,
                 },
                 // While the client does not read, it is not read either: its questions could fill its outbox.
-                read = socket.next(), if clock.stalled_since.is_none() => match inbound(read) {
+                read = socket.next(), if clock.stalled_since.is_none() => match self.hear(read) {
                     ControlFlow::Break(close) => return close,
                     ControlFlow::Continue(text) => {
                         if let Some(text) = text
-                            && member.dialect.has_frames()
+                            && self.member.dialect.has_frames()
                         {
                             self.answer(&text);
                         }
@@ -56,6 +56,10 @@ impl Connection {
                 }
             }
         }
+    }
+
+    fn hear(&self, read: Read) -> Inbound {
+        if self.echo { echo::send_back(read, &self.context, &self.member) } else { inbound(read) }
     }
 
     fn note_life(&mut self) {

@@ -2,6 +2,7 @@
 
 mod clock;
 mod drain;
+mod echo;
 mod live;
 mod wire;
 
@@ -10,8 +11,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::{SinkExt, StreamExt};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -100,6 +101,8 @@ pub struct Connection {
     /// one arm of the loop: the outbox and the clock go on meanwhile. It ends by itself, within one fetch of keys.
     verifying: Option<BoxFuture<'static, Result<Identity, TokenError>>>,
     pass: Pass,
+    /// Sends messages back instead of acting on them.
+    echo: bool,
     _open: OpenGauge,
 }
 
@@ -141,6 +144,7 @@ impl Connection {
             registration: None,
             verifying: None,
             pass,
+            echo: false,
             _open: open,
         }
     }
@@ -160,6 +164,8 @@ impl Connection {
                 Err(close) => close,
             };
             let close = self.socket.get_ref().over.map_or(close, |over| sent_too_much(&self.context, over));
+            // A drain may have found it in the registry just before it leaves that.
+            self.member.outbox.close(close);
             self.registration = None;
             self.context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
             debug!(connection = %self.member.id, code = close.code(), reason = close.reason(), "connection closed");
@@ -237,8 +243,13 @@ fn sent_too_much(context: &Context, over: Over) -> Close {
     }
 }
 
-/// What one read gives: a text to handle, nothing to handle, or the end.
-fn inbound(read: Option<tungstenite::Result<Message>>) -> ControlFlow<Close, Option<tungstenite::Utf8Bytes>> {
+/// What the WebSocket library gives at each read.
+type Read = Option<tungstenite::Result<Message>>;
+
+/// What one read means: a text to handle, nothing to handle, or the end.
+type Inbound = ControlFlow<Close, Option<tungstenite::Utf8Bytes>>;
+
+fn inbound(read: Read) -> Inbound {
     use tungstenite::Error;
     match read {
         Some(Ok(Message::Text(text))) => ControlFlow::Continue(Some(text)),
@@ -263,7 +274,8 @@ async fn finish(socket: &mut Socket, member: &Member, close: Close) {
     let goodbye = async {
         if close != Close::Normal {
             let frame = CloseFrame { code: close.code().into(), reason: close.reason().into() };
-            if socket.close(Some(frame)).await.is_err() {
+            // The library would put a pong that it still owes behind the close frame.
+            if socket.flush().await.is_err() || socket.close(Some(frame)).await.is_err() {
                 return;
             }
         }

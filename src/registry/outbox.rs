@@ -151,6 +151,16 @@ impl Outbox {
         self.write_queued(&mut state);
     }
 
+    /// As [`Outbox::send`], for others than the connection itself: unless it is being closed, since nothing may follow
+    /// its close frame.
+    pub fn send_while_open(&self, frame: Bytes) {
+        let mut state = self.state.lock();
+        if state.closing.is_none() {
+            state.append(frame);
+            self.write_queued(&mut state);
+        }
+    }
+
     /// Writes what the socket takes now; the connection's task sees to the rest.
     pub fn flush(&self) {
         self.write_queued(&mut self.state.lock());

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::either::Either;
 
-use super::{Gateway, token, within};
+use super::{Gateway, secrets, token, within};
 
 /// A refused handshake.
 #[derive(Debug)]
@@ -54,6 +54,7 @@ async fn handshake_on(
 }
 
 async fn upgrade(stream: Stream, address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Client, Refused> {
+    secrets::keep_headers(headers);
     let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
     for (name, value) in headers {
         let name: tokio_tungstenite::tungstenite::http::HeaderName = name.parse().unwrap();
@@ -65,6 +66,7 @@ async fn upgrade(stream: Stream, address: SocketAddr, path: &str, headers: &[(&s
         Ok((socket, response)) => Ok(Client { socket, response }),
         Err(Error::Http(response)) => {
             let body = response.body().clone().unwrap_or_default();
+            secrets::check("a refusal", &String::from_utf8_lossy(&body));
             let body: Value = serde_json::from_slice(&body).unwrap_or_default();
             let code = body["error"]["code"].as_str().unwrap_or_default().to_owned();
             let message = body["error"]["message"].as_str().expect("a refusal says why").to_owned();
@@ -193,6 +195,9 @@ impl Client {
     /// The next text, as JSON.
     pub async fn frame(&mut self) -> Value {
         let text = self.text().await;
+        if text.starts_with(r#"{"type":"error""#) {
+            secrets::check("an error frame", &text);
+        }
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 

@@ -1,5 +1,6 @@
 //! Real instances, as real processes.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
@@ -12,7 +13,7 @@ use tokio::process::{Child, Command};
 
 use super::http::{Answer, request};
 use super::token::SECRET;
-use super::{Authority, RedisServer, eventually, within};
+use super::{Authority, RedisServer, eventually, secrets, within};
 
 /// How an instance is started: `serve` with the suite's secret, on free ports, unless told otherwise.
 pub struct Options {
@@ -92,6 +93,8 @@ impl Options {
 
     /// Starts it and waits until its listeners accept.
     pub async fn start_unready(self) -> Gateway {
+        secrets::keep_args(self.args.iter().map(String::as_str));
+        self.env.iter().for_each(|(name, value)| secrets::keep_setting(name, value));
         let dir = TempDir::new().unwrap();
         let (ready_file, log) = (dir.path().join("ready.json"), dir.path().join("log"));
         let stdout = std::fs::File::create(dir.path().join("stdout")).unwrap();
@@ -158,15 +161,14 @@ impl Gateway {
             Some(https) => https.get(format!("https://{listener}{path}")),
         };
         let answer = within(path, asking.send()).await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        text(path, answer).await
     }
 
     /// A POST of JSON to one of its listeners.
     pub async fn post(&self, listener: SocketAddr, path: &str, body: &str) -> (u16, String) {
         let request = http().post(format!("http://{listener}{path}"));
         let request = request.header("content-type", "application/json").body(body.to_owned());
-        let answer = within(path, request.send()).await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        text(path, within(path, request.send()).await.unwrap()).await
     }
 
     /// Any request to its public listener.
@@ -232,6 +234,23 @@ impl Gateway {
     }
 }
 
+impl Drop for Gateway {
+    /// Nothing that it has ever said may show a secret.
+    fn drop(&mut self) {
+        self.child.start_kill().ok();
+        secrets::check("the log of an instance", &self.log());
+        secrets::check("the output of an instance", &self.stdout());
+    }
+}
+
+async fn text(path: &str, answer: reqwest::Response) -> (u16, String) {
+    let (status, text) = (answer.status().as_u16(), answer.text().await.unwrap());
+    if status >= 400 {
+        secrets::check(&format!("the {status} of {path}"), &text);
+    }
+    (status, text)
+}
+
 /// One client for all tests, since making one is slow; it keeps no connection, which would be one test's own.
 pub fn http() -> &'static reqwest::Client {
     static CLIENT: LazyLock<reqwest::Client> =
@@ -266,7 +285,22 @@ fn command_under(ulimit: Option<&str>) -> Command {
 
 /// Runs a command that ends by itself.
 pub async fn output(mut command: Command) -> Output {
-    within("the command ends", command.output()).await.unwrap()
+    let settings = command.as_std().get_envs();
+    settings.for_each(|(name, value)| secrets::keep_setting(utf8(name), value.map_or("", utf8)));
+    secrets::keep_args(command.as_std().get_args().map(utf8));
+    let output = within("the command ends", command.output()).await.unwrap();
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    if command.as_std().get_args().any(|arg| arg == "token") {
+        secrets::keep_token(&stdout);
+    } else {
+        secrets::check("what a command prints", &stdout);
+    }
+    secrets::check("what a command says", &stderr);
+    output
+}
+
+fn utf8(text: &OsStr) -> &str {
+    text.to_str().unwrap_or_default()
 }
 
 pub fn signal(pid: u32, name: &str) {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-use super::within;
+use super::{secrets, within};
 
 /// The answer to a request.
 #[derive(Debug)]
@@ -43,6 +43,7 @@ pub async fn request(
     headers: &[(&str, &str)],
     body: impl Into<reqwest::Body>,
 ) -> Answer {
+    secrets::keep_headers(headers);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut request = client.request(method.parse().unwrap(), format!("http://{address}{path}")).body(body);
     for (name, value) in headers {
@@ -51,5 +52,8 @@ pub async fn request(
     let answer = within(path, request.send()).await.unwrap();
     let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
     let body = if status == 101 { String::new() } else { within(path, answer.text()).await.unwrap() };
+    if status >= 400 {
+        secrets::check(&format!("the {status} of {method} {path}"), &body);
+    }
     Answer { status, headers, body }
 }

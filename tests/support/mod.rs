@@ -12,8 +12,10 @@ mod light;
 mod nginx;
 mod proxy;
 mod redis;
+pub mod secrets;
 mod tls;
 mod token;
+pub mod wire;
 
 use std::time::Duration;
 

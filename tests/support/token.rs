@@ -6,6 +6,8 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::secrets;
+
 /// The secret of every instance of the suite.
 pub const SECRET: &str = "the suite's own secret, 32 bytes and more";
 
@@ -26,10 +28,12 @@ pub fn token_for(user: &str, seconds: i64) -> String {
 
 /// Any claims, signed with the suite's secret.
 pub fn sign(claims: &Value) -> String {
-    encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+    sign_with(Algorithm::HS256, SECRET, claims)
 }
 
 /// Any claims, signed with any secret and algorithm.
 pub fn sign_with(algorithm: Algorithm, secret: &str, claims: &impl Serialize) -> String {
-    encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+    let token = encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap();
+    secrets::keep_token(&token);
+    token
 }

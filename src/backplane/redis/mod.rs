@@ -4,7 +4,8 @@ mod directory;
 mod limits;
 mod link;
 mod presence;
-mod resp;
+#[doc(hidden)]
+pub mod resp;
 mod store;
 mod stream;
 mod subscriber;

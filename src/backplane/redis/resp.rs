@@ -1,5 +1,7 @@
 //! Reads what Redis sends on a connection that only subscribes (RESP2), without copying it.
 //!
+//! Public, though hidden, for the tests and fuzzers that hold it against the `redis` crate's parser.
+//!
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
 /// Most parts of a pushed message: its kind, the pattern, the channel, the payload.
@@ -13,7 +15,7 @@ const MAX_LINE: usize = 1_024;
 
 /// One reply, borrowed from the buffer it was read from.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reply<'a> {
+pub enum Reply<'a> {
     /// `+OK`
     Status(&'a [u8]),
     /// `-ERR …`
@@ -26,7 +28,7 @@ pub(super) enum Reply<'a> {
 
 /// The parts of a push.
 #[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
-pub(super) struct Parts<'a> {
+pub struct Parts<'a> {
     parts: [&'a [u8]; MAX_PARTS],
     len: usize,
 }
@@ -39,7 +41,7 @@ impl<'a> Parts<'a> {
     }
 
     /// The parts there are.
-    pub(super) fn as_slice(&self) -> &[&'a [u8]] {
+    pub fn as_slice(&self) -> &[&'a [u8]] {
         self.parts.get(..self.len).unwrap_or_default()
     }
 }
@@ -51,7 +53,10 @@ pub struct Malformed(&'static str);
 
 /// Reads one reply from the front of a buffer: the reply, and how many bytes are done with, which may be more than the
 /// buffer holds where a payload was oversize. `None`: more bytes are needed.
-pub(super) fn read(buffer: &[u8], max_part: usize) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
+///
+/// # Errors
+/// [`Malformed`].
+pub fn read(buffer: &[u8], max_part: usize) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
     let Some((line, rest)) = take_line(buffer)? else { return Ok(None) };
     let consumed = |rest: &[u8]| buffer.len() - rest.len();
     let reply = match line {
@@ -86,6 +91,7 @@ fn read_parts(count: usize, mut rest: &[u8], max_part: usize) -> Result<Array<'_
         let Some((line, after)) = take_line(rest)? else { return Ok(Array::Incomplete) };
         match line {
             [b':', digits @ ..] => {
+                check_integer(digits)?;
                 parts.push(digits)?;
                 rest = after;
             }
@@ -113,7 +119,10 @@ fn read_parts(count: usize, mut rest: &[u8], max_part: usize) -> Result<Array<'_
 }
 
 /// Reads the head of one part that is not wanted: how many bytes to pass over, head and end included.
-pub(super) fn read_unwanted(buffer: &[u8]) -> Result<Option<usize>, Malformed> {
+///
+/// # Errors
+/// [`Malformed`].
+pub fn read_unwanted(buffer: &[u8]) -> Result<Option<usize>, Malformed> {
     let Some((line, rest)) = take_line(buffer)? else { return Ok(None) };
     let head = buffer.len() - rest.len();
     match line {
@@ -145,6 +154,12 @@ fn number(digits: &[u8]) -> Result<usize, Malformed> {
     let text = str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     let number = text.and_then(|text| text.parse().ok()).filter(|number| *number <= MOST);
     number.ok_or(Malformed("a length that is none"))
+}
+
+fn check_integer(text: &[u8]) -> Result<(), Malformed> {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    let is_integer = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    is_integer.then_some(()).ok_or(Malformed("an integer that is none"))
 }
 
 /// A command as Redis takes it.
@@ -219,6 +234,8 @@ mod tests {
             b"*5\r\n$1\r\na\r\n$1\r\na\r\n$1\r\na\r\n$1\r\na\r\n$1\r\na\r\n",
             b"*1\r\n*1\r\n",
             b"*x\r\n",
+            b"*1\r\n:x\r\n",
+            b"*1\r\n:-\r\n",
             b"*1\r\n$99999999999\r\n",
             b"*1\r\n$1\r\nab\r\n",
             b"+a\rb",

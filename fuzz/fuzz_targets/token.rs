@@ -1,0 +1,8 @@
+//! Tokens as they come, and claims that are signed first.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../tests/properties/checks.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|text: &str| checks::token(text));

@@ -1,0 +1,193 @@
+//! What must hold for any input, whoever made it. Shared by the random tests, which run everywhere, and the fuzz targets
+//! (`fuzz/`), which run for long: a new reader gets a function here, a line there.
+
+use std::fmt;
+use std::sync::LazyLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{EncodingKey, Header, encode};
+use redis::Value;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use tidings::auth::{Identity, TokenError, Verifier};
+use tidings::backplane::resp::{self, Reply};
+use tidings::config::{Config, Layers};
+use tidings::protocol::{ClientFrame, FrameError, text_frame};
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+/// What our reader takes from a subscription, the `redis` crate's takes too, with the same bytes and meaning; and where
+/// ours asks for more, there is no whole reply yet. (Ours knows a smaller language: what it refuses may be more of RESP.)
+pub fn resp(bytes: &[u8]) {
+    let mut rest = bytes;
+    loop {
+        match resp::read(rest, usize::MAX) {
+            Err(_) => return,
+            Ok(None) => {
+                let whole = redis::parse_redis_value(rest).is_ok();
+                assert!(!whole, "more is asked for than {:?}", String::from_utf8_lossy(rest));
+                return;
+            }
+            Ok(Some((reply, consumed))) => {
+                assert!(consumed > 0 && consumed <= rest.len());
+                let (whole, after) = rest.split_at(consumed);
+                assert_eq!(resp::read(&whole[..consumed - 1], usize::MAX), Ok(None), "less would do");
+                same_reply(&reply, whole);
+                passed_over(whole);
+                rest = after;
+            }
+        }
+    }
+}
+
+fn same_reply(reply: &Reply<'_>, bytes: &[u8]) {
+    let shown = String::from_utf8_lossy(bytes);
+    // The library's statuses and errors are Unicode.
+    let other = match (redis::parse_redis_value(bytes), reply) {
+        (Ok(other), _) => other,
+        (Err(_), Reply::Status(line) | Reply::Error(line)) if std::str::from_utf8(line).is_err() => return,
+        // An integer of more than 64 bits stands as its digits with us.
+        (Err(_), Reply::Push(parts)) if parts.as_slice().iter().any(|part| part.len() > 18 && is_integer(part)) => {
+            return;
+        }
+        (Err(error), _) => panic!("{shown:?} is {reply:?}, but {error}"),
+    };
+    match (reply, &other) {
+        (Reply::Status(b"OK"), Value::Okay) | (Reply::Error(_), Value::ServerError(_)) => {}
+        (Reply::Status(status), Value::SimpleString(text)) => assert_eq!(*status, text.as_bytes()),
+        (Reply::Push(parts), Value::Array(values)) => {
+            assert_eq!(parts.as_slice().len(), values.len(), "{shown:?}");
+            for (part, value) in parts.as_slice().iter().zip(values) {
+                match value {
+                    Value::BulkString(bytes) => assert_eq!(*part, bytes),
+                    Value::Int(number) => {
+                        assert_eq!(std::str::from_utf8(part).ok().and_then(|text| text.parse().ok()), Some(*number));
+                    }
+                    Value::Nil => assert!(part.is_empty()),
+                    other => panic!("{shown:?} has {other:?}"),
+                }
+            }
+        }
+        _ => panic!("{shown:?} is {reply:?}, and {other:?}"),
+    }
+}
+
+fn is_integer(text: &[u8]) -> bool {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
+}
+
+/// However small the largest part may be, the next reply begins at the same byte.
+fn passed_over(whole: &[u8]) {
+    for max_part in [0, 1, 5] {
+        let (reply, mut consumed) = resp::read(whole, max_part).unwrap().unwrap();
+        if let Reply::Oversize(_, unwanted) = reply {
+            for _ in 0..unwanted {
+                consumed += resp::read_unwanted(&whole[consumed..]).unwrap().unwrap();
+            }
+        }
+        assert_eq!(consumed, whole.len(), "{:?}", String::from_utf8_lossy(whole));
+    }
+}
+
+/// A client's frame says what serde_json reads in it, and only what is none is refused.
+pub fn client_frame(text: &str) {
+    let parsed = ClientFrame::parse(text);
+    let Ok(Fields(fields)) = serde_json::from_str(text) else {
+        assert!(matches!(parsed, Err(FrameError::NoObject(_))), "{parsed:?}: {text}");
+        return;
+    };
+    let values = |name: &str| {
+        let named = fields.iter().filter(move |(other, _)| other == name);
+        named.map(|(_, raw)| serde_json::from_str::<serde_json::Value>(raw.get()).ok()).collect::<Vec<_>>()
+    };
+    let string = |name: &str| match values(name).as_slice() {
+        [Some(serde_json::Value::String(text))] => Some(text.clone()),
+        _ => None,
+    };
+    let known = ["type", "token", "id"];
+    let readable = known.iter().all(|name| matches!(values(name).as_slice(), [] | [Some(_)]));
+    let expected = match string("type").filter(|_| readable) {
+        None => None,
+        Some(kind) => Some(match kind.as_str() {
+            "hello" => string("token").map(|token| ClientFrame::Hello { token }),
+            "auth" => string("token").map(|token| ClientFrame::Auth { token }),
+            "pong" => Some(ClientFrame::Pong),
+            "ack" => string("id").map(|_| ClientFrame::Ack),
+            _ => return assert!(matches!(parsed, Err(FrameError::UnknownType(_))), "{parsed:?}: {text}"),
+        }),
+    };
+    match (&parsed, expected) {
+        (Err(FrameError::NoObject(_)), None) | (Err(FrameError::Field(..)), Some(None)) => {}
+        (Ok(frame), Some(Some(expected))) => assert_eq!(*frame, expected, "{text}"),
+        (_, expected) => panic!("{parsed:?}, not {expected:?}: {text}"),
+    }
+}
+
+/// The fields of a JSON object, each as often as it stands there.
+struct Fields(Vec<(String, Box<RawValue>)>);
+
+impl<'de> serde::Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+const SECRET: &str = "a secret of the fuzzers, long enough";
+const LEEWAY: u64 = 30;
+
+fn verify(token: &str) -> Result<Identity, TokenError> {
+    static VERIFIER: LazyLock<Verifier> = LazyLock::new(|| {
+        let env = vec![("TIDINGS_AUTH__HMAC_SECRET".into(), SECRET.into())];
+        Verifier::new(&Config::load(Layers { env, ..Layers::default() }).unwrap().auth).unwrap()
+    });
+    VERIFIER.verify_now(token).unwrap()
+}
+
+/// No text is a token unless it is signed; of signed claims, only those with a user and a future are taken.
+pub fn token(text: &str) {
+    assert!(verify(text).is_err(), "forged: {text}");
+    let Some(identity) = verify_signed(text) else { return };
+    let Fields(fields) = serde_json::from_str(text).expect("claims are an object");
+    let claim = |name: &str| fields.iter().rev().find(|(other, _)| other == name).map(|(_, raw)| raw.get()).unwrap();
+    let user = serde_json::from_str(claim("sub")).unwrap_or_else(|_| claim("sub").to_owned());
+    assert!(claim("sub").starts_with('"') || is_integer(claim("sub").as_bytes()), "neither string nor integer: {text}");
+    assert_eq!(identity.user.as_str(), user, "{text}");
+    assert!(user.len() <= 256 && !user.is_empty() && !user.chars().any(char::is_control), "{user:?}");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(identity.expires.is_some_and(|expires| expires + LEEWAY + 1 >= now), "over: {text}");
+}
+
+/// Signs JSON and verifies it.
+pub fn verify_signed(claims: &str) -> Option<Identity> {
+    let claims = serde_json::from_str::<&RawValue>(claims).ok()?;
+    let signed = encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap();
+    verify(&signed).ok()
+}
+
+/// What we frame, a client of the WebSocket library reads as we meant it, and no more.
+pub fn server_text(text: &str) {
+    let mut bytes = text_frame(&[text.as_bytes()]).to_vec();
+    bytes.extend_from_slice(&text_frame(&[b"next"]));
+    let config = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
+    let mut client =
+        WebSocket::from_partially_read(std::io::Cursor::new(Vec::new()), bytes, Role::Client, Some(config));
+    assert_eq!(client.read().unwrap(), Message::Text(Utf8Bytes::from(text)));
+    assert_eq!(client.read().unwrap(), Message::text("next"));
+}

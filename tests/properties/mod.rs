@@ -1,0 +1,123 @@
+//! Everything that reads what others wrote, against any input, with another implementation as the judge where there is one.
+
+mod checks;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// A part of a push, as Redis writes it.
+fn part() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        4 => vec(any::<u8>(), 0..40).prop_map(|bytes| [format!("${}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n"].concat()),
+        1 => any::<i64>().prop_map(|number| format!(":{number}\r\n").into_bytes()),
+        1 => "[-+0-9a-f]{0,3}".prop_map(|digits| format!(":{digits}\r\n").into_bytes()),
+        1 => Just(b"$-1\r\n".to_vec()),
+    ]
+}
+
+fn reply() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        6 => vec(part(), 0..=4).prop_map(|parts| [format!("*{}\r\n", parts.len()).into_bytes(), parts.concat()].concat()),
+        1 => "[ -~]{0,40}".prop_map(|text| format!("+{text}\r\n").into_bytes()),
+        1 => "[A-Z]{1,9}( [ -~]{0,40})?".prop_map(|text| format!("-{text}\r\n").into_bytes()),
+    ]
+}
+
+/// Replies as Redis sends them, cut off anywhere, with a byte or so that is another.
+fn stream() -> impl Strategy<Value = Vec<u8>> {
+    let changes = vec((any::<prop::sample::Index>(), any::<u8>()), 0..3);
+    (vec(reply(), 0..6), any::<prop::sample::Index>(), changes).prop_map(|(replies, end, changes)| {
+        let mut bytes = replies.concat();
+        bytes.truncate(end.index(bytes.len() + 1));
+        for (at, byte) in changes {
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+        }
+        bytes
+    })
+}
+
+fn value() -> impl Strategy<Value = String> {
+    let texts = ["hello", "auth", "pong", "ack", "shout", "42", "\\ud800", "\\u0000", ""];
+    let odd = ["null", "true", "-7", "1e400", "-0", "[[]]", "{}", r#"{"type":1}"#, "1795000000.5", r#"["42"]"#];
+    prop_oneof![
+        3 => prop::sample::select(texts.to_vec()).prop_map(|text| format!("\"{text}\"")),
+        2 => (0_u64..4_000_000_000).prop_map(|number| number.to_string()),
+        1 => any::<f64>().prop_map(|number| number.to_string()),
+        2 => prop::sample::select(odd.to_vec()).prop_map(str::to_owned),
+    ]
+}
+
+/// JSON, most of it with fields that a client frame or a token has, some of them wrong.
+fn object() -> impl Strategy<Value = String> {
+    let names = ["type", "token", "id", "sub", "exp", "nbf", "iat", "jti", "\\u0074ype"];
+    let name = prop_oneof![
+        5 => prop::sample::select(names.to_vec()).prop_map(str::to_owned),
+        1 => "[a-z]{0,5}",
+    ];
+    vec((name, value()), 0..6).prop_map(|fields| {
+        let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        format!("{{{}}}", fields.join(","))
+    })
+}
+
+/// Claims of which one may be wrong.
+fn claims() -> impl Strategy<Value = String> {
+    prop_oneof![
+        value().prop_map(|user| format!(r#"{{"sub":{user},"exp":4000000000}}"#)),
+        value().prop_map(|end| format!(r#"{{"sub":"42","exp":{end}}}"#)),
+        (value(), value()).prop_map(|(one, two)| format!(r#"{{"sub":{one},"exp":4000000000,"sub":{two}}}"#)),
+    ]
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![6 => object(), 3 => claims(), 1 => any::<String>(), 1 => "[{}\\[\\]\",: a-z0-9]{0,30}", 1 => "[\\w-]{0,20}\\.[\\w-]{0,20}\\.[\\w-]{0,20}"]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn our_reader_of_redis_agrees_with_the_library_s(bytes in stream()) {
+        checks::resp(&bytes);
+    }
+
+    #[test]
+    fn our_reader_of_redis_survives_anything(bytes in vec(any::<u8>(), 0..60)) {
+        checks::resp(&bytes);
+    }
+
+    #[test]
+    fn a_client_s_frame_says_what_is_written_in_it(text in text()) {
+        checks::client_frame(&text);
+    }
+
+    #[test]
+    fn a_token_says_what_is_signed_in_it_and_nothing_else_is_one(text in text()) {
+        checks::token(&text);
+    }
+
+    #[test]
+    fn a_text_of_ours_is_read_by_a_client_as_it_was_meant(text in any::<String>()) {
+        checks::server_text(&text);
+    }
+}
+
+#[test]
+fn a_text_of_any_length_of_head_is_read_by_a_client_as_it_was_meant() {
+    for size in [0, 1, 125, 126, 127, 65_535, 65_536, 65_537, 1 << 20] {
+        checks::server_text(&"é".repeat(size / 2));
+        checks::server_text(&"x".repeat(size));
+    }
+}
+
+/// What holds only where something is taken would hold of nothing, were everything refused.
+#[test]
+fn good_input_is_taken() {
+    checks::resp(b"*4\r\n$8\r\npmessage\r\n$6\r\nuser:*\r\n$7\r\nuser:42\r\n$2\r\n{}\r\n+OK\r\n");
+    checks::token(r#"{"sub":"42","exp":4000000000}"#);
+    let taken = checks::verify_signed(r#"{"sub":42,"exp":4000000000.5}"#).unwrap();
+    assert_eq!((taken.user.as_str(), taken.expires), ("42", Some(4_000_000_000)));
+}
