@@ -158,7 +158,8 @@ impl App {
 
 fn start_routing(app: &App) {
     let Context { registry, metrics, outbox, limits, shutdown, .. } = &*app.context;
-    let router = Router::new(Arc::clone(registry), Arc::clone(metrics), *outbox, limits.max_payload_bytes);
+    let (registry, metrics) = (Arc::clone(registry), Arc::clone(metrics));
+    let router = Router::new(registry, metrics, *outbox, limits.max_payload_bytes, shutdown.clone());
     let control = Arc::clone(&app.control);
     let sink = Arc::new(move |heard: Heard<'_>| match heard {
         Heard::Control { payload } => control.take(payload),

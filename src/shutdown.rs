@@ -47,6 +47,11 @@ impl Shutdown {
         self.services.spawn(task);
     }
 
+    /// Runs on a thread of its own what takes a while and waits for nobody.
+    pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
+        self.services.spawn_blocking(work);
+    }
+
     /// Waits until no client's task is left, or the grace ends.
     pub async fn connections_ended(&self, grace: Duration) {
         self.connections.close();

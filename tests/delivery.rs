@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
-use crate::support::{Client, Gateway, Options, RedisServer, eventually};
+use crate::support::{Client, Gateway, Light, Options, RedisServer, eventually};
 
 /// The default of `limits.max_payload_bytes`.
 const MAX_PAYLOAD: usize = 1_048_576;
@@ -228,4 +228,29 @@ async fn a_connection_gets_everything_however_many_others_come_and_go() {
     assert!(gateway.log().lines().all(|line| !line.contains("panicked")), "{}", gateway.log());
     let idle = eventually("only one is left", async || gateway.metric("tidings_connections").await == 1.0);
     tokio::time::timeout(Duration::from_secs(10), idle).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_of_thousands_of_connections_gets_everything_on_each_in_order() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let mut clients = Vec::new();
+    for _ in 0..1_500 {
+        clients.push(Light::connect(gateway.public, "42").await.unwrap());
+    }
+    let reading: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            async move {
+                for number in 0..50 {
+                    assert_eq!(client.event().await.unwrap(), number);
+                }
+            }
+        })
+        .collect();
+    for number in 0..50 {
+        redis.publish("42", &number.to_string()).await;
+    }
+    join_all(reading).await;
+    assert_eq!(gateway.metric("tidings_deliveries_total").await, 1_500.0 * 50.0);
 }

@@ -12,6 +12,7 @@ use tidings::metrics::Metrics;
 use tidings::protocol::{ConnectionId, Dialect, UserId};
 use tidings::registry::{Backlog, CredentialSlot, Driven, Member, Outbox, Registration, Registry, Socket};
 use tidings::router::Router;
+use tidings::shutdown::Shutdown;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
@@ -46,7 +47,7 @@ impl House {
         let registry = Arc::new(Registry::default());
         let places = (0..USERS).map(|user| Ok(registry.register(UserId::new(&user.to_string())?, Arc::clone(&member))));
         let places = places.collect::<Result<_, Box<dyn Error>>>()?;
-        let router = Router::new(Arc::clone(&registry), Arc::new(Metrics::new()), BOUND, 1 << 20);
+        let router = Router::new(Arc::clone(&registry), Arc::new(Metrics::new()), BOUND, 1 << 20, Shutdown::default());
         Ok(Self { member, registry, router, _places: places, _runtime: runtime })
     }
 }

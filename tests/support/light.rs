@@ -82,6 +82,17 @@ impl Light {
         }
     }
 
+    /// The data of the next event.
+    pub async fn event(&mut self) -> Result<Value> {
+        loop {
+            if let Frame::Text(text) = self.frame().await?
+                && text.starts_with(br#"{"type":"event""#)
+            {
+                return Ok(serde_json::from_slice::<Value>(&text)?["data"].take());
+            }
+        }
+    }
+
     /// Answers pings until the connection ends. Dropping it half-way loses nothing.
     pub async fn live(&mut self) {
         while let Ok(frame) = self.frame().await {

@@ -1,6 +1,9 @@
 //! From what the backplane heard to the connections it is for: look the user up, encode once, queue for each.
 
+mod unwritten;
+
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -12,6 +15,8 @@ use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{Encoded, Event, UserId, is_json};
 use crate::registry::{Member, Pushed, Registry};
+use crate::shutdown::Shutdown;
+use unwritten::Unwritten;
 
 /// The event's name where the backend named none.
 pub const DEFAULT_EVENT: &str = "notification";
@@ -26,23 +31,6 @@ pub struct Router {
     unwritten: Mutex<Unwritten>,
     drops: LogRate,
     slow: LogRate,
-}
-
-/// What was queued for one user and is still to be written: while their messages come back to back they share a write,
-/// and the next one for somebody else finds it done, with everything it touched still in the processor's cache.
-#[derive(Debug, Default)]
-struct Unwritten {
-    user: String,
-    /// Whose outbox was empty before.
-    members: Vec<Arc<Member>>,
-}
-
-impl Unwritten {
-    fn write(&mut self) {
-        for member in self.members.drain(..) {
-            member.outbox.flush();
-        }
-    }
 }
 
 /// Why a message is nobody's.
@@ -68,13 +56,20 @@ impl Drop {
 impl Router {
     /// Routes to the connections of this registry.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>, bound: Bound, max_payload_bytes: usize) -> Self {
+    pub fn new(
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+        bound: Bound,
+        max_payload_bytes: usize,
+        shutdown: Shutdown,
+    ) -> Self {
+        let threads = available_parallelism().map_or(1, usize::from);
         Self {
             registry,
             metrics,
             bound,
             max_payload_bytes,
-            unwritten: Mutex::default(),
+            unwritten: Mutex::new(Unwritten::new(threads, shutdown)),
             drops: LogRate::new(),
             slow: LogRate::new(),
         }
