@@ -42,8 +42,10 @@ async fn the_keys_of_a_set_let_in_their_own_tokens_and_no_others() {
     let broken = Issuer::new("ES256").named("f");
     let mut keys: Vec<Value> = [&rsa, &ec, &ed, &mislabelled, &encrypts, &wraps, &broken].map(Issuer::jwk).into();
     keys[0]["alg"] = "PS256".into();
+    keys[1]["alg"] = "ES512".into();
     keys[1]["use"] = "sig".into();
     keys[1]["key_ops"] = json!(["verify"]);
+    keys[2]["alg"] = "Ed25519".into();
     keys[3]["alg"] = "ES256".into();
     keys[4]["use"] = "enc".into();
     keys[5]["key_ops"] = json!(["wrapKey"]);

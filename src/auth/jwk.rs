@@ -4,6 +4,7 @@ use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::RsaPublicKeyComponents;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -15,20 +16,12 @@ struct Document<'a> {
     keys: Vec<&'a RawValue>,
 }
 
-/// What is looked at in one key; `x5c`, `x5u` and the rest are not.
+/// One key. Its `alg` is read here, since to the library ES512 is as unknown as a name that somebody made up.
 #[derive(Debug, Deserialize)]
-struct Jwk {
-    kty: String,
-    kid: Option<String>,
-    #[serde(rename = "use")]
-    purpose: Option<String>,
-    key_ops: Option<Vec<String>>,
+struct Entry {
     alg: Option<Algorithm>,
-    crv: Option<String>,
-    n: Option<String>,
-    e: Option<String>,
-    x: Option<String>,
-    y: Option<String>,
+    #[serde(flatten)]
+    jwk: Jwk,
 }
 
 /// The keys of a set that verify tokens, and how many others it has: for encryption, of unknown kinds, shared secrets
@@ -42,31 +35,39 @@ pub(super) fn parse_set(text: &[u8]) -> Option<(Vec<Key>, usize)> {
 }
 
 /// One key as it serves each of its algorithms; its own `alg` and `use` narrow them.
-fn keys(jwk: &Jwk) -> Option<Vec<Key>> {
-    let for_signatures = jwk.purpose.as_deref().is_none_or(|purpose| purpose == "sig")
-        && jwk.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "verify"));
+fn keys(Entry { alg, jwk }: &Entry) -> Option<Vec<Key>> {
+    let for_signatures = jwk.common.public_key_use.as_ref().is_none_or(|purpose| *purpose == PublicKeyUse::Signature)
+        && jwk.common.key_operations.as_ref().is_none_or(|operations| operations.contains(&KeyOperations::Verify));
     if !for_signatures {
         return None;
     }
-    let bytes = |text: &Option<String>| BASE64_URL_SAFE_NO_PAD.decode(text.as_deref()?).ok();
-    let (x, y) = (bytes(&jwk.x), bytes(&jwk.y));
-    let mut keys = match (jwk.kty.as_str(), jwk.crv.as_deref()) {
-        ("RSA", None) => {
+    let bytes = |text: &str| BASE64_URL_SAFE_NO_PAD.decode(text).ok();
+    // Not by the library's own conversion, which checks neither the sizes of coordinates nor that of a modulus.
+    let mut keys = match &jwk.algorithm {
+        AlgorithmParameters::RSA(rsa) => {
             // Some issuers write a leading zero, as for a signed number.
             let number = |text| bytes(text).map(|bytes| bytes.into_iter().skip_while(|byte| *byte == 0).collect());
             let components: RsaPublicKeyComponents<Vec<u8>> =
-                RsaPublicKeyComponents { n: number(&jwk.n)?, e: number(&jwk.e)? };
+                RsaPublicKeyComponents { n: number(&rsa.n)?, e: number(&rsa.e)? };
             Key::public(components.as_der().ok()?.as_ref()).ok()?
         }
-        ("EC", Some("P-256")) => Key::public(&point(&x?, &y?, 32)?).ok()?,
-        ("EC", Some("P-384")) => Key::public(&point(&x?, &y?, 48)?).ok()?,
-        ("EC", Some("P-521")) => Key::public(&point(&x?, &y?, 66)?).ok()?,
-        ("OKP", Some("Ed25519")) => Key::public(&x.filter(|x| x.len() == 32)?).ok()?,
+        AlgorithmParameters::EllipticCurve(ec) => {
+            let size = match ec.curve {
+                EllipticCurve::P256 => 32,
+                EllipticCurve::P384 => 48,
+                EllipticCurve::P521 => 66,
+                _ => return None,
+            };
+            Key::public(&point(&bytes(&ec.x)?, &bytes(&ec.y)?, size)?).ok()?
+        }
+        AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => {
+            Key::public(&bytes(&okp.x).filter(|x| x.len() == 32)?).ok()?
+        }
         _ => return None,
     };
-    keys.retain(|key| jwk.alg.is_none_or(|alg| alg == key.algorithm));
+    keys.retain(|key| alg.is_none_or(|alg| alg == key.algorithm));
     for key in &mut keys {
-        key.id.clone_from(&jwk.kid);
+        key.id.clone_from(&jwk.common.key_id);
     }
     (!keys.is_empty()).then_some(keys)
 }
@@ -74,4 +75,37 @@ fn keys(jwk: &Jwk) -> Option<Vec<Key>> {
 /// The uncompressed point (SEC 1, section 2.3.3).
 fn point(x: &[u8], y: &[u8], size: usize) -> Option<Vec<u8>> {
     (x.len() == size && y.len() == size).then(|| [&[4], x, y].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_set;
+
+    /// How many keys a set serves with that has one key, of these members.
+    fn served(members: &str) -> usize {
+        parse_set(format!("{{\"keys\":[{{{members}}}]}}").as_bytes()).unwrap().0.len()
+    }
+
+    #[test]
+    fn a_key_with_a_member_twice_or_of_the_wrong_type_is_skipped() {
+        const KEY: &str = r#""kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo""#;
+        assert_eq!(served(KEY), 1);
+        assert_eq!(served(&format!(r#"{KEY},"alg":"EdDSA","kid":"a","use":"sig","more":1,"more":2"#)), 1);
+        let x = r#""x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo""#;
+        for spoiler in [
+            x,
+            r#""kty":"OKP""#,
+            r#""crv":"Ed25519""#,
+            r#""alg":"EdDSA","alg":"EdDSA""#,
+            r#""kid":"a","kid":"b""#,
+            r#""use":"enc","use":"sig""#,
+            r#""key_ops":["sign"],"key_ops":["verify"]"#,
+            r#""alg":1"#,
+            r#""kid":1"#,
+            r#""use":["sig"]"#,
+            r#""key_ops":"verify""#,
+        ] {
+            assert_eq!(served(&format!("{KEY},{spoiler}")), 0, "{spoiler}");
+        }
+    }
 }

@@ -1,12 +1,16 @@
 //! Keys that verify signatures (RFC 7518). Each serves one algorithm; a token can only pick among those that are there.
+//!
+//! jsonwebtoken verifies. It takes any bytes for a key and has no ES512, so aws-lc-rs, which is under it, says what a
+//! key is when it is read, and verifies ES512.
 
-use aws_lc_rs::hmac;
 use aws_lc_rs::rsa::PublicKey as RsaPublicKey;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ED25519, ParsedPublicKey,
-    RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512, RSA_PSS_2048_8192_SHA256,
-    RSA_PSS_2048_8192_SHA384, RSA_PSS_2048_8192_SHA512, RsaParameters, VerificationAlgorithm,
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ED25519, EcdsaVerificationAlgorithm,
+    ParsedPublicKey, VerificationAlgorithm,
 };
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jsonwebtoken::{AlgorithmFamily, DecodingKey, crypto};
 use serde::Deserialize;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::server::ParsedCertificate;
@@ -19,50 +23,41 @@ const LEAST_RSA_BYTES: usize = 256;
 
 /// A signature algorithm by its name in JOSE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
+#[serde(from = "String")]
 pub(super) enum Algorithm {
-    Hs256,
-    Hs384,
-    Hs512,
-    Rs256,
-    Rs384,
-    Rs512,
-    Ps256,
-    Ps384,
-    Ps512,
-    Es256,
-    Es384,
+    Library(jsonwebtoken::Algorithm),
     Es512,
-    /// Ed25519, which is the only curve; RFC 9864 calls it so.
-    #[serde(rename = "EdDSA", alias = "Ed25519")]
-    EdDsa,
     /// Anything else, `none` among it.
-    #[serde(other)]
     Other,
+}
+
+impl From<String> for Algorithm {
+    fn from(name: String) -> Self {
+        match name.as_str() {
+            "ES512" => Self::Es512,
+            // What RFC 9864 calls EdDSA on the only curve that is served.
+            "Ed25519" => Self::Library(jsonwebtoken::Algorithm::EdDSA),
+            name => name.parse().map_or(Self::Other, Self::Library),
+        }
+    }
 }
 
 impl Algorithm {
     /// Whether the verifying key is public, as those of a key set are.
     pub(super) fn is_asymmetric(self) -> bool {
-        !matches!(self, Self::Hs256 | Self::Hs384 | Self::Hs512 | Self::Other)
+        match self {
+            Self::Library(algorithm) => algorithm.family() != AlgorithmFamily::Hmac,
+            Self::Es512 => true,
+            Self::Other => false,
+        }
     }
 }
 
-const RSA: [(Algorithm, &RsaParameters); 6] = [
-    (Algorithm::Rs256, &RSA_PKCS1_2048_8192_SHA256),
-    (Algorithm::Rs384, &RSA_PKCS1_2048_8192_SHA384),
-    (Algorithm::Rs512, &RSA_PKCS1_2048_8192_SHA512),
-    (Algorithm::Ps256, &RSA_PSS_2048_8192_SHA256),
-    (Algorithm::Ps384, &RSA_PSS_2048_8192_SHA384),
-    (Algorithm::Ps512, &RSA_PSS_2048_8192_SHA512),
-];
-
-/// Kinds of key that serve one algorithm each; a key parses as one of them, or as none.
-const CURVES: [(Algorithm, &dyn VerificationAlgorithm); 4] = [
-    (Algorithm::Es256, &ECDSA_P256_SHA256_FIXED),
-    (Algorithm::Es384, &ECDSA_P384_SHA384_FIXED),
+/// A key parses as one of these curves, or as none.
+const EC_CURVES: [(Algorithm, &EcdsaVerificationAlgorithm); 3] = [
+    (Algorithm::Library(jsonwebtoken::Algorithm::ES256), &ECDSA_P256_SHA256_FIXED),
+    (Algorithm::Library(jsonwebtoken::Algorithm::ES384), &ECDSA_P384_SHA384_FIXED),
     (Algorithm::Es512, &ECDSA_P521_SHA512_FIXED),
-    (Algorithm::EdDsa, &ED25519),
 ];
 
 /// Why something is no key to verify with. Nothing of its content is in it.
@@ -88,47 +83,30 @@ pub(super) struct Key {
     pub(super) algorithm: Algorithm,
     /// The `kid` that it goes by; without one it is tried for every token of its algorithm.
     pub(super) id: Option<String>,
-    secret: Secret,
-}
-
-#[derive(Debug, Clone)]
-enum Secret {
-    Shared(Box<hmac::Key>),
-    /// Not secret at all, but what the other end has is.
-    Public(ParsedPublicKey),
+    key: DecodingKey,
 }
 
 impl Key {
     /// A shared secret, as it serves each HMAC algorithm.
-    pub(super) fn shared(secret: &[u8]) -> [Self; 3] {
-        [
-            (Algorithm::Hs256, hmac::HMAC_SHA256),
-            (Algorithm::Hs384, hmac::HMAC_SHA384),
-            (Algorithm::Hs512, hmac::HMAC_SHA512),
-        ]
-        .map(|(algorithm, hash)| Self {
-            algorithm,
-            id: None,
-            secret: Secret::Shared(Box::new(hmac::Key::new(hash, secret))),
-        })
+    pub(super) fn shared(secret: &[u8]) -> Vec<Self> {
+        Self::each(&DecodingKey::from_secret(secret))
     }
 
     /// A public key in DER, SPKI (RFC 5280) or PKCS#1 (RFC 8017), as it serves each algorithm of its kind.
     pub(super) fn public(der: &[u8]) -> Result<Vec<Self>, KeyError> {
-        for (algorithm, curve) in CURVES {
-            if let Ok(key) = ParsedPublicKey::new(curve, der) {
-                return Ok(vec![Self::parsed(algorithm, key)]);
+        for (algorithm, curve) in EC_CURVES {
+            if ParsedPublicKey::new(curve, der).is_ok() {
+                return Ok(vec![Self { algorithm, id: None, key: DecodingKey::from_ec_der(der) }]);
             }
         }
-        let weak = RsaPublicKey::from_der(der).map_err(|_| KeyError::Unknown)?.modulus_len() < LEAST_RSA_BYTES;
-        if weak {
+        if ParsedPublicKey::new(&ED25519, der).is_ok() {
+            return Ok(Self::each(&DecodingKey::from_ed_der(der)));
+        }
+        let rsa = RsaPublicKey::from_der(der).map_err(|_| KeyError::Unknown)?;
+        if rsa.modulus_len() < LEAST_RSA_BYTES {
             return Err(KeyError::Weak);
         }
-        let parse = |(algorithm, parameters): (Algorithm, &'static RsaParameters)| {
-            let key = ParsedPublicKey::new(parameters, der).map_err(|_| KeyError::Unknown)?;
-            Ok(Self::parsed(algorithm, key))
-        };
-        RSA.into_iter().map(parse).collect()
+        Ok(Self::each(&DecodingKey::from_rsa_der(der)))
     }
 
     /// The public keys of a PEM file (RFC 7468): any number of keys, or one certificate.
@@ -158,8 +136,11 @@ impl Key {
         Ok(keys)
     }
 
-    fn parsed(algorithm: Algorithm, key: ParsedPublicKey) -> Self {
-        Self { algorithm, id: None, secret: Secret::Public(key) }
+    /// A key as it serves each algorithm of its family.
+    fn each(key: &DecodingKey) -> Vec<Self> {
+        let family = key.family();
+        let serve = |algorithm: &_| Self { algorithm: Algorithm::Library(*algorithm), id: None, key: key.clone() };
+        family.algorithms().iter().map(serve).collect()
     }
 
     /// Whether a token under this algorithm and `kid` may have been signed with this key.
@@ -167,11 +148,17 @@ impl Key {
         self.algorithm == algorithm && self.id.as_deref().is_none_or(|own| id.is_none_or(|id| id == own))
     }
 
-    /// Whether this is the key's signature of the message.
-    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        match &self.secret {
-            Secret::Shared(key) => hmac::verify(key, message, signature).is_ok(),
-            Secret::Public(key) => key.verify_sig(message, signature).is_ok(),
+    /// Whether this, in base64, is the key's signature of the message.
+    pub(super) fn verifies(&self, message: &[u8], signature: &str) -> bool {
+        match self.algorithm {
+            Algorithm::Library(algorithm) => crypto::verify(signature, message, &self.key, algorithm) == Ok(true),
+            Algorithm::Es512 => self.verifies_es512(message, signature).is_some(),
+            Algorithm::Other => false,
         }
+    }
+
+    fn verifies_es512(&self, message: &[u8], signature: &str) -> Option<()> {
+        let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).ok()?;
+        ECDSA_P521_SHA512_FIXED.verify_sig(self.key.try_get_as_bytes().ok()?, message, &signature).ok()
     }
 }

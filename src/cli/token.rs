@@ -30,6 +30,6 @@ impl Token {
         let config = self.config.load(false)?;
         let secret = config.require_signing_secret()?;
         let user = UserId::new(&self.user).map_err(|error| Usage(format!("USER {:?}: {error}", self.user)))?;
-        Ok(say(&mint(&config.auth, secret, &user, self.ttl))?)
+        Ok(say(&mint(&config.auth, secret, &user, self.ttl)?)?)
     }
 }

@@ -104,7 +104,7 @@ async fn sign_in(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection
     let auth = &app.config.auth;
     let cannot_sign = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "cannot_sign", "no secret to sign with");
     let secret = auth.hmac_secret.as_ref().ok_or_else(cannot_sign)?;
-    let token = mint(auth, secret, &user, TOKEN_TTL);
+    let token = mint(auth, secret, &user, TOKEN_TTL).map_err(|_| cannot_sign())?;
     Ok(Json(json!({"token": token})).into_response())
 }
 
