@@ -28,7 +28,7 @@ export const sessions = [
   },
   {
     servers: ['tidings', 'floor'],
-    pinned: true,
+    pinned: false,
     connect: `${CONNECTIONS} ${AT_ONCE}`,
     phases: [{ scenario: 'fanout', flags: `--mode fanout --rate 2 ${SECOND_WARM} --duration 6s` }],
   },

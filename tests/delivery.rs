@@ -240,11 +240,9 @@ async fn a_user_of_thousands_of_connections_gets_everything_on_each_in_order() {
     }
     let reading: Vec<_> = clients
         .into_iter()
-        .map(|mut client| {
-            async move {
-                for number in 0..50 {
-                    assert_eq!(client.event().await.unwrap(), number);
-                }
+        .map(|mut client| async move {
+            for number in 0..50 {
+                assert_eq!(client.event().await.unwrap(), number);
             }
         })
         .collect();
