@@ -140,7 +140,7 @@ impl App {
             outbox: config.outbox,
             limits: config.limits.clone(),
             limiter: Limiter::new(&config.limits, &backplane, &metrics),
-            backlog: Backlog::new(metrics.backlog_bytes.clone(), config.outbox.max_total_bytes),
+            backlog: Backlog::new(&metrics, config.outbox.max_total_bytes),
             verifier,
             revocations: Arc::new(Revocations::new(config.auth.leeway)),
             registry: Arc::default(),

@@ -78,7 +78,7 @@ fn member(runtime: &Runtime) -> std::io::Result<Arc<Member>> {
         while matches!(client.read(&mut bytes), Ok(1..)) {}
     });
     runtime.block_on(socket.writable())?;
-    let backlog = Backlog::new(Metrics::new().backlog_bytes, usize::MAX);
+    let backlog = Backlog::new(&Metrics::new(), usize::MAX);
     let (id, credential) = (ConnectionId::random(), CredentialSlot::default());
     let outbox = Outbox::new(Socket::Plain(socket), backlog);
     Ok(Arc::new(Member { id, dialect: Dialect::TidingsV1, credential, outbox }))

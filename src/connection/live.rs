@@ -118,7 +118,7 @@ impl Connection {
         self.member.credential.set(identity.credential);
         // Whoever revokes it puts that into force first and then looks at connections: one of the two sees the other.
         if self.context.revocations.refuses(&identity) {
-            self.member.outbox.close(Close::Revoked);
+            return self.member.outbox.close(Close::Revoked);
         }
         self.clock.token_ends(self.context.verifier.ends_at(&identity));
         let expires = identity.expires.unwrap_or(u64::MAX);

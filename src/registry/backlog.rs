@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use prometheus::IntGauge;
+use prometheus::{IntCounter, IntGauge};
+use tracing::warn;
+
+use crate::log::LogRate;
+use crate::metrics::Metrics;
 
 /// What each outbox may keep however much waits in the others.
 const FAIR_SHARE: usize = 16 * 1024;
@@ -13,13 +17,22 @@ pub struct Backlog {
     /// The metric is the account.
     bytes: IntGauge,
     most: usize,
+    lost: IntCounter,
+    given_up: IntCounter,
+    crowds: LogRate,
 }
 
 impl Backlog {
     /// With room for this many bytes.
     #[must_use]
-    pub fn new(bytes: IntGauge, most: usize) -> Arc<Self> {
-        Arc::new(Self { bytes, most })
+    pub fn new(metrics: &Metrics, most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: metrics.backlog_bytes.clone(),
+            most,
+            lost: metrics.deliveries_dropped.clone(),
+            given_up: metrics.limited.with_label_values(&["max_total_bytes"]),
+            crowds: LogRate::new(),
+        })
     }
 }
 
@@ -44,6 +57,17 @@ impl Share {
             self.bytes = bytes;
         }
         bytes > FAIR_SHARE && usize::try_from(self.backlog.bytes.get()).is_ok_and(|total| total > self.backlog.most)
+    }
+}
+
+impl Share {
+    /// Takes note that this outbox was given up with so many events in it.
+    pub(super) fn count_given_up(&self, lost: usize) {
+        self.backlog.given_up.inc();
+        self.backlog.lost.inc_by(lost as u64);
+        if let Some(held_back) = self.backlog.crowds.admit() {
+            warn!(lost, held_back, "slow connection given up: too much waits in all (outbox.max_total_bytes)");
+        }
     }
 }
 

@@ -97,8 +97,8 @@ impl Registry {
         self.change.notify_one();
     }
 
-    /// Gives `look` a user's connections, in the order they came, where there is one. They must not be written to in
-    /// there: it keeps others from coming and going.
+    /// Gives `look` a user's connections, in the order they came, where there is one. It keeps others of the same part
+    /// of the map from coming and going, so nothing in there may wait.
     pub fn with<T>(&self, user: &str, look: impl FnOnce(&[Arc<Member>]) -> T) -> Option<T> {
         self.users.get(user).map(|members| look(&members))
     }
@@ -171,7 +171,7 @@ mod tests {
     async fn member() -> Arc<Member> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let outbox = Outbox::new(Socket::Plain(socket), Backlog::new(Metrics::new().backlog_bytes, usize::MAX));
+        let outbox = Outbox::new(Socket::Plain(socket), Backlog::new(&Metrics::new(), usize::MAX));
         let credential = CredentialSlot::default();
         Arc::new(Member { id: ConnectionId::random(), dialect: Dialect::TidingsV1, credential, outbox })
     }

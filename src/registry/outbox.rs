@@ -122,20 +122,18 @@ impl Outbox {
                     self.waker.wake();
                     return Pushed::Full(lost + 1);
                 }
-                if !state.drop_oldest() {
-                    return Pushed::Displaced(1);
+                if !state.could_take(frame.len(), bound) || !state.drop_oldest() {
+                    return Pushed::Displaced(dropped + 1);
                 }
                 dropped += 1;
             }
         }
         let first = state.queue.is_empty();
         state.append(frame);
-        if state.stalled_since.is_some()
-            && let Some(lost) = state.settle()
-        {
+        if state.stalled_since.is_some() && state.settle() {
             drop(state);
             self.waker.wake();
-            return Pushed::Full(lost + dropped);
+            return Pushed::Full(dropped);
         }
         match (dropped, first) {
             (0, true) => Pushed::First,
@@ -244,7 +242,7 @@ impl Outbox {
                     state.stalled_since = Some(Instant::now());
                     self.waker.wake();
                 }
-                if state.settle().is_some() {
+                if state.settle() {
                     self.waker.wake();
                 }
             }
@@ -305,9 +303,20 @@ impl State {
         }
     }
 
-    /// Tells the backlog what waits here, and gives up where that is too much for all; gives how many were lost then.
-    fn settle(&mut self) -> Option<usize> {
-        (self.share.set(self.bytes) && self.closing.is_none()).then(|| self.give_up(Close::Crowded))
+    /// Tells the backlog what waits here, and gives up where that is too much for all; gives whether it did.
+    fn settle(&mut self) -> bool {
+        let crowded = self.share.set(self.bytes) && self.closing.is_none();
+        if crowded {
+            let lost = self.give_up(Close::Crowded);
+            self.share.count_given_up(lost);
+        }
+        crowded
+    }
+
+    /// Whether this much more would fit if everything were dropped that can be.
+    fn could_take(&self, more: usize, bound: &Bound) -> bool {
+        let begun = if self.front_begun { self.queue.first().map_or(0, Bytes::len) } else { 0 };
+        begun == 0 || (bound.max_messages > 1 && begun + more <= bound.max_bytes)
     }
 
     /// Drops everything but a frame that is half out; gives how many were dropped.
@@ -355,7 +364,7 @@ mod tests {
     }
 
     async fn pair() -> (Outbox, TcpStream) {
-        pair_within(&Backlog::new(Metrics::new().backlog_bytes, 1 << 28)).await
+        pair_within(&Backlog::new(&Metrics::new(), 1 << 28)).await
     }
 
     async fn pair_within(backlog: &Arc<Backlog>) -> (Outbox, TcpStream) {
@@ -437,6 +446,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_event_that_cannot_fit_behind_what_is_half_out_costs_the_others_nothing() {
+        let (outbox, mut client) = pair().await;
+        let limit = Bound { max_bytes: 10_000_000, ..bound(1_000, SlowClient::DropOldest) };
+        assert_eq!(outbox.push(numbered(0, 9_000_000), &limit), Pushed::First);
+        outbox.flush();
+        for number in 1..=10 {
+            assert_eq!(outbox.push(numbered(number, 10), &limit), Pushed::Behind);
+        }
+        assert_eq!(outbox.push(numbered(11, 9_500_000), &limit), Pushed::Displaced(1));
+        let mut got = vec![0; 9_000_000 + 8 + 10 + 10 * 20];
+        let (read, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| outbox.poll_flush(cx)));
+        read.unwrap();
+        flushed.unwrap();
+        assert_eq!(got[got.len() - 20..][2..10], *b"00000010");
+    }
+
+    #[tokio::test]
     async fn a_stall_is_told_once_and_its_end_too() {
         let (outbox, mut client) = pair().await;
         let limit = bound(1_000, SlowClient::Disconnect);
@@ -470,8 +496,8 @@ mod tests {
 
     #[tokio::test]
     async fn while_all_together_are_too_full_nobody_keeps_more_than_a_share() {
-        let gauge = Metrics::new().backlog_bytes;
-        let backlog = Backlog::new(gauge.clone(), 100_000);
+        let metrics = Metrics::new();
+        let (gauge, backlog) = (&metrics.backlog_bytes, Backlog::new(&metrics, 100_000));
         let limit = bound(1_000, SlowClient::DropOldest);
         let mut pairs = Vec::new();
         for _ in 0..20 {
@@ -480,12 +506,14 @@ mod tests {
         let (mut most, mut given_up) = (0, 0);
         for round in 0..100 {
             for (outbox, _) in &pairs {
-                given_up += usize::from(matches!(outbox.push(numbered(round, 10_000), &limit), Pushed::Full(1..)));
+                given_up += usize::from(matches!(outbox.push(numbered(round, 10_000), &limit), Pushed::Full(_)));
                 outbox.flush();
                 most = most.max(gauge.get());
             }
         }
         assert!(given_up > 0);
+        assert_eq!(metrics.limited.with_label_values(&["max_total_bytes"]).get(), given_up as u64);
+        assert!(metrics.deliveries_dropped.get() >= given_up as u64);
         assert!(most <= 100_000 + 20 * (16 * 1024 + 10_012), "{most} bytes");
         let (outbox, client) = &mut pairs[19];
         let driven = poll_fn(|cx| outbox.poll_drive(cx, None)).await;
@@ -510,8 +538,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_written_at_once_is_no_backlog_and_what_waits_is() {
-        let gauge = Metrics::new().backlog_bytes;
-        let (outbox, mut client) = pair_within(&Backlog::new(gauge.clone(), usize::MAX)).await;
+        let metrics = Metrics::new();
+        let gauge = &metrics.backlog_bytes;
+        let (outbox, mut client) = pair_within(&Backlog::new(&metrics, usize::MAX)).await;
         let limit = bound(1_000, SlowClient::Disconnect);
         outbox.push(numbered(0, 100), &limit);
         outbox.flush();

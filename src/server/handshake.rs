@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use axum::extract::Query;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 use serde::Deserialize;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -20,6 +20,7 @@ use crate::sessions::Refused;
 #[derive(Debug)]
 pub(super) struct Head<'a> {
     pub(super) method: &'a Method,
+    pub(super) version: Version,
     pub(super) uri: &'a Uri,
     pub(super) headers: &'a HeaderMap,
     /// The other end of the socket, which may be a proxy.
@@ -46,8 +47,8 @@ struct Parameters {
 /// # Errors
 /// The refusal to answer with.
 pub(super) async fn admit(app: &App, head: &Head<'_>, pass: &mut Pass) -> Result<Admitted, Refusal> {
-    let Head { method, uri, headers, .. } = *head;
-    let accept = check_upgrade(method, headers)?;
+    let Head { uri, headers, .. } = *head;
+    let accept = check_upgrade(head)?;
     if app.context.shutdown.draining().is_cancelled() {
         return Err(Refusal::draining());
     }
@@ -117,7 +118,8 @@ fn bad_token(error: &TokenError) -> Refusal {
 }
 
 /// RFC 6455, section 4.2.1.
-fn check_upgrade(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
+fn check_upgrade(head: &Head<'_>) -> Result<HeaderValue, Refusal> {
+    let Head { method, version, headers, .. } = *head;
     let has_token = |name: header::HeaderName, wanted: &str| {
         let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(wanted))
@@ -125,6 +127,9 @@ fn check_upgrade(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Re
     if !has_token(header::UPGRADE, "websocket") {
         let message = "this is a WebSocket endpoint: send an upgrade request";
         return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message));
+    }
+    if version < Version::HTTP_11 {
+        return Err(Refusal::bad_request("a WebSocket upgrade needs HTTP/1.1"));
     }
     if method != Method::GET {
         return Err(Refusal::bad_request("a WebSocket upgrade is a GET"));

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
@@ -51,17 +51,23 @@ impl Http {
 
     /// Answers until the client or a deadline ends the connection, or it has become a WebSocket, which runs on its own.
     pub(super) async fn speak(&self, stream: Stream, peer: SocketAddr, deadline: Instant) {
-        let (upgrade, is_first) = (Mutex::new(None), AtomicBool::new(true));
-        let (agreed, is_first) = (&upgrade, &is_first);
+        let upgrade = Mutex::new(None);
+        let agreed = &upgrade;
         let service = service_fn(move |request: hyper::Request<Incoming>| async move {
-            if !self.websockets || request.uri().path() != websocket::PATH {
+            if !self.websockets {
                 return self.router.call(request).await;
             }
-            // The first request's time runs since the accept, that of a later one since its head is whole.
-            let again = || Instant::now() + self.app.config.server.handshake_timeout;
-            let deadline = if is_first.swap(false, Ordering::Relaxed) { deadline } else { again() };
-            let (answer, upgrade) = websocket::answer(&self.app, &request, peer, deadline).await;
-            *agreed.lock() = upgrade;
+            let mut answer = if request.uri().path() == websocket::PATH {
+                let (answer, upgrade) = websocket::answer(&self.app, &request, peer, deadline).await;
+                *agreed.lock() = upgrade;
+                answer
+            } else {
+                self.router.call(request).await?
+            };
+            // A browser's connection is for one request: kept open between many, it would escape every limit.
+            if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok(answer)
         });
         let connection = http1::Builder::new()

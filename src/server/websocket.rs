@@ -34,7 +34,13 @@ pub(super) async fn answer<B>(
     deadline: Instant,
 ) -> (Response<Body>, Option<Upgrade>) {
     let in_hand = app.context.shutdown.connection_in_hand();
-    let head = Head { method: request.method(), uri: request.uri(), headers: request.headers(), peer };
+    let head = Head {
+        method: request.method(),
+        version: request.version(),
+        uri: request.uri(),
+        headers: request.headers(),
+        peer,
+    };
     let mut pass = Pass::default();
     let admitted = timeout_at(deadline, handshake::admit(app, &head, &mut pass)).await;
     let remaining = pass.remaining;
