@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 const BACKLOG: u32 = 4_096;
 
 /// How long what was written may stay unread before the system ends the connection (TCP_USER_TIMEOUT, tcp(7)): the
-/// bound for HTTP answers; WebSockets have a shorter one of their own.
+/// bound for HTTP answers; WebSockets have one of their own, which this must not undercut.
 const UNREAD_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long to leave accepting alone when the system refuses, as it does without free file descriptors.
@@ -77,6 +77,7 @@ pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
     let Context { metrics, shutdown, .. } = &*app.context;
     let http = Arc::new(Http::new(&app, router, listener.browsers.is_some()));
+    let unread_deadline = UNREAD_DEADLINE.max(app.config.outbox.write_timeout);
     let refused = LogRate::new();
     loop {
         let accepted = shutdown.stopping().run_until_cancelled(listener.listener.accept()).await;
@@ -85,7 +86,7 @@ pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
             Some(Ok((socket, peer))) => {
                 // A refusal of these by the system costs speed or a slot for a while, no more.
                 socket.set_nodelay(true).ok();
-                SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD_DEADLINE)).ok();
+                SockRef::from(&socket).set_tcp_user_timeout(Some(unread_deadline)).ok();
                 if listener.browsers.is_some_and(|browsers| browsers.threshold.is_passed_by(&socket)) {
                     turn_away(&socket, metrics);
                     continue;

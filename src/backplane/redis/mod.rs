@@ -37,6 +37,9 @@ use store::RevokedSet;
 /// Most publishes sent to Redis at once.
 const PUBLISH_STEP: usize = 500;
 
+/// Most bytes of them, one publish aside: they share a connection with leases, and reach every instance at once.
+const PUBLISH_BYTES: usize = 1 << 20;
+
 /// See the module.
 pub struct Redis {
     link: Link,
@@ -150,7 +153,8 @@ impl Redis {
 
     pub(super) async fn publish_to_many(&self, users: &[UserId], json: &str) -> Result<usize, BackplaneError> {
         let mut published = 0;
-        for some in users.chunks(PUBLISH_STEP) {
+        let step = (PUBLISH_BYTES / json.len().max(1)).clamp(1, PUBLISH_STEP);
+        for some in users.chunks(step) {
             let mut publishes = pipe();
             for user in some {
                 publishes.cmd("PUBLISH").arg(format!("{USER_CHANNEL}{user}")).arg(json).ignore();
