@@ -90,7 +90,7 @@ ${promises(runs)}
 
 | | |
 | --- | --- |
-| tidings | everything on: tokens verified, heartbeats, presence in Redis, metrics; plaintext |
+| tidings | everything on: tokens verified, heartbeats, presence in Redis, metrics, bounds of what clients send and of what waits; no limit of connections is set; plaintext |
 | floor | [the least program](../../bench/floor.rs): one thread, no token verified, nothing kept, checked or bounded |
 | ws | [ws and ioredis](../../bench/peers/ws.mjs): tokens verified, a heartbeat; no presence, payloads passed on unparsed |
 | socketio | [socket.io and ioredis](../../bench/peers/socketio.mjs): tokens verified, heartbeats, rooms; no presence |
