@@ -469,3 +469,53 @@ async fn huge_headers_are_refused_and_harm_nobody() {
     gateway.post(gateway.admin, "/v1/users/42/notifications", r#"{"data":1}"#).await;
     assert_eq!(bystander.event().await, 1);
 }
+
+/// What comes back for these bytes, until the server says no more for a moment or a frame has come.
+async fn answer_to(gateway: &Gateway, pieces: impl Iterator<Item = &[u8]>) -> String {
+    let mut socket = TcpStream::connect(gateway.public).await.unwrap();
+    socket.set_nodelay(true).unwrap();
+    for piece in pieces {
+        socket.write_all(piece).await.unwrap();
+    }
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains("heartbeat_ms")
+        && within("an answer", socket.read_buf(&mut answer)).await.unwrap() > 0
+    {}
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn head(first_line: &str) -> String {
+    format!(
+        "{first_line}\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer {}\r\n\r\n",
+        token("42")
+    )
+}
+
+#[tokio::test]
+async fn a_handshake_may_come_byte_by_byte_and_with_frames_on_its_heels() {
+    let gateway = Gateway::dev().await;
+    let slow = answer_to(&gateway, head("GET /ws HTTP/1.1").as_bytes().chunks(1)).await;
+    assert!(slow.starts_with("HTTP/1.1 101 ") && slow.contains("welcome"), "{slow}");
+    let mut early = head("GET /ws HTTP/1.1").into_bytes();
+    // A masked ping, empty: its pong is there before the end.
+    early.extend_from_slice(&[0x89, 0x80, 0, 0, 0, 0]);
+    let quick = answer_to(&gateway, [early.as_slice()].into_iter()).await;
+    assert!(quick.starts_with("HTTP/1.1 101 ") && quick.contains("welcome"), "{quick}");
+}
+
+#[tokio::test]
+async fn http_1_0_is_not_upgraded() {
+    let gateway = Gateway::dev().await;
+    let answer = answer_to(&gateway, [head("GET /ws HTTP/1.0").as_bytes()].into_iter()).await;
+    assert!(answer.starts_with("HTTP/1.0 400 ") || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_connection_to_the_public_listener_is_for_one_request() {
+    let gateway = Gateway::dev().await;
+    let two = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2);
+    let answer = answer_to(&gateway, [two.as_bytes()].into_iter()).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 1, "{answer}");
+    assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+}

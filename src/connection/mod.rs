@@ -149,10 +149,17 @@ impl Connection {
         }
     }
 
-    /// Runs to the connection's end; without an identity the client owes a `hello`.
-    pub fn run(mut self, identity: Option<Identity>) -> impl Future<Output = ()> + Send {
+    /// Runs to the connection's end; without an identity the client owes a `hello`. `answer` is the head of the 101,
+    /// which is still to be sent.
+    pub fn run(mut self, identity: Option<Identity>, answer: Vec<u8>) -> impl Future<Output = ()> + Send {
         // Greeted before the future begins: what an async function is given stays in its future to the end.
-        let greeted = identity.map(|identity| self.greet(&identity));
+        let greeted = match identity {
+            Some(identity) => Some(self.greet(&identity, answer)),
+            None => {
+                self.member.outbox.send(answer.into());
+                None
+            }
+        };
         async move {
             let greeted = match greeted {
                 Some(greeted) => greeted,
@@ -195,12 +202,13 @@ impl Connection {
             Limit::RatePerUser | Limit::RatePerIp => Close::RateLimited,
             Limit::Connections | Limit::ConnectionsPerIp => Close::OverCapacity,
         })?;
-        self.greet(&identity)
+        self.greet(&identity, Vec::new())
     }
 
-    fn greet(&mut self, identity: &Identity) -> Result<(), Close> {
+    /// `greeting` is what goes out before the welcome, in the same write.
+    fn greet(&mut self, identity: &Identity, mut greeting: Vec<u8>) -> Result<(), Close> {
         let Self { context, member, .. } = self;
-        let welcome = member.dialect.has_frames().then(|| {
+        if member.dialect.has_frames() {
             let welcome = ServerFrame::Welcome {
                 connection: &member.id.to_string(),
                 user: identity.user.as_str(),
@@ -209,14 +217,14 @@ impl Connection {
                 recovered: false,
                 heartbeat_ms: u64::try_from(context.server.heartbeat.as_millis()).unwrap_or(u64::MAX),
             };
-            welcome.encode()
-        });
+            greeting.extend_from_slice(&welcome.encode());
+        }
         // Registered before it is greeted: what is published once the client has its welcome reaches it.
         member.outbox.hold();
         member.credential.set(identity.credential);
         self.clock.token_ends(context.verifier.ends_at(identity));
         self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(member)));
-        member.outbox.open(welcome);
+        member.outbox.open((!greeting.is_empty()).then(|| greeting.into()));
         // A drain that began before the registration has not seen this connection, nor has a revocation.
         if context.shutdown.draining().is_cancelled() {
             return Err(Close::Draining);

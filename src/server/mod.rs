@@ -5,6 +5,7 @@ mod demo;
 mod descriptors;
 mod forwarded;
 mod handshake;
+mod head;
 mod http;
 mod listener;
 mod notifications;

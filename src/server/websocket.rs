@@ -77,3 +77,15 @@ fn refuse(app: &App, refusal: Refusal) -> Response<Body> {
     }
     response
 }
+
+/// The 101 as it goes over the wire.
+pub(super) fn encode(answer: &Response<Body>) -> Vec<u8> {
+    let mut head = b"HTTP/1.1 101 Switching Protocols\r\n".to_vec();
+    for (name, value) in answer.headers() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
