@@ -1,7 +1,8 @@
 //! Obeys what backends command on the control channel: to disconnect a user, to revoke a token.
 //!
 //! A revocation is in force here from the moment it is heard. Then a task closes the connections under it and keeps it in
-//! the backplane, where instances that start later, or did not hear it, find it.
+//! the backplane, where instances that start later, or did not hear it, find it. What the backplane has lost is kept there
+//! again by whoever knows it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,16 +20,16 @@ use crate::backoff::Backoff;
 use crate::backplane::{Backplane, BackplaneError};
 use crate::log::LogRate;
 use crate::metrics::Metrics;
-use crate::protocol::{Close, Command, CommandError, CredentialId, Revocation, UserId};
+use crate::protocol::{Close, Command, CommandError, CredentialId, MAX_JTI_BYTES, Revocation, UserId};
 use crate::registry::{Member, Registry};
 
-/// How often it is asked whether more are revoked than this instance knows.
+/// How often it is asked whether others are revoked than this instance knows.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
 /// Most revocations that wait to be kept while Redis takes none.
 const MAX_UNKEPT: usize = 100_000;
 
-/// Connections looked at without letting another task run.
+/// Connections looked at without letting another task run, and revocations written back at once.
 const STEP: usize = 1_000;
 
 type Tokens = HashSet<CredentialId, RandomState>;
@@ -50,6 +51,7 @@ pub struct Control {
     work: Notify,
     refusals: LogRate,
     overflows: LogRate,
+    losses: LogRate,
 }
 
 impl Control {
@@ -73,6 +75,7 @@ impl Control {
             work: Notify::new(),
             refusals: LogRate::new(),
             overflows: LogRate::new(),
+            losses: LogRate::new(),
         }
     }
 
@@ -110,8 +113,7 @@ impl Control {
 
     /// Gives whether it was not in force before.
     fn put_into_force(&self, revocation: &Revocation) -> bool {
-        let token = CredentialId::of_token(&revocation.jti);
-        self.revocations.insert(token, revocation.until).unwrap_or_else(|error| {
+        self.revocations.insert(revocation).unwrap_or_else(|error| {
             self.dropped(1, &error.to_string());
             false
         })
@@ -151,38 +153,48 @@ impl Control {
         let mut ask = interval(ASK_EVERY);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-        let mut missed_some = false;
+        let (mut differs, mut lasting) = (false, 0);
         loop {
             // What fails is counted and logged where it did.
-            if self.catch_up(missed_some).await.is_err() {
+            let Ok(lost) = self.catch_up(differs).await else {
                 sleep(backoff.next_delay()).await;
                 continue;
-            }
+            };
             backoff.reset();
-            missed_some = tokio::select! {
+            if let Some(lost) = lost
+                && self.write_back(&lost).await.is_ok()
+            {
+                // What is left no reading ends: a list that is full, or has what no token can be called.
+                lasting = self.difference().await.unwrap_or_default();
+            }
+            differs = tokio::select! {
                 () = self.work.notified() => false,
                 Ok(()) = subscriptions.changed() => false,
-                _ = ask.tick() => self.knows_others().await,
+                _ = ask.tick() => self.difference().await.is_ok_and(|difference| difference != lasting),
             };
         }
     }
 
-    /// Whether the backplane keeps other revocations than are in force here: one was not heard, or some were lost there.
-    async fn knows_others(&self) -> bool {
+    /// How many more revocations the backplane keeps than are in force here: some were not heard, or lost there.
+    async fn difference(&self) -> Result<i64, BackplaneError> {
         let in_force = self.revocations.trim();
-        self.backplane.count_revoked(self.revocations.oldest()).await.is_ok_and(|kept| kept != in_force)
+        let kept = self.backplane.count_revoked(self.revocations.oldest()).await?;
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        Ok(number(kept) - number(in_force))
     }
 
-    async fn catch_up(&self, missed_some: bool) -> Result<(), BackplaneError> {
+    /// Gives what the backplane has lost, where that was read.
+    async fn catch_up(&self, differs: bool) -> Result<Option<Vec<CredentialId>>, BackplaneError> {
         let heard = std::mem::take(&mut *self.heard.lock());
         if !heard.is_empty() {
             let tokens = heard.iter().map(|revocation| CredentialId::of_token(&revocation.jti)).collect();
             self.close_all(&tokens).await;
         }
-        let read = self.read_if_behind(missed_some).await;
+        // First: what the list does not have afterwards it has lost.
         let kept = self.keep(heard).await;
+        let read = self.read_if_behind(differs).await;
         self.metrics.revocations.set(i64::try_from(self.revocations.trim()).unwrap_or(i64::MAX));
-        read.and(kept)
+        kept.and(read)
     }
 
     /// What the backplane does not take now is given again.
@@ -190,7 +202,7 @@ impl Control {
         if heard.is_empty() {
             return Ok(());
         }
-        match self.backplane.keep_revoked(&heard, self.revocations.oldest(), MAX_REVOCATIONS).await {
+        match self.backplane.keep_revoked(&heard, MAX_REVOCATIONS).await {
             Ok(0) => {}
             Ok(refused) => self.dropped(refused, "the list in redis is full"),
             Err(error) => {
@@ -201,24 +213,29 @@ impl Control {
         Ok(())
     }
 
-    async fn read_if_behind(&self, missed_some: bool) -> Result<(), BackplaneError> {
+    async fn read_if_behind(&self, differs: bool) -> Result<Option<Vec<CredentialId>>, BackplaneError> {
         let subscription = *self.subscriptions.borrow();
         let read_since = self.read_since.load(Ordering::Relaxed);
-        if !missed_some && read_since == subscription {
-            return Ok(());
+        if !differs && read_since == subscription {
+            return Ok(None);
         }
         let read = self.read().await;
         if read.is_ok() {
             self.read_since.store(subscription, Ordering::Relaxed);
         }
-        if read.as_ref().map_or_else(|error| read_since > 0 && error.is_refusal(), |()| true) {
+        if read.as_ref().map_or_else(|error| read_since > 0 && error.is_refusal(), |_| true) {
             self.answered_since.store(subscription, Ordering::Relaxed);
         }
-        read
+        read.map(Some)
     }
 
-    /// Puts everything that is kept into force.
-    async fn read(&self) -> Result<(), BackplaneError> {
+    /// Puts everything that is kept into force; gives what is in force and kept no more.
+    async fn read(&self) -> Result<Vec<CredentialId>, BackplaneError> {
+        let mut lost: Tokens = self.revocations.tokens().into_iter().collect();
+        for revocation in &*self.heard.lock() {
+            // It waits to be kept.
+            lost.remove(&CredentialId::of_token(&revocation.jti));
+        }
         let (mut from, mut news) = (0, Tokens::default());
         loop {
             let page = self.backplane.revoked_page(from).await?;
@@ -226,15 +243,36 @@ impl Control {
                 break;
             }
             from += page.len();
-            news.extend(
-                page.iter()
-                    .filter(|revocation| self.put_into_force(revocation))
-                    .map(|revocation| CredentialId::of_token(&revocation.jti)),
-            );
+            for revocation in page.iter().filter(|revocation| revocation.jti.len() <= MAX_JTI_BYTES) {
+                let token = CredentialId::of_token(&revocation.jti);
+                lost.remove(&token);
+                if self.put_into_force(revocation) {
+                    news.insert(token);
+                }
+            }
         }
         if !news.is_empty() {
             info!(count = news.len(), "learnt of revoked tokens");
             self.close_all(&news).await;
+        }
+        Ok(lost.into_iter().collect())
+    }
+
+    async fn write_back(&self, lost: &[CredentialId]) -> Result<(), BackplaneError> {
+        let mut restored = 0;
+        for some in lost.chunks(STEP) {
+            let revocations = self.revocations.of(some);
+            let refused = self.backplane.keep_revoked(&revocations, MAX_REVOCATIONS).await?;
+            if refused > 0 {
+                self.dropped(refused, "the list in redis is full");
+            }
+            restored += (revocations.len() as u64).saturating_sub(refused);
+        }
+        self.metrics.revocations_restored.inc_by(restored);
+        if restored > 0
+            && let Some(held_back) = self.losses.admit()
+        {
+            warn!(count = restored, held_back, "redis had lost revocations: written back");
         }
         Ok(())
     }

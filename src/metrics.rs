@@ -54,8 +54,12 @@ pub struct Metrics {
     pub revocations: IntGauge,
     /// Revocations that found no room, here or in Redis.
     pub revocations_dropped: IntCounter,
+    /// Revocations that Redis had lost and has again.
+    pub revocations_restored: IntCounter,
     /// Sessions looked up for a handshake, by where the answer came from.
     pub session_lookups: IntCounterVec,
+    /// Sessions with connections that could not be read again.
+    pub session_rechecks_failed: IntCounter,
     /// Connections closed since their session had ended.
     pub sessions_ended: IntCounter,
     /// 1 while the backplane is subscribed.
@@ -132,11 +136,21 @@ impl Metrics {
             ),
             revocations: gauge(r, "revocations", "Revocations in force."),
             revocations_dropped: counter(r, "revocations_dropped_total", "Revocations that there was no room for."),
+            revocations_restored: counter(
+                r,
+                "revocations_restored_total",
+                "Revocations that Redis had lost and was given again.",
+            ),
             session_lookups: labelled(
                 r,
                 "session_lookups_total",
                 "Sessions looked up for a handshake: from the cache, from redis, or failed.",
                 "from",
+            ),
+            session_rechecks_failed: counter(
+                r,
+                "session_rechecks_failed_total",
+                "Sessions with connections that could not be read again.",
             ),
             sessions_ended: counter(r, "sessions_ended_total", "Connections closed since their session had ended."),
             backplane_up: gauge(r, "backplane_up", "1 while subscribed to the backplane, else 0."),

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep};
-use tracing::debug;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
 
 use crate::auth::{Identity, MAX_SESSION_BYTES, SessionError, SessionReader};
 use crate::backplane::{Backplane, BackplaneError};
 use crate::config::Config;
+use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{Close, CredentialId, UserId};
 use crate::registry::{Member, Registry};
@@ -30,8 +31,8 @@ const ROUND: Duration = Duration::from_secs(4);
 /// Sessions read at once.
 const STEP: usize = 200;
 
-/// After a failed read.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Most sessions that are watched; a logout must close every connection, so beyond them no session lets anybody in.
+const MAX_WATCHED: usize = 1_000_000;
 
 /// Why nobody is let in.
 #[derive(Debug, thiserror::Error)]
@@ -42,9 +43,15 @@ pub enum Refused {
     /// It could not be read.
     #[error(transparent)]
     Unavailable(#[from] BackplaneError),
+    /// There are [`MAX_WATCHED`] already.
+    #[error("too many sessions have connections to this instance")]
+    TooMany,
 }
 
 type Answer = Result<UserId, SessionError>;
+
+/// A session, and whose it was when it was looked up.
+type Watched = (Arc<str>, UserId);
 
 /// See the module.
 #[derive(Debug)]
@@ -58,7 +65,9 @@ pub struct Sessions {
     on_the_way: Duration,
     answers: Mutex<HashMap<Arc<str>, (Answer, Instant)>>,
     /// Sessions that have connections, or had a handshake until a moment ago, and whose they were then.
-    watched: Mutex<HashMap<(Arc<str>, UserId), Instant>>,
+    watched: Mutex<HashMap<Watched, Instant>>,
+    most_watched: usize,
+    overflows: LogRate,
 }
 
 impl Sessions {
@@ -80,6 +89,8 @@ impl Sessions {
             on_the_way: config.server.handshake_timeout * 2,
             answers: Mutex::default(),
             watched: Mutex::default(),
+            most_watched: MAX_WATCHED,
+            overflows: LogRate::new(),
         })
     }
 
@@ -102,8 +113,22 @@ impl Sessions {
             (id, answers.pop().unwrap_or(Err(SessionError::Ended)))
         };
         let (user, credential) = (answer?, Some(CredentialId::of_session(&id)));
-        self.watched.lock().insert((id, user.clone()), Instant::now() + self.on_the_way);
+        self.watch((id, user.clone()))?;
         Ok(Identity { user, expires: None, credential })
+    }
+
+    fn watch(&self, session: Watched) -> Result<(), Refused> {
+        let mut watched = self.watched.lock();
+        if watched.len() < self.most_watched || watched.contains_key(&session) {
+            watched.insert(session, Instant::now() + self.on_the_way);
+            return Ok(());
+        }
+        drop(watched);
+        self.metrics.limited.with_label_values(&["sessions"]).inc();
+        if let Some(held_back) = self.overflows.admit() {
+            warn!(most = self.most_watched, held_back, "a handshake was refused: too many sessions have connections");
+        }
+        Err(Refused::TooMany)
     }
 
     /// Reads sessions, and keeps the answers.
@@ -126,43 +151,54 @@ impl Sessions {
         Ok(answers)
     }
 
-    /// Closes what has no session any more, for ever; ends by being dropped. While Redis does not answer, nothing is
-    /// closed.
+    /// Closes what has no session any more, for ever; ends by being dropped. What Redis does not tell is not closed, and
+    /// asked for again in the next round.
     pub async fn keep_true(&self) {
         loop {
-            self.answers.lock().retain(|_, (_, until)| Instant::now() < *until);
+            let start = Instant::now();
+            self.answers.lock().retain(|_, (_, until)| start < *until);
             let watched = self.still_watched();
             let steps = watched.chunks(STEP);
             let pause = ROUND / u32::try_from(steps.len()).unwrap_or(u32::MAX).max(1);
-            for some in steps {
+            for (step, some) in (1..).zip(steps) {
                 if self.check(some).await.is_err() {
-                    sleep(PAUSE).await;
-                    break;
+                    self.metrics.session_rechecks_failed.inc_by(some.len() as u64);
                 }
-                sleep(pause).await;
+                // However long the reading took: a round has its time.
+                sleep_until(start + pause * step).await;
             }
-            if watched.is_empty() {
-                sleep(ROUND).await;
-            }
+            sleep_until(start + ROUND).await;
         }
     }
 
-    /// Forgets those that have no connection, nor one on its way.
-    fn still_watched(&self) -> Vec<(Arc<str>, UserId)> {
-        let (now, mut watched) = (Instant::now(), self.watched.lock());
-        watched.retain(|(id, user), on_the_way_until| {
-            now < *on_the_way_until || {
-                let session = Some(CredentialId::of_session(id));
-                let holds = |members: &[Arc<Member>]| members.iter().any(|member| member.credential.get() == session);
-                self.registry.with(user.as_str(), holds).unwrap_or_default()
+    /// Forgets those that have no connection, nor one on its way. Handshakes wait for the lock, so connections are looked
+    /// at without it.
+    fn still_watched(&self) -> Vec<Watched> {
+        let now = Instant::now();
+        let all: Vec<(Watched, Instant)> =
+            self.watched.lock().iter().map(|(session, until)| (session.clone(), *until)).collect();
+        let (left, over): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(session, on_the_way_until)| now < *on_the_way_until || self.is_held(session));
+        for some in over.chunks(STEP) {
+            let mut watched = self.watched.lock();
+            for (session, _) in some {
+                // Unless it came again meanwhile.
+                if watched.get(session).is_some_and(|on_the_way_until| *on_the_way_until <= now) {
+                    watched.remove(session);
+                }
             }
-        });
-        let left = watched.len();
-        watched.shrink_to(left * 2);
-        watched.keys().cloned().collect()
+        }
+        self.watched.lock().shrink_to(left.len() * 2);
+        left.into_iter().map(|(session, _)| session).collect()
     }
 
-    async fn check(&self, watched: &[(Arc<str>, UserId)]) -> Result<(), BackplaneError> {
+    fn is_held(&self, (id, user): &Watched) -> bool {
+        let session = Some(CredentialId::of_session(id));
+        let holds = |members: &[Arc<Member>]| members.iter().any(|member| member.credential.get() == session);
+        self.registry.with(user.as_str(), holds).unwrap_or_default()
+    }
+
+    async fn check(&self, watched: &[Watched]) -> Result<(), BackplaneError> {
         let ids: Vec<Arc<str>> = watched.iter().map(|(id, _)| Arc::clone(id)).collect();
         let answers = self.read(&ids).await?;
         for ((id, user), answer) in watched.iter().zip(answers) {
@@ -184,5 +220,30 @@ impl Sessions {
             self.metrics.sessions_ended.inc_by(closed as u64);
             debug!(closed, "a session has ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layers;
+    use crate::protocol::InstanceId;
+
+    #[test]
+    fn beyond_so_many_sessions_no_other_lets_anybody_in_until_one_is_over() {
+        let env = vec![("TIDINGS_AUTH__SESSION_SECRET".into(), "keyboard cat".into())];
+        let config = Config::load(Layers { env, ..Layers::default() }).unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let backplane = Backplane::new(&config, &InstanceId::random(), &metrics).unwrap();
+        let sessions = Sessions::new(&config, backplane.into(), Arc::default(), Arc::clone(&metrics)).unwrap();
+        let sessions = Sessions { most_watched: 1, on_the_way: Duration::ZERO, ..sessions };
+        let session = |id: &str| (id.into(), UserId::new("42").unwrap());
+        assert!(sessions.watch(session("a")).is_ok());
+        assert!(sessions.watch(session("a")).is_ok());
+        assert!(matches!(sessions.watch(session("b")), Err(Refused::TooMany)));
+        assert_eq!(metrics.limited.with_label_values(&["sessions"]).get(), 1);
+        // The first has no connection, and none on its way any more.
+        assert!(sessions.still_watched().is_empty());
+        assert!(sessions.watch(session("b")).is_ok());
     }
 }

@@ -337,6 +337,14 @@ async fn a_secret_may_come_from_a_file_beside_its_key() {
 }
 
 #[tokio::test]
+async fn a_short_secret_is_warned_of_while_it_verifies() {
+    let gateway = Options::dev().env("TIDINGS_AUTH__PREVIOUS_HMAC_SECRET", "too short a secret").start().await;
+    let log = gateway.log();
+    assert!(log.contains("auth.previous_hmac_secret is shorter than 32 bytes"), "{log}");
+    assert!(!log.contains("auth.hmac_secret is shorter"), "{log}");
+}
+
+#[tokio::test]
 async fn a_named_api_key_may_come_from_a_file_and_the_path_is_no_key() {
     let dir = TempDir::new().unwrap();
     let key = write(&dir, "key", "the key of the file\n");

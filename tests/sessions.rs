@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use futures::future::join_all;
 use serde_json::json;
 use tokio::time::timeout;
@@ -240,6 +243,7 @@ async fn while_redis_does_not_answer_nobody_is_logged_out_and_a_new_session_is_5
     let lookups = r#"tidings_backplane_errors_total{kind="timeout"}"#;
     let failed = gateway.metric(lookups).await;
     eventually("it has been tried again", async || gateway.metric(lookups).await >= failed + 3.0).await;
+    assert!(gateway.metric("tidings_session_rechecks_failed_total").await >= 1.0);
     redis.thaw();
     gateway.ready().await;
     redis.publish("42", "1").await;
@@ -251,6 +255,35 @@ async fn while_redis_does_not_answer_nobody_is_logged_out_and_a_new_session_is_5
     // And it is looked at again.
     express.go_on(&session, "POST", "/logout").await;
     logged_out(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_read_keeps_no_other_from_being_read() {
+    let redis = RedisServer::start_with(&["--requirepass", "right"]).await;
+    let allow = async |rules: &[&str]| {
+        let () = redis.command(&[&["ACL", "SETUSER", "app"], rules].concat()).await;
+    };
+    allow(&["on", ">hunter2", "~*", "&*", "+@all"]).await;
+    let gateway = Options::redis_at(&format!("redis://app:hunter2@127.0.0.1:{}", redis.port()))
+        .set("server.allowed_origins", ORIGIN)
+        .env("TIDINGS_AUTH__SESSION_SECRET", SECRET)
+        .start()
+        .await;
+    let mut clients = Vec::new();
+    for id in (0..1_000).map(|n| format!("good{n}")).chain(["bad".into()]) {
+        let () = redis.command(&["SET", &format!("sess:{id}"), r#"{"userId":"42"}"#]).await;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+        let signature = STANDARD_NO_PAD.encode(hmac::sign(&key, id.as_bytes()));
+        let signature = signature.replace('+', "%2B").replace('/', "%2F");
+        let cookie = format!("connect.sid=s%3A{id}.{signature}");
+        clients.push(handshake(gateway.public, "/ws", &browser(&cookie)).await.expect("admitted"));
+    }
+    allow(&["resetkeys", "~sess:good*", "~online_users", "~{online_users}:*", "~tidings:*", "~{tidings:*"]).await;
+    let _: u64 =
+        redis.command(&["EVAL", "return redis.call('DEL', unpack(redis.call('KEYS', 'sess:good*')))", "0"]).await;
+    // 200 are read at once, and the bad one is among some of them.
+    eventually("the others are closed", async || gateway.metric("tidings_sessions_ended_total").await >= 801.0).await;
+    assert!(gateway.metric("tidings_session_rechecks_failed_total").await >= 1.0);
 }
 
 #[tokio::test]

@@ -232,20 +232,15 @@ impl Backplane {
         }
     }
 
-    /// Keeps revocations for instances that start later, `most` of them, and drops those that ended before `oldest`;
+    /// Keeps revocations for instances that start later, `most` of them, and drops those that ended more than a day ago;
     /// gives how many found no room. In memory there are no others, and nothing is kept.
     ///
     /// # Errors
     /// [`BackplaneError`]; they may be given again.
-    pub async fn keep_revoked(
-        &self,
-        revocations: &[Revocation],
-        oldest: u64,
-        most: usize,
-    ) -> Result<u64, BackplaneError> {
+    pub async fn keep_revoked(&self, revocations: &[Revocation], most: usize) -> Result<u64, BackplaneError> {
         match self {
             Self::Memory(_) => Ok(0),
-            Self::Redis(redis) => redis.keep_revoked(revocations, oldest, most).await,
+            Self::Redis(redis) => redis.keep_revoked(revocations, most).await,
         }
     }
 

@@ -36,8 +36,13 @@ impl Serve {
         log::init(config.log);
         config.require_way_in()?;
         let is_short = |secret: &SecretString| secret_bytes(secret).len() < GOOD_SECRET_BYTES;
-        if config.auth.hmac_secret.as_ref().is_some_and(is_short) {
-            warn!("auth.hmac_secret is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed");
+        let auth = &config.auth;
+        let secrets =
+            [("auth.hmac_secret", &auth.hmac_secret), ("auth.previous_hmac_secret", &auth.previous_hmac_secret)];
+        for (key, secret) in secrets {
+            if secret.as_ref().is_some_and(is_short) {
+                warn!("{key} is shorter than {GOOD_SECRET_BYTES} bytes: it may be guessed");
+            }
         }
         if config.auth.sessions.as_ref().is_some_and(|sessions| sessions.secrets.iter().any(is_short)) {
             warn!(

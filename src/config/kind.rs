@@ -50,10 +50,15 @@ impl Settings {
 
     /// A name that goes into Redis keys; no braces, since those mark a hash tag.
     pub(super) fn name(&mut self, key: &str, default: &str) -> String {
-        let accepted = "1 to 128 characters without white space, braces or control characters";
-        let bad = |c: char| c.is_whitespace() || c.is_control() || c == '{' || c == '}';
-        let parse = |value: &Value| text(value).filter(|name| name.len() <= 128 && !name.contains(bad));
-        self.read_or(key, accepted, default.to_owned(), parse, |name| name.clone().into())
+        self.read_or(key, NAME, default.to_owned(), name, |name| name.clone().into())
+    }
+
+    /// The name of the claim that names the user: none of those that mean something else.
+    pub(super) fn user_claim(&mut self, key: &str) -> String {
+        const TAKEN: [&str; 6] = ["exp", "nbf", "iat", "iss", "aud", "jti"];
+        let accepted = format!("a claim other than {}: {NAME}", TAKEN.join(", "));
+        let parse = |value: &Value| name(value).filter(|name| !TAKEN.contains(&name.as_str()));
+        self.read_or(key, &accepted, "sub".to_owned(), parse, |name| name.clone().into())
     }
 
     pub(super) fn optional_text(&mut self, key: &str) -> Option<String> {
@@ -129,6 +134,13 @@ impl Settings {
             Value::Array(origins.iter().cloned().map(Value::String).collect())
         })
     }
+}
+
+const NAME: &str = "1 to 128 characters without white space, braces or control characters";
+
+fn name(value: &Value) -> Option<String> {
+    let bad = |c: char| c.is_whitespace() || c.is_control() || c == '{' || c == '}';
+    text(value).filter(|name| name.len() <= 128 && !name.contains(bad))
 }
 
 const COOKIE_NAME: &str = "a cookie's name, such as connect.sid";

@@ -381,7 +381,7 @@ impl Auth {
             jwks_url: settings.issuer_url("auth.jwks_url"),
             issuer: settings.optional_text("auth.issuer"),
             audience: settings.optional_text("auth.audience"),
-            user_claim: settings.name("auth.user_claim", "sub"),
+            user_claim: settings.user_claim("auth.user_claim"),
             query_token: settings.boolean("auth.query_token", dev),
             token_cookie: settings.optional_cookie("auth.token_cookie"),
             sessions: Sessions::read(settings),

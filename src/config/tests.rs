@@ -200,3 +200,15 @@ fn names_and_paths_of_sessions_are_checked_when_they_are_read() {
     let good = [("TIDINGS_AUTH__SESSION_SECRET", "x"), ("TIDINGS_AUTH__SESSION_PREFIX", "")];
     assert_eq!(load(&good).unwrap().auth.sessions.unwrap().prefix, "");
 }
+
+#[test]
+fn a_claim_that_means_something_else_cannot_name_the_user() {
+    let claim = |name: &str| load(&[("TIDINGS_AUTH__USER_CLAIM", name)]).map(|config| config.auth.user_claim);
+    for name in ["exp", "nbf", "iat", "iss", "aud", "jti", ""] {
+        let text = claim(name).unwrap_err().to_string();
+        assert!(text.contains("auth.user_claim") && text.contains("exp, nbf, iat, iss, aud, jti"), "{text}");
+    }
+    for name in ["sub", "uid", "https://app.example/uid"] {
+        assert_eq!(claim(name).unwrap(), name);
+    }
+}

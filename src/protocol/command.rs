@@ -1,8 +1,10 @@
 //! What a backend may command on the control channel.
 
-use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::frame::Quoted;
@@ -11,8 +13,8 @@ use super::{UserId, UserIdError};
 /// Longest `jti` of a token.
 pub const MAX_JTI_BYTES: usize = 256;
 
-/// The end of the year 9999, which Redis can still count.
-const LAST_SECOND: u64 = 253_402_300_799;
+/// Longest revocation. What ends later was counted in milliseconds.
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 /// A command to every instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +59,9 @@ pub enum CommandError {
         "accepted is {{\"revoke\":{{\"jti\":\"…\",\"until\":<s since 1970>}}}}, the jti of 1 to {MAX_JTI_BYTES} bytes"
     )]
     Revoke,
+    /// It would hold nearly for ever, and never leave the list.
+    #[error("\"revoke\": \"until\" is more than ten years ahead; accepted are seconds since 1970, not milliseconds")]
+    TooLong,
 }
 
 // A field that is not known is refused: a misspelt "connection" must not end all of a user's.
@@ -76,18 +81,41 @@ struct Revoke {
     until: f64,
 }
 
+/// The only entry of an object. A map would take the last of several that have the same name.
+struct Entry<'a> {
+    name: String,
+    body: &'a RawValue,
+}
+
+impl<'de> Deserialize<'de> for Entry<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct One;
+        impl<'de> Visitor<'de> for One {
+            type Value = Entry<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with one entry")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry<'de>, A::Error> {
+                let (name, body) = map.next_entry()?.ok_or_else(|| A::Error::custom("no entry"))?;
+                match map.next_key::<IgnoredAny>()? {
+                    None => Ok(Entry { name, body }),
+                    Some(_) => Err(A::Error::custom("another entry")),
+                }
+            }
+        }
+        deserializer.deserialize_map(One)
+    }
+}
+
 impl Command {
     /// Reads one message of the control channel.
     ///
     /// # Errors
     /// [`CommandError`], worded for the backend's developer.
     pub fn parse(message: &[u8]) -> Result<Self, CommandError> {
-        let commands: BTreeMap<String, &RawValue> =
-            serde_json::from_slice(message).map_err(|_| CommandError::NoObject)?;
-        let mut commands = commands.into_iter();
-        let (Some((name, body)), None) = (commands.next(), commands.next()) else {
-            return Err(CommandError::NoObject);
-        };
+        let Entry { name, body } = serde_json::from_slice(message).map_err(|_| CommandError::NoObject)?;
         // An array would do for a struct's fields in order.
         let body = if body.get().starts_with('{') { body.get() } else { "" };
         match name.as_str() {
@@ -102,7 +130,11 @@ impl Command {
                     return Err(CommandError::Revoke);
                 }
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-                let until = (until.ceil() as u64).min(LAST_SECOND);
+                let until = until.ceil() as u64;
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                if until > (now + LONGEST).as_secs() {
+                    return Err(CommandError::TooLong);
+                }
                 Ok(Self::Revoke(Revocation { jti, until }))
             }
             _ => Err(CommandError::Unknown(Quoted(name))),
@@ -132,7 +164,7 @@ mod tests {
         assert_eq!(parse(&Command::disconnect(&user)), Ok(all));
         let one = Command::Disconnect { user: UserId::new("42").unwrap(), connection: Some("ab".into()) };
         assert_eq!(parse(r#" {"disconnect":{"connection":"ab","user":"42"}} "#), Ok(one));
-        for (until, seconds) in [("7", 7), ("7.5", 8), ("0", 0), ("1e300", LAST_SECOND)] {
+        for (until, seconds) in [("7", 7), ("7.5", 8), ("0", 0), ("18e8", 1_800_000_000)] {
             let revoke = Command::Revoke(Revocation { jti: "a".into(), until: seconds });
             assert_eq!(parse(&format!(r#"{{"revoke":{{"jti":"a","until":{until}}}}}"#)), Ok(revoke));
         }
@@ -140,8 +172,13 @@ mod tests {
 
     #[test]
     fn what_is_no_command_says_what_would_be() {
+        const TWICE: &str = r#"{"jti":"a","jti":"b","until":1}"#;
         for text in ["", "[]", "{}", "null", "\"disconnect\"", r#"{"disconnect":{"user":"1"},"revoke":{}}"#, "\u{1}"] {
             assert_eq!(parse(text), Err(CommandError::NoObject), "{text}");
+        }
+        for name in ["disconnect", r"\u0064isconnect"] {
+            let twice = format!(r#"{{"disconnect":{{"user":"1"}},"{name}":{{"user":"2"}}}}"#);
+            assert_eq!(parse(&twice), Err(CommandError::NoObject), "{twice}");
         }
         for body in [r#""42""#, "{}", r#"["42"]"#, r#"{"user":42}"#, r#"{"user":"42","conection":"a"}"#, "null"] {
             assert_eq!(parse(&format!(r#"{{"disconnect":{body}}}"#)), Err(CommandError::Disconnect), "{body}");
@@ -149,8 +186,13 @@ mod tests {
         let empty = parse(r#"{"disconnect":{"user":""}}"#);
         assert_eq!(empty, Err(CommandError::User(UserIdError::Empty)));
         let long = format!(r#"{{"jti":"{}","until":1}}"#, "x".repeat(257));
-        for body in [r#"{"jti":"a"}"#, r#"{"jti":"","until":1}"#, r#"{"jti":"a","until":-1}"#, &long, r#"["a",1]"#] {
+        for body in
+            [r#"{"jti":"a"}"#, r#"{"jti":"","until":1}"#, r#"{"jti":"a","until":-1}"#, &long, r#"["a",1]"#, TWICE]
+        {
             assert_eq!(parse(&format!(r#"{{"revoke":{body}}}"#)), Err(CommandError::Revoke), "{body}");
+        }
+        for until in ["1795000000000", "1e300"] {
+            assert_eq!(parse(&format!(r#"{{"revoke":{{"jti":"a","until":{until}}}}}"#)), Err(CommandError::TooLong));
         }
         let unknown = parse(r#"{"explode\n":{"jti":"hidden"}}"#).unwrap_err().to_string();
         assert!(unknown.contains(r"explode\n") && !unknown.contains("hidden"), "{unknown}");

@@ -99,6 +99,9 @@ async fn identify(app: &App, headers: &HeaderMap, query_token: Option<String>) -
 fn bad_session(error: Refused) -> Refusal {
     let code = match error {
         Refused::Unavailable(error) => return unavailable(error),
+        Refused::TooMany => {
+            return Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_sessions", error.to_string());
+        }
         Refused::Session(SessionError::Signature | SessionError::Malformed) => "bad_session",
         Refused::Session(SessionError::Ended) => "session_ended",
         Refused::Session(SessionError::NoUser) => "not_logged_in",

@@ -43,6 +43,25 @@ pub fn keep_token(token: &str) {
     }
 }
 
+/// A cookie's value, and the session id in it as the application knows it: a `%3A` in front hides its beginning.
+fn keep_cookie(value: &str) {
+    keep_token(value);
+    keep_token(&percent_decoded(value));
+}
+
+fn percent_decoded(value: &str) -> String {
+    let mut parts = value.split('%');
+    let mut decoded = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let byte = part.split_at_checked(2).and_then(|(hex, rest)| Some((u8::from_str_radix(hex, 16).ok()?, rest)));
+        match byte {
+            Some((byte, rest)) => decoded.extend([char::from(byte)].into_iter().chain(rest.chars())),
+            None => decoded.extend(['%'].into_iter().chain(part.chars())),
+        }
+    }
+    decoded
+}
+
 /// A secret, a password, a key.
 pub fn keep(kind: &'static str, secret: &str) {
     let mut known = known();
@@ -60,7 +79,7 @@ pub fn keep_headers(headers: &[(&str, &str)]) {
                 if credential.split('.').count() == 3 { keep_token(credential) } else { keep("credential", credential) }
             }
             "cookie" => {
-                value.split(';').filter_map(|pair| pair.split_once('=')).for_each(|(_, value)| keep_token(value))
+                value.split(';').filter_map(|pair| pair.split_once('=')).for_each(|(_, value)| keep_cookie(value))
             }
             _ => {}
         }
@@ -74,8 +93,12 @@ pub fn keep_setting(name: &str, value: &str) {
         let password = rest.rsplit_once('@').and_then(|(user, _)| user.split_once(':')).map(|(_, password)| password);
         keep("password in a URL", password.unwrap_or_default());
     } else if ["secret", "api_key", "password"].iter().any(|word| name.contains(word)) {
+        // There may be several session secrets.
         if name.ends_with("_file") {
-            keep("secret in a file", std::fs::read_to_string(Path::new(value)).unwrap_or_default().trim());
+            let text = std::fs::read_to_string(Path::new(value)).unwrap_or_default();
+            text.lines().for_each(|secret| keep("secret in a file", secret.trim()));
+        } else if name.ends_with("session_secret") {
+            value.split(',').for_each(|secret| keep("configured secret", secret.trim()));
         } else {
             keep("configured secret", value);
         }
@@ -130,12 +153,20 @@ fn a_secret_is_found_wherever_it_stands() {
         "--set",
         "auth.hmac_secret=secrets-test-key",
     ]);
-    keep_headers(&[("Authorization", "Bearer secrets-test-api-key")]);
+    keep_setting("TIDINGS_AUTH__SESSION_SECRET", "secrets-test-new, secrets-test-old");
+    keep_headers(&[
+        ("Authorization", "Bearer secrets-test-api-key"),
+        ("Cookie", "lang=en; connect.sid=s%3AsecretsTestSession.c2lnbmF0dXJlIG9m%2BaGUgY29va2ll"),
+    ]);
     for (kind, text) in [
         ("token or cookie", token),
         ("token or cookie", "token=xc2lnbmF0dXJlIG9mIHRoaX…"),
         ("password in a URL", "connecting to redis://:secrets-test-password@127.0.0.1"),
         ("configured secret", "secrets-test-key"),
+        ("configured secret", "signed with secrets-test-new"),
+        ("configured secret", "signed with secrets-test-old"),
+        ("token or cookie", "no right to sess:secretsTestSession"),
+        ("token or cookie", "s%3AsecretsTestSession"),
         ("credential", r#"{"error":"no secrets-test-api-key"}"#),
     ] {
         assert_eq!(shown(text), Some(kind), "{text}");

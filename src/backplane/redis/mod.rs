@@ -177,13 +177,8 @@ impl Redis {
         self.subscriptions.subscribe()
     }
 
-    pub(super) async fn keep_revoked(
-        &self,
-        revocations: &[Revocation],
-        oldest: u64,
-        most: usize,
-    ) -> Result<u64, BackplaneError> {
-        self.counted(self.revoked.add(&self.link, revocations, oldest, most).await)
+    pub(super) async fn keep_revoked(&self, revocations: &[Revocation], most: usize) -> Result<u64, BackplaneError> {
+        self.counted(self.revoked.add(&self.link, revocations, most).await)
     }
 
     pub(super) async fn count_revoked(&self, oldest: u64) -> Result<usize, BackplaneError> {

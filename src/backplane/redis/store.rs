@@ -20,18 +20,17 @@ impl RevokedSet {
         Self { key: format!("{prefix}revoked"), revoke: Script::new(include_str!("scripts/revoke.lua")) }
     }
 
-    /// Adds to the list, of at most `most`, and drops from it what ended before `oldest`; gives how many found no room.
+    /// Adds to the list, of at most `most`, and drops from it what ended more than a day ago; gives how many found no room.
     pub(super) async fn add(
         &self,
         link: &Link,
         revocations: &[Revocation],
-        oldest: u64,
         most: usize,
     ) -> Result<u64, BackplaneError> {
         let mut refused = 0;
         for some in revocations.chunks(STEP) {
             let mut invocation = self.revoke.key(&self.key);
-            invocation.arg(oldest).arg(most);
+            invocation.arg(most);
             for Revocation { jti, until } in some {
                 invocation.arg(*until).arg(jti);
             }
