@@ -64,10 +64,12 @@ impl Gateway {
     /// [`StartError`]; nothing is left running then.
     pub fn start(config: Config) -> Result<Self, StartError> {
         let verifier = Verifier::new(&config.auth)?;
-        let listen = |address, key| Listener::bind(address).map_err(|error| StartError::Listen { address, key, error });
-        let public = listen(config.server.listen, "server.listen")?.public(config.server.proxy_protocol);
-        let admin = listen(config.server.admin_listen, "server.admin_listen")?;
+        // Before any socket: what is configured wrong is found here at the latest.
         let app = Arc::new(App::new(config, verifier)?);
+        let configured = &app.config.server;
+        let listen = |address, key| Listener::bind(address).map_err(|error| StartError::Listen { address, key, error });
+        let public = listen(configured.listen, "server.listen")?.public(configured.proxy_protocol);
+        let admin = listen(configured.admin_listen, "server.admin_listen")?;
         start_routing(&app);
         start_keys(&app);
         start_presence(&app);

@@ -10,8 +10,8 @@ use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{
-    Client, Gateway, Options, RedisServer, SECRET, command, eventually, handshake, now, output, refused, sign_with,
-    token, within,
+    Authority, Client, Gateway, Options, RedisServer, SECRET, command, eventually, handshake, now, output, refused,
+    sign_with, token, within,
 };
 
 const SECRET_VARIABLE: (&str, &str) = ("TIDINGS_AUTH__HMAC_SECRET", SECRET);
@@ -122,6 +122,11 @@ async fn what_is_unknown_or_wrong_is_refused_by_name_before_any_socket_is_opened
             ("", ""),
             &["server.allowed_origins", "a.example/x"],
         ),
+        (
+            &["--set", "server.allowed_origins=https://a.example:443"],
+            ("", ""),
+            &["server.allowed_origins", "a.example:443", "leave the port out"],
+        ),
         (&["--set", "presence.no_such=1"], ("", ""), &["presence.no_such", "presence.lease"]),
     ] {
         for command in ["serve", "check-config"] {
@@ -160,6 +165,39 @@ async fn a_file_that_a_key_names_is_looked_for_before_any_socket_is_opened() {
 }
 
 #[tokio::test]
+async fn authorities_that_cannot_be_used_are_refused_before_any_socket_is_opened() {
+    let (dir, authority) = (TempDir::new().unwrap(), Authority::new());
+    // Would be exit status 1, did it come so far as to listen.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let [_, key] = authority.certificate(&["127.0.0.1"]);
+    let key = std::fs::read_to_string(key).unwrap();
+    let around = |text: &str| format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+    for (text, why) in [
+        (String::new(), "no certificate"),
+        (HIDDEN.to_owned(), "no certificate"),
+        (key, "no certificate"),
+        (around("AAAA"), "cannot be read"),
+        (around(&format!("{HIDDEN}!")), "no PEM"),
+        (format!("-----BEGIN CERTIFICATE-----\n{HIDDEN}\n"), "no PEM"),
+        (format!("-----BEGIN {HIDDEN}\n"), "no PEM"),
+    ] {
+        let file = write(&dir, "authorities.pem", &text);
+        let setting = format!("redis.ca_file={file}");
+        for command in ["check-config", "serve"] {
+            let args = [command, "--listen", &taken, "--redis-url", "rediss://127.0.0.1:1", "--set", &setting];
+            is_refused(&args, &[SECRET_VARIABLE], &["redis.ca_file", &file, why, "accepted is a PEM file"]).await;
+        }
+    }
+    // What is found wrong only where it is used is no less a wrong configuration.
+    let setting = format!("redis.ca_file={}", authority.ca_file().display());
+    let plain = ["--redis-url", "redis://127.0.0.1:1", "--set", &setting];
+    for command in [&["serve", "--listen", &taken][..], &["publish", "42", "{}"]] {
+        is_refused(&[command, &plain].concat(), &[SECRET_VARIABLE], &["redis.ca_file", "rediss://"]).await;
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_shows_no_secret() {
     let dir = TempDir::new().unwrap();
     let file = |name: &str, text: &str| write(&dir, name, text);
@@ -183,6 +221,18 @@ async fn a_refusal_shows_no_secret() {
     {
         is_refused(&["check-config", "--redis-url", url], &[SECRET_VARIABLE], &["redis.url"]).await;
     }
+}
+
+#[tokio::test]
+async fn the_password_of_an_admin_listener_does_not_show() {
+    for url in ["ftp://ops:hunter2@127.0.0.1", "ops:hunter2@127.0.0.1", "https://ops:hunter2@127.0.0.1:port"] {
+        is_refused(&["publish", "42", "{}", "--admin", url], &[SECRET_VARIABLE], &["--admin", "@127.0.0.1"]).await;
+    }
+    let gateway = Gateway::dev().await;
+    let url = format!("http://ops:{HIDDEN}@{}", gateway.admin);
+    let done = run(&["publish", "42", "{}", "--admin", &url], &[]).await;
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stdout.contains(&format!("http://ops:***@{}", gateway.admin)), "{}", done.stdout);
 }
 
 #[tokio::test]
@@ -216,6 +266,7 @@ async fn what_cannot_be_done_exits_with_1() {
     let taken = taken.local_addr().unwrap().to_string();
     let (_socket, nobody) = nobody();
     let (admin, redis) = (format!("http://{nobody}"), format!("redis://app:{HIDDEN}@{nobody}"));
+    let admin_with_password = format!("http://ops:{HIDDEN}@{nobody}");
     let guarded = Options::dev().set("admin.api_key", "key").start().await;
     let guarded = format!("http://{}", guarded.admin);
     for (args, named) in [
@@ -223,6 +274,7 @@ async fn what_cannot_be_done_exits_with_1() {
         (&["serve", "--dev", "--listen", "127.0.0.1:0", "--admin-listen", &taken], &taken),
         (&["publish", "42", "{}", "--redis-url", &redis], "Redis"),
         (&["publish", "42", "{}", "--admin", &admin], &admin),
+        (&["publish", "42", "{}", "--admin", &admin_with_password], &nobody),
         (&["publish", "42", "{}", "--admin", &guarded], "401"),
     ] {
         let done = run(args, &[]).await;

@@ -339,6 +339,31 @@ async fn a_development_instance_takes_pages_of_this_machine_alone() {
 }
 
 #[tokio::test]
+async fn a_demo_in_the_open_serves_its_own_page_and_those_on_the_list() {
+    let redis = RedisServer::start().await;
+    let demo = || Options::redis(&redis).set("server.demo", "true");
+    let (open, listing) =
+        tokio::join!(demo().start(), demo().set("server.allowed_origins", "https://app.example").start());
+    for (gateway, is_listed) in [(&open, false), (&listing, true)] {
+        let own = format!("http://{}", gateway.public);
+        let elsewhere = format!("http://{}", gateway.admin);
+        for (origin, allowed) in [
+            (&*own, true),
+            ("https://app.example", is_listed),
+            ("https://evil.example", false),
+            (&*elsewhere, false),
+            ("null", false),
+        ] {
+            for (path, body) in [("/demo/token", r#"{"user":"42"}"#), ("/demo/publish", r#"{"user":"42","data":1}"#)] {
+                let answer = gateway.ask_public("POST", path, &[("Origin", origin)], body).await;
+                assert_eq!(answer.status != 403, allowed, "{path} from {origin}: {answer:?}");
+            }
+        }
+        assert_eq!(gateway.ask_public("POST", "/demo/token", &[], r#"{"user":"42"}"#).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn an_instance_that_drains_refuses_with_503_and_retry_after() {
     let gateway = Options::dev().set("drain.window", "60s").start().await;
     let _first = Client::connect(&gateway, "42").await;

@@ -160,6 +160,16 @@ async fn one_too_many_with_a_hello_is_closed_with_4004() {
 }
 
 #[tokio::test]
+async fn who_takes_the_place_of_a_connection_need_not_wait_for_its_goodbye() {
+    let gateway = per_user(Options::dev(), 1).start().await;
+    let mut old = Client::connect(&gateway, "42").await;
+    old.write(&masked(0x82, b"x")).await;
+    // The client never answers the close frame.
+    assert_eq!(old.bytes::<1>().await, [0x88]);
+    let _next = connect(&gateway, "42").await.expect("the slot is free");
+}
+
+#[tokio::test]
 async fn a_race_on_two_instances_has_no_more_winners_than_slots() {
     let redis = RedisServer::start().await;
     let fleet = two(&redis, 5).await;

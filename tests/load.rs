@@ -45,6 +45,35 @@ async fn fan_out_counts_every_copy() {
 }
 
 #[tokio::test]
+async fn flat_out_every_user_must_have_a_connection() {
+    for flags in [
+        &["--flat-out", "--connections", "2", "--users", "3"][..],
+        &["--connections", "2", "--users", "3", "--then", "--flat-out"],
+        &["--flat-out", "--connections", "0"],
+    ] {
+        let mut load = command(&["load"]);
+        load.args(flags).env("TIDINGS_AUTH__HMAC_SECRET", SECRET);
+        let done = output(load).await;
+        let errors = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(2), "{flags:?}: {errors}");
+        assert!(errors.contains("--users") && errors.contains("--connections"), "{flags:?}: {errors}");
+    }
+}
+
+#[tokio::test]
+async fn flat_out_goes_on_however_small_the_window_and_however_many_copies() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let misses = "--mode miss --flat-out --window 10 --warm-up 0s --duration 300ms";
+    let flags = [&SHORT[..], &["--users", "15", "--flat-out", "--window", "1", "--then", misses]].concat();
+    let (code, reports, errors) = load(&gateway, &redis, &flags).await;
+    assert_eq!(code, 0, "{errors}");
+    for report in &reports {
+        assert!(report["published"].as_u64() > Some(20), "{report}");
+    }
+}
+
+#[tokio::test]
 async fn a_phase_that_cannot_be_is_refused_by_name() {
     for (flags, named) in [(["--then", "--rate many"], "--rate"), (["--then", "--mode fanout"], "fanout")] {
         let mut load = command(&["load"]);

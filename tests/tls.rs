@@ -367,6 +367,20 @@ async fn behind_a_tcp_proxy_tls_comes_after_its_header() {
 }
 
 #[tokio::test]
+async fn without_a_file_descriptor_to_spare_nothing_is_said_unencrypted() {
+    let place = Place::new().await;
+    let gateway = place.options().ulimit("-n 80").start().await;
+    let mut sockets = Vec::new();
+    for _ in 0..80 {
+        sockets.push(TcpStream::connect(gateway.public).await.unwrap());
+    }
+    let (last, mut said) = (sockets.last_mut().unwrap(), Vec::new());
+    within("it is closed", last.read_to_end(&mut said)).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&said), "");
+    assert!(gateway.metric("tidings_limited_total{limit=\"file_descriptors\"}").await > 0.0);
+}
+
+#[tokio::test]
 async fn what_is_no_tls_is_counted_and_harms_nobody() {
     let place = Place::new().await;
     let gateway = place.options().start().await;

@@ -11,6 +11,8 @@ mod origin;
 mod revoked;
 mod session;
 
+#[doc(hidden)]
+pub use cookie::cookie;
 pub(crate) use credential::bearer;
 pub use credential::{Credential, OFFERED_PROTOCOL, offers_tidings_v1};
 pub use jwks::Jwks;

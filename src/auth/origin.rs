@@ -28,7 +28,9 @@ impl OriginPolicy {
         origin.is_some_and(|origin| self.names(origin))
     }
 
-    fn names(&self, origin: &str) -> bool {
+    /// Whether this origin is on the list, or of this machine where that is enough.
+    #[must_use]
+    pub fn names(&self, origin: &str) -> bool {
         let origin = origin.to_ascii_lowercase();
         (self.loopback && is_loopback(&origin)) || self.allowed.iter().any(|pattern| matches(pattern, &origin))
     }

@@ -74,7 +74,7 @@ struct PhaseArgs {
     /// Publish as fast as deliveries come back
     #[arg(long)]
     flat_out: bool,
-    /// With --flat-out: most messages outstanding
+    /// With --flat-out: most messages outstanding, each until its last copy has come
     #[arg(long, default_value_t = 1_000)]
     window: u64,
     /// Messages to one user back to back
@@ -163,6 +163,15 @@ impl Load {
             )
             .into());
         }
+        let users = self.users.unwrap_or(self.connections).max(1);
+        if users > self.connections && phases.iter().any(|phase| phase.flat_out) {
+            return Err(Usage(format!(
+                "--users {users}: with --flat-out, accepted is at most one for each of --connections {}: what nobody \
+                 hears never comes back",
+                self.connections
+            ))
+            .into());
+        }
         let config = self.config.load(false)?;
         let secret = config.require_signing_secret()?.clone();
         let redis_url = config.redis.url.as_ref().map_or(Redis::DEFAULT_URL, |url| url.expose_secret()).to_owned();
@@ -171,7 +180,7 @@ impl Load {
             path: self.path,
             redis_url,
             connections: self.connections,
-            users: self.users.unwrap_or(self.connections).max(1),
+            users,
             connect_rate: self.connect_rate,
             sources: self.sources,
             tongue: match self.client {

@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::StartError;
+use crate::backplane::BackplaneError;
 use crate::config::{Config, ConfigError, Layers};
 
 /// A realtime notification gateway: Redis PUBLISH in, browsers' WebSockets out, exact presence.
@@ -112,7 +114,17 @@ pub fn run() -> ExitCode {
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     complain(&error);
-    if error.is::<ConfigError>() || error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if is_wrong_use(&error) { ExitCode::from(2) } else { ExitCode::FAILURE }
+}
+
+/// Whether it is for the operator to configure or call otherwise; some of that is found only where it is used.
+fn is_wrong_use(error: &anyhow::Error) -> bool {
+    let backplane = match error.downcast_ref::<StartError>() {
+        Some(StartError::Config(_) | StartError::Tls(_)) => return true,
+        Some(StartError::Backplane(error)) => Some(error),
+        _ => error.downcast_ref(),
+    };
+    error.is::<ConfigError>() || error.is::<Usage>() || matches!(backplane, Some(BackplaneError::Config(_)))
 }
 
 #[allow(clippy::print_stderr, reason = "a command's complaints go to standard error")]

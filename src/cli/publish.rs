@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::{ConfigArgs, Usage, block_on, say};
 use crate::backplane::Redis;
-use crate::config::Config;
+use crate::config::{Config, mask_url};
 use crate::protocol::{InstanceId, UserId, is_json};
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -75,10 +75,11 @@ struct Body<'a> {
 }
 
 async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str) -> anyhow::Result<String> {
+    let shown = mask_url(admin);
     let mut url = Url::parse(admin)
         .ok()
         .filter(|url| ["http", "https"].contains(&url.scheme()))
-        .ok_or_else(|| Usage(format!("--admin {admin:?}: accepted is a URL such as http://127.0.0.1:9090")))?;
+        .ok_or_else(|| Usage(format!("--admin {shown:?}: accepted is a URL such as http://127.0.0.1:9090")))?;
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().extend(["v1", "notifications"]);
     }
@@ -89,11 +90,12 @@ async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str) -> a
     if let Some((_, key)) = config.admin_keys.first() {
         request = request.bearer_auth(key.expose_secret());
     }
-    let answer = request.send().await.with_context(|| format!("no answer from the admin listener at {admin}"))?;
+    let answer = request.send().await.map_err(reqwest::Error::without_url);
+    let answer = answer.with_context(|| format!("no answer from the admin listener at {shown}"))?;
     let status = answer.status();
     let body = answer.text().await.unwrap_or_default();
     if status != StatusCode::ACCEPTED {
-        bail!("the admin listener at {admin} answered {status}: {body}");
+        bail!("the admin listener at {shown} answered {status}: {body}");
     }
-    Ok(format!("published to user {user} over {admin}"))
+    Ok(format!("published to user {user} over {shown}"))
 }

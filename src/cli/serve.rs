@@ -13,7 +13,7 @@ use super::notify::{READY, STOPPING, notify};
 use super::{ConfigArgs, block_on, say};
 use crate::config::{Config, Redis, secret_bytes};
 use crate::shutdown::{Asked, Signals};
-use crate::{Gateway, StartError, log, server};
+use crate::{Gateway, log, server};
 
 /// An HMAC key as long as its hash (RFC 7518, section 3.2).
 const GOOD_SECRET_BYTES: usize = 32;
@@ -69,10 +69,7 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let demo = config.server.demo.then_some(scheme);
     server::raise_limit();
-    let gateway = match Gateway::start(config) {
-        Err(StartError::Config(error)) => return Err(error.into()),
-        started => started?,
-    };
+    let gateway = Gateway::start(config)?;
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
     info!(%public, %admin, %instance, "listening");
     if let Some(path) = ready_file {

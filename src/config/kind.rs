@@ -128,7 +128,8 @@ impl Settings {
     }
 
     pub(super) fn origins(&mut self, key: &str) -> Vec<String> {
-        let accepted = "a list of origins such as https://app.example.com or https://*.example.com, without a path";
+        let accepted = "a list of origins such as https://app.example.com or https://*.example.com, without a path, and \
+                        as browsers send them: leave the port out where it is 443 of https or 80 of http";
         let parse = |value: &Value| list(value).filter(|origins| origins.iter().all(|origin| is_origin(origin)));
         self.read_or(key, accepted, Vec::new(), parse, |origins| {
             Value::Array(origins.iter().cloned().map(Value::String).collect())
@@ -160,6 +161,14 @@ fn is_safe(url: &Url) -> bool {
 fn is_origin(text: &str) -> bool {
     let Some((scheme, host)) = text.split_once("://") else { return false };
     let host = host.strip_prefix("*.").unwrap_or(host);
+    let default_port = match scheme.to_ascii_lowercase().as_str() {
+        "https" => ":443",
+        "http" => ":80",
+        _ => "/",
+    };
     let scheme_ok = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    scheme_ok && !host.is_empty() && !host.contains(|c: char| "/*?#@".contains(c) || c.is_whitespace())
+    scheme_ok
+        && !host.is_empty()
+        && !host.ends_with(default_port)
+        && !host.contains(|c: char| "/*?#@".contains(c) || c.is_whitespace())
 }

@@ -14,7 +14,8 @@ use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use toml::Value;
 
-use settings::{Settings, mask_url, text};
+pub(crate) use settings::mask_url;
+use settings::{Settings, text};
 pub use tls::{Pem, TlsError, TlsFiles};
 use value::format_duration;
 pub use value::parse_duration;
@@ -361,7 +362,7 @@ impl Redis {
         Self {
             url: url.map(SecretString::from),
             prefix: settings.name("redis.prefix", "tidings:"),
-            ca_file: settings.readable_file("redis.ca_file"),
+            ca_file: settings.authorities("redis.ca_file"),
             probe_interval: settings.duration("redis.probe_interval", "3s", Duration::from_millis(100)),
         }
     }

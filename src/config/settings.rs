@@ -250,7 +250,7 @@ pub(super) fn text(value: &Value) -> Option<String> {
 
 /// A URL, or what was meant as one, without what may be a password: all before the last `@` but a user's name that
 /// stands before a colon, and the parameter `pass` of a Unix socket's URL.
-pub(super) fn mask_url(url: &str) -> String {
+pub(crate) fn mask_url(url: &str) -> String {
     let (start, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
     let start = if start.is_empty() { String::new() } else { format!("{start}://") };
     let rest = match rest.rsplit_once('@') {

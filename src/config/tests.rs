@@ -125,9 +125,12 @@ fn dev_stays_on_loopback() {
 #[test]
 fn origins_are_checked_when_they_are_read() {
     let key = "TIDINGS_SERVER__ALLOWED_ORIGINS";
-    let config = load(&[(key, "https://a.example, https://*.b.example:8443")]).unwrap();
-    assert_eq!(config.server.allowed_origins.len(), 2);
-    for wrong in ["a.example", "https://a.example/", "https://a.*.example", "https://"] {
+    let config = load(&[(key, "https://a.example, https://*.b.example:8443, http://c.example:443")]).unwrap();
+    assert_eq!(config.server.allowed_origins.len(), 3);
+    let with_default_ports = ["https://a.example:443", "https://*.a.example:443", "HTTP://a.example:80"];
+    for wrong in
+        ["a.example", "https://a.example/", "https://a.*.example", "https://"].iter().chain(&with_default_ports)
+    {
         assert!(problem(&[(key, wrong)]).contains("server.allowed_origins"), "{wrong}");
     }
 }

@@ -7,7 +7,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::{Error, InconsistentKeys};
+use tokio_rustls::rustls::{Error, InconsistentKeys, RootCertStore};
 
 use super::settings::Settings;
 
@@ -116,6 +116,29 @@ impl TlsFiles {
     fn bad_key(&self, why: impl Into<String>) -> TlsError {
         TlsError::Key { path: self.key.clone(), why: why.into() }
     }
+}
+
+impl Settings {
+    /// A PEM file of the authorities that a server's certificate may be of.
+    pub(super) fn authorities(&mut self, key: &str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.optional_text(key)?);
+        if let Err(why) = check_authorities(&path) {
+            let accepted = "a PEM file with the certificate of each authority that is trusted";
+            self.problem(format!("{key} = {path:?}: {why}: accepted is {accepted}"));
+        }
+        Some(path)
+    }
+}
+
+/// That there are some, and each can be used. As above, what is in the file is not quoted.
+fn check_authorities(path: &Path) -> Result<(), String> {
+    let pem = std::fs::read(path).map_err(|error| error.to_string())?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|_| "it is no PEM file")?;
+        roots.add(certificate).map_err(|_| "a certificate in it cannot be read")?;
+    }
+    if roots.is_empty() { Err("no certificate in it".into()) } else { Ok(()) }
 }
 
 impl Pem {

@@ -21,7 +21,7 @@ use tracing::debug;
 
 use crate::auth::{Identity, Revocations, TokenError, Verifier};
 use crate::config;
-use crate::limits::{Limit, Limiter, Over, Pass};
+use crate::limits::{Limiter, Over, Pass, UserLimit};
 use crate::metrics::Metrics;
 use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, ServerFrame};
 use crate::registry::{self, Backlog, CredentialSlot, Member, Outbox, Registration, Registry};
@@ -174,6 +174,8 @@ impl Connection {
             // A drain may have found it in the registry just before it leaves that.
             self.member.outbox.close(close);
             self.registration = None;
+            // Whoever takes this one's place need not wait for its goodbye.
+            self.pass.release_user();
             self.context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
             debug!(connection = %self.member.id, code = close.code(), reason = close.reason(), "connection closed");
             Box::pin(finish(&mut self.socket, &self.member, close)).await;
@@ -198,9 +200,8 @@ impl Connection {
         let Ok(ClientFrame::Hello { token }) = ClientFrame::parse(&text) else { return Err(Close::HelloExpected) };
         let identity = context.identify(&token).await.map_err(|error| close_for(&error))?;
         context.limiter.admit_user(&identity.user, &mut self.pass).await.map_err(|limit| match limit {
-            Limit::ConnectionsPerUser => Close::TooManyOfUser,
-            Limit::RatePerUser | Limit::RatePerIp => Close::RateLimited,
-            Limit::Connections | Limit::ConnectionsPerIp => Close::OverCapacity,
+            UserLimit::Connections => Close::TooManyOfUser,
+            UserLimit::Rate => Close::RateLimited,
         })?;
         self.greet(&identity, Vec::new())
     }

@@ -54,6 +54,24 @@ impl Limit {
     }
 }
 
+/// A limit of one user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserLimit {
+    /// Open connections.
+    Connections,
+    /// Connects in a second.
+    Rate,
+}
+
+impl From<UserLimit> for Limit {
+    fn from(limit: UserLimit) -> Self {
+        match limit {
+            UserLimit::Connections => Self::ConnectionsPerUser,
+            UserLimit::Rate => Self::RatePerUser,
+        }
+    }
+}
+
 /// What one connection takes up; dropping it gives everything back.
 #[derive(Debug, Default)]
 pub struct Pass {
@@ -73,6 +91,13 @@ struct Held {
 impl Pass {
     fn held(&mut self) -> &mut Held {
         self.held.get_or_insert_default()
+    }
+
+    /// Gives back what counts towards the user's limit; what counts towards the instance's is kept.
+    pub fn release_user(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.slot = None;
+        }
     }
 }
 
@@ -173,28 +198,32 @@ impl Limiter {
     ///
     /// # Errors
     /// The limit that is reached.
-    pub async fn admit_user(&self, user: &UserId, pass: &mut Pass) -> Result<(), Limit> {
+    pub async fn admit_user(&self, user: &UserId, pass: &mut Pass) -> Result<(), UserLimit> {
         if let Some(most) = self.rate_per_user {
-            self.admit_rate(Limit::RatePerUser, &format!("user:{user}"), most, pass).await?;
+            self.admit_rate(UserLimit::Rate, &format!("user:{user}"), most, pass).await?;
         }
         if let Some(slots) = &self.slots {
-            let slot = slots.take(user).await.ok_or_else(|| self.refuse(Limit::ConnectionsPerUser))?;
+            let slot = slots.take(user).await.ok_or_else(|| self.refuse(UserLimit::Connections))?;
             pass.held().slot = Some(slot);
         }
         Ok(())
     }
 
-    async fn admit_rate(&self, limit: Limit, key: &str, most: u32, pass: &mut Pass) -> Result<(), Limit> {
-        let count = self.rates.count(&self.common, limit, key, most).await;
+    async fn admit_rate<L>(&self, limit: L, key: &str, most: u32, pass: &mut Pass) -> Result<(), L>
+    where
+        L: Into<Limit> + Copy,
+    {
+        let count = self.rates.count(&self.common, limit.into(), key, most).await;
         let remaining = most.saturating_sub(count);
         pass.remaining = Some(pass.remaining.map_or(remaining, |other| other.min(remaining)));
         if count > most { Err(self.refuse(limit)) } else { Ok(()) }
     }
 
-    fn refuse(&self, limit: Limit) -> Limit {
-        self.common.metrics.limited.with_label_values(&[limit.name()]).inc();
+    fn refuse<L: Into<Limit> + Copy>(&self, limit: L) -> L {
+        let name = limit.into().name();
+        self.common.metrics.limited.with_label_values(&[name]).inc();
         if let Some(held_back) = self.common.refused.admit() {
-            info!(limit = limit.name(), held_back, "connection refused");
+            info!(limit = name, held_back, "connection refused");
         }
         limit
     }

@@ -249,11 +249,7 @@ impl Keeper {
 
     /// Writes what changed, and answers those who wait.
     async fn write(&mut self, first: Option<Wish>, asked: &mut mpsc::Receiver<Wish>) -> Result<(), BackplaneError> {
-        let mut wishes: HashMap<UserId, Vec<Wish>> = HashMap::new();
-        let more = std::iter::from_fn(|| asked.try_recv().ok());
-        for wish in first.into_iter().chain(more.take(BATCH)) {
-            wishes.entry(wish.user.clone()).or_default().push(wish);
-        }
+        let mut wishes = self.wishes(first, asked);
         let now = Instant::now();
         let claims = self.claims(&wishes);
         let Some(mut holder) = self.holder.take_if(|holder| !claims.is_empty() || now >= holder.renew_at) else {
@@ -271,6 +267,17 @@ impl Keeper {
         (holder.size, holder.renew_at) = (granted.size, now + self.heartbeat);
         (self.holder, self.ended) = (Some(holder), None);
         Ok(())
+    }
+
+    /// Takes those who wait, by user. Up to half of a batch is left for what changed: they may wait for just those slots.
+    fn wishes(&self, first: Option<Wish>, asked: &mut mpsc::Receiver<Wish>) -> HashMap<UserId, Vec<Wish>> {
+        let left = self.slots.state.lock().changed.len().min(BATCH / 2);
+        let mut wishes: HashMap<UserId, Vec<Wish>> = HashMap::new();
+        let more = std::iter::from_fn(|| asked.try_recv().ok());
+        for wish in first.into_iter().chain(more).take(BATCH - left) {
+            wishes.entry(wish.user.clone()).or_default().push(wish);
+        }
+        wishes
     }
 
     fn claims(&self, wishes: &HashMap<UserId, Vec<Wish>>) -> Vec<Claim> {
@@ -293,5 +300,42 @@ impl Keeper {
             // Dropped, where nobody waits any more.
             answer.send(slot).ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Layers};
+    use crate::log::LogRate;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn those_who_wait_leave_room_in_a_batch_for_those_who_have_gone() {
+        let (config, metrics) = (Config::load(Layers::default()).unwrap(), Arc::new(Metrics::new()));
+        let instance = InstanceId::random();
+        let fleet = Redis::new(&config, &"redis://127.0.0.1:1".into(), &instance, Arc::clone(&metrics)).unwrap();
+        let fleet = Arc::new(fleet);
+        let (unshared, refused) = (LogRate::new(), LogRate::new());
+        let slots = Slots::new(1, Arc::new(Common { fleet: Some(Arc::clone(&fleet)), metrics, unshared, refused }));
+        let keeper = slots.keeper(fleet, &instance, HEARTBEAT);
+        let mut asked = slots.asked.lock().take().unwrap();
+        let wait = |count: usize| {
+            for number in 0..count {
+                let user = UserId::new(&format!("waits {number}")).unwrap();
+                slots.wishes.try_send(Wish { user, answer: oneshot::channel().0 }).unwrap();
+            }
+        };
+        let claimed = |asked: &mut mpsc::Receiver<Wish>| {
+            let claims = keeper.claims(&keeper.wishes(None, asked));
+            let waits = claims.iter().filter(|claim| claim.wants > 0).count();
+            (waits, claims.len() - waits)
+        };
+        wait(BATCH + 1);
+        assert_eq!(claimed(&mut asked), (BATCH, 0), "where nobody has gone, all of it");
+        wait(BATCH);
+        let gone = (0..BATCH).map(|number| UserId::new(&format!("gone {number}")).unwrap());
+        slots.state.lock().changed.extend(gone);
+        assert_eq!(claimed(&mut asked), (BATCH / 2, BATCH / 2));
     }
 }

@@ -39,7 +39,8 @@ pub enum Mode {
 pub enum Pace {
     /// This many messages a second, whatever comes back.
     OpenLoop(u32),
-    /// As fast as deliveries come back, with at most this many messages outstanding.
+    /// As fast as deliveries come back, with at most this many messages outstanding: ones of which not all copies have
+    /// come. Every user must have a connection.
     FlatOut(u64),
 }
 
@@ -114,14 +115,20 @@ impl Plan {
         if self.is_fanout() { 0 } else { connection % self.users.max(1) }
     }
 
+    /// How many connections each user has.
+    fn connections_of_users(&self) -> impl Iterator<Item = u64> {
+        let (connections, users) = (u64::from(self.connections), u64::from(self.users.max(1)));
+        let is_fanout = self.is_fanout();
+        (0..users).map(move |user| match user {
+            0 if is_fanout => connections,
+            _ if is_fanout => 0,
+            _ => connections / users + u64::from(user < connections % users),
+        })
+    }
+
     /// How many deliveries these messages should make.
     fn expected(&self, sent: &Sent) -> u64 {
-        let (connections, users) = (u64::from(self.connections), u64::from(self.users.max(1)));
-        if self.is_fanout() {
-            return sent.first().map_or(0, |sent| sent * connections);
-        }
-        let copies = |user| connections / users + u64::from(user < connections % users);
-        (0..).zip(sent).map(|(user, sent)| sent * copies(user)).sum()
+        self.connections_of_users().zip(sent).map(|(connections, sent)| sent * connections).sum()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Publishes on a thread of its own, so that receivers do not slow its schedule.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -36,7 +37,8 @@ impl Publisher {
         let stop = Arc::new(AtomicBool::new(false));
         let mut work = Work {
             phase,
-            copies: plan.copies().into(),
+            connections: plan.connections_of_users().collect(),
+            outstanding: Outstanding::default(),
             delivered_before: tally.delivered(),
             tally: Arc::clone(tally),
             published: Arc::clone(&published),
@@ -69,7 +71,9 @@ impl Publisher {
 
 struct Work {
     phase: Phase,
-    copies: u64,
+    /// Of each user.
+    connections: Vec<u64>,
+    outstanding: Outstanding,
     tally: Arc<Tally>,
     /// In the phases before.
     delivered_before: u64,
@@ -95,7 +99,7 @@ impl Work {
                     (count, begun + first_due, step)
                 }
                 Pace::FlatOut(window) => {
-                    let outstanding = self.due.saturating_sub(self.back());
+                    let outstanding = self.outstanding.count(self.tally.delivered() - self.delivered_before);
                     (window.saturating_sub(outstanding).min(BATCH), now, Duration::ZERO)
                 }
             };
@@ -108,17 +112,14 @@ impl Work {
         Ok(())
     }
 
-    /// How many messages have been delivered, or have been passed over by the server as one behind them shows.
-    fn back(&self) -> u64 {
-        let delivered = (self.tally.delivered() - self.delivered_before) / self.copies;
-        if self.phase.mode == Mode::Miss { delivered * MARKER } else { delivered }
-    }
-
     fn publish(&mut self, count: u64, first_due: Duration, step: Duration) -> Result<(), LoadError> {
         let (mut packed, mut due) = (Vec::new(), first_due);
         for _ in 0..count {
-            let (user, number) = self.next();
+            let (user, number, copies) = self.next();
             self.due += 1;
+            if matches!(self.phase.pace, Pace::FlatOut(_)) {
+                self.outstanding.add(copies);
+            }
             let message = message(number, due, self.phase.payload);
             cmd("PUBLISH").arg(format!("user:{user}")).arg(message).write_packed_command(&mut packed);
             due += step;
@@ -129,11 +130,13 @@ impl Work {
         Ok(())
     }
 
-    /// Whom the next message is for, and its number.
-    fn next(&mut self) -> (String, u64) {
+    /// Whom the next message is for, its number, and how many connections get it.
+    fn next(&mut self) -> (String, u64, u64) {
+        // Where everything outstanding is for nobody, nothing tells that the server has passed it.
+        let marker = if let Pace::FlatOut(window) = self.phase.pace { MARKER.min(window) } else { MARKER };
         let index = match self.phase.mode {
-            Mode::Miss if !(self.due + 1).is_multiple_of(MARKER) => {
-                return (format!("elsewhere-{}", self.random.u32(..1_000_000)), 0);
+            Mode::Miss if !(self.due + 1).is_multiple_of(marker) => {
+                return (format!("elsewhere-{}", self.random.u32(..1_000_000)), 0, 0);
             }
             Mode::Unicast if !self.due.is_multiple_of(u64::from(self.phase.burst.max(1))) => self.latest,
             Mode::Unicast | Mode::Miss => self.random.usize(..self.sent.len().max(1)),
@@ -144,7 +147,32 @@ impl Work {
             *sent += 1;
             *sent
         });
-        (index.to_string(), number)
+        (index.to_string(), number, self.connections.get(index).copied().unwrap_or_default())
+    }
+}
+
+/// Messages on their way.
+#[derive(Debug, Default)]
+struct Outstanding {
+    /// Deliveries that all messages so far should make.
+    expected: u64,
+    /// For each message under way, after how many deliveries it no longer is.
+    until: VecDeque<u64>,
+}
+
+impl Outstanding {
+    /// One more, for so many connections. One for nobody has been passed over once one behind it comes back.
+    fn add(&mut self, copies: u64) {
+        self.expected += copies;
+        self.until.push_back(self.expected + u64::from(copies == 0));
+    }
+
+    /// How many there are after so many deliveries.
+    fn count(&mut self, delivered: u64) -> u64 {
+        while self.until.front().is_some_and(|until| *until <= delivered) {
+            self.until.pop_front();
+        }
+        self.until.len() as u64
     }
 }
 
@@ -177,6 +205,21 @@ mod tests {
         assert_eq!(owed(STEP / 2, 2, 1, 0).0, 0);
         assert_eq!(owed(STEP, 2, 1, 0), (1, STEP, STEP));
         assert_eq!(owed(STEP * 5, 2, 1, 2), (3, STEP * 3, STEP));
+    }
+
+    #[test]
+    fn a_message_is_outstanding_until_all_its_copies_have_come() {
+        let mut outstanding = Outstanding::default();
+        [3, 1, 2].into_iter().for_each(|copies| outstanding.add(copies));
+        let counts = [0, 2, 3, 4, 5, 6].map(|delivered| outstanding.count(delivered));
+        assert_eq!(counts, [3, 3, 2, 1, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_for_nobody_is_outstanding_until_one_behind_it_comes_back() {
+        let mut outstanding = Outstanding::default();
+        [0, 0, 2, 0].into_iter().for_each(|copies| outstanding.add(copies));
+        assert_eq!([0, 1, 2, 3].map(|delivered| outstanding.count(delivered)), [4, 2, 1, 0]);
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Report {
             latency_us: latencies.all.as_ref().map(quantiles).unwrap_or_default(),
             last_copy_us: latencies.last_copy.as_ref().filter(|all| !all.is_empty()).map(quantiles),
             load_cpu_us_per_message: per(run.own_cpu, published),
-            server: server(plan, published, delivered, &run.usage),
+            server: server(plan.connections, published, delivered, &run.usage),
         }
     }
 
@@ -126,24 +126,26 @@ fn quantiles(all: &Histogram<u64>) -> Latency {
     Latency { p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999), max: micros(all.max()) }
 }
 
-fn server(plan: &Plan, published: u64, delivered: u64, usage: &Readings) -> Option<Server> {
+fn server(connections: u32, published: u64, delivered: u64, usage: &Readings) -> Option<Server> {
     let (before, idle, first, last) = (usage.before?, usage.idle?, usage.first?, usage.last?);
     let between = |from: &Usage, to: &Usage| to.cpu.saturating_sub(from.cpu);
     let cpu = between(&first, &last);
+    // A thread that ends takes what it has counted with it.
+    let switches = last.context_switches.saturating_sub(first.context_switches);
     Some(Server {
         cpu_us_per_delivery: per(cpu, delivered),
-        user_us_per_delivery: per(last.user - first.user, delivered),
-        system_us_per_delivery: per(last.system - first.system, delivered),
+        user_us_per_delivery: per(last.user.saturating_sub(first.user), delivered),
+        system_us_per_delivery: per(last.system.saturating_sub(first.system), delivered),
         cpu_us_per_message: per(cpu, published),
         // With what a handshake leaves to be done behind the client's back, such as presence.
-        cpu_us_per_handshake: per(between(&before, &idle), plan.connections.into()),
-        context_switches_per_delivery: ratio(last.context_switches - first.context_switches, whole(delivered)),
+        cpu_us_per_handshake: per(between(&before, &idle), connections.into()),
+        context_switches_per_delivery: ratio(switches, whole(delivered)),
         resident_bytes: last.resident_bytes,
         resident_bytes_idle: idle.resident_bytes,
         resident_bytes_at_end: usage.end?.resident_bytes,
         resident_bytes_per_idle_connection: ratio(
             idle.resident_bytes.saturating_sub(before.resident_bytes),
-            f64::from(plan.connections.max(1)),
+            f64::from(connections.max(1)),
         ),
     })
 }
@@ -206,5 +208,22 @@ impl fmt::Display for Report {
             server.resident_bytes_per_idle_connection,
             server.resident_bytes / 1_000_000
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_lost_threads_meanwhile_is_reported_of() {
+        let cpu = Duration::from_secs(2);
+        let first = Usage { cpu, user: cpu, system: cpu, resident_bytes: 2, context_switches: 2 };
+        let second = Duration::from_secs(1);
+        let last = Usage { cpu: second, user: second, system: second, resident_bytes: 1, context_switches: 1 };
+        let (first, last) = (Some(first), Some(last));
+        let readings = Readings { before: first, idle: last, first, last, end: last };
+        let server = server(1, 1, 1, &readings).unwrap();
+        assert_eq!((server.cpu_us_per_delivery, server.context_switches_per_delivery), (0.0, 0.0));
     }
 }

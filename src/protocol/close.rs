@@ -35,11 +35,9 @@ pub enum Close {
     HelloExpected,
     /// Too many connections of this user, on all instances together.
     TooManyOfUser,
-    /// The instance has no room for one more.
-    OverCapacity,
     /// The user connects too often, or the client sends too much.
     RateLimited,
-    /// The keys that would tell whether the token is good cannot be had just now.
+    /// Over capacity: the keys that would tell whether the token is good cannot be had just now.
     KeysUnavailable,
     /// The instance stops.
     Draining,
@@ -70,9 +68,8 @@ impl Close {
             Self::Disconnected | Self::LoggedOut => 4011,
             Self::HelloTimeout | Self::HelloExpected => 4012,
             Self::TooManyOfUser => 4004,
-            Self::OverCapacity => 4100,
-            Self::RateLimited => 4101,
             Self::KeysUnavailable => 4100,
+            Self::RateLimited => 4101,
             Self::Draining => 4200,
             Self::NoPong => 4201,
             Self::TooSlow | Self::Crowded | Self::WriteTimeout => 4203,
@@ -98,7 +95,6 @@ impl Close {
             Self::HelloTimeout => "no hello in time",
             Self::HelloExpected => "the first frame must be a hello",
             Self::TooManyOfUser => "too many connections of this user",
-            Self::OverCapacity => "over capacity",
             Self::RateLimited => "rate limited",
             Self::KeysUnavailable => "tokens cannot be verified just now",
             Self::Draining => "draining",

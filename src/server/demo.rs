@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -123,12 +123,30 @@ async fn send(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) 
 /// Pages of other origins may not use the demo's open sign-in; nor, on a development machine, pages that were led here
 /// by a name of their own.
 async fn same_origins(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let checked = check_origin(&app, request.headers())
-        .and_then(|()| if app.config.dev { check_loopback_host(request.headers()) } else { Ok(()) });
+    let headers = request.headers();
+    let checked = if app.config.dev {
+        check_origin(&app, headers).and_then(|()| check_loopback_host(headers))
+    } else {
+        check_own_page(&app, headers)
+    };
     match checked {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }
+}
+
+/// Refuses pages that are neither of this very host nor on the list; here an empty list allows no others.
+fn check_own_page(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
+    let text = |name| headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()));
+    let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
+    let page = origin.split_once("://").map(|(_, host)| host.to_ascii_lowercase());
+    if (page.is_some() && page == text(header::HOST).map(|host| host.to_ascii_lowercase()))
+        || app.origins.names(&origin)
+    {
+        return Ok(());
+    }
+    let message = "only the demo's own page, and pages of server.allowed_origins, may use it";
+    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
 }
 
 /// A snapshot of who is online, then each change; a new snapshot where a change may have been missed.

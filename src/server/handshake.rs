@@ -12,7 +12,7 @@ use super::App;
 use super::forwarded::client_address;
 use super::reply::{Refusal, unavailable};
 use crate::auth::{Credential, Identity, SessionError, TokenError, offers_tidings_v1};
-use crate::limits::Pass;
+use crate::limits::{Limit, Pass};
 use crate::protocol::Dialect;
 use crate::sessions::Refused;
 
@@ -68,7 +68,7 @@ pub(super) async fn admit(app: &App, head: &Head<'_>, pass: &mut Pass) -> Result
     check_origin(app, headers)?;
     let identity = identify(app, headers, parameters.token).await?;
     if let Some(identity) = &identity {
-        limiter.admit_user(&identity.user, pass).await?;
+        limiter.admit_user(&identity.user, pass).await.map_err(Limit::from)?;
     }
     Ok(Admitted { accept, dialect, offered, identity })
 }

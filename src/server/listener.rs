@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -27,7 +28,7 @@ const BACKLOG: u32 = 4_096;
 /// bound for HTTP answers; WebSockets have one of their own, which this must not undercut.
 const UNREAD_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long to leave accepting alone when the system refuses, as it does without free file descriptors.
+/// How long to leave accepting alone when the system has no room, as without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What is particular to the public listener.
@@ -88,7 +89,7 @@ pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
                 socket.set_nodelay(true).ok();
                 SockRef::from(&socket).set_tcp_user_timeout(Some(unread_deadline)).ok();
                 if listener.browsers.is_some_and(|browsers| browsers.threshold.is_passed_by(&socket)) {
-                    turn_away(&socket, metrics);
+                    turn_away(&socket, app.tls.is_some(), metrics);
                     continue;
                 }
                 let proxied = listener.browsers.is_some_and(|browsers| browsers.proxy_protocol);
@@ -103,10 +104,18 @@ pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
                 if let Some(held_back) = refused.admit() {
                     warn!(%error, held_back, "connection not accepted");
                 }
-                sleep(ACCEPT_PAUSE).await;
+                if is_shortage(&error) {
+                    sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
+}
+
+/// Whether the system has no room for a connection. Any other error is one connection's alone, which is gone (accept(2)).
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| shortages.iter().any(|shortage| shortage.raw_os_error() == code))
 }
 
 /// One connection, from what comes before HTTP on. All that, and the first request, has one deadline.
@@ -146,14 +155,16 @@ const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: a
     connection: close\r\ncontent-length: 78\r\n\r\n\
     {\"error\":{\"code\":\"over_capacity\",\"message\":\"no file descriptor is left here\"}}";
 
-fn turn_away(socket: &TcpStream, metrics: &Metrics) {
+fn turn_away(socket: &TcpStream, encrypted: bool, metrics: &Metrics) {
     static REFUSED: LogRate = LogRate::new();
     metrics.limited.with_label_values(&["file_descriptors"]).inc();
     if let Some(held_back) = REFUSED.admit() {
         warn!(held_back, "connection refused: file descriptors are kept back for Redis, logs and operators");
     }
-    // Best effort: whoever is here for long would need the very descriptor that is not there.
-    socket.try_write(TURNED_AWAY).ok();
+    // Best effort: whoever is here for long, as for a TLS handshake, would need the very descriptor that is not there.
+    if !encrypted {
+        socket.try_write(TURNED_AWAY).ok();
+    }
 }
 
 /// Takes a TCP proxy's header off; `None` where there is no good one.
@@ -176,4 +187,19 @@ async fn unwrap_proxied(
         Err(_) => metrics.proxy_headers_refused.inc(),
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_shortage_pauses_accepting() {
+        for shortage in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(is_shortage(&shortage.into()), "{shortage}");
+        }
+        for one_s_own in [Errno::CONNABORTED, Errno::CONNRESET, Errno::PROTO, Errno::HOSTUNREACH, Errno::INTR] {
+            assert!(!is_shortage(&one_s_own.into()), "{one_s_own}");
+        }
+    }
 }

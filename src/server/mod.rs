@@ -33,7 +33,11 @@ use crate::control::Control;
 use crate::sessions::Sessions;
 
 pub use descriptors::raise_limit;
+#[doc(hidden)]
+pub use forwarded::client_address;
 pub use listener::{Listener, serve};
+#[doc(hidden)]
+pub use proxy_protocol::{HeaderError, read_header};
 pub use tls::Tls;
 
 /// What every request handler can reach.

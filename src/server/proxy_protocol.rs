@@ -13,7 +13,7 @@ const MAX_REST: usize = 2_048;
 
 /// Why a connection is none that a proxy made.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HeaderError {
+pub enum HeaderError {
     /// It ended before a single byte.
     #[error("the connection ended without a byte, as a probe's does")]
     Empty,
@@ -33,7 +33,10 @@ pub(super) enum HeaderError {
 
 /// Reads the header and nothing after it. Gives the client's address; `None` where the proxy speaks for itself, as in
 /// its health checks, or does not say.
-pub(super) async fn read_header(socket: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, HeaderError> {
+///
+/// # Errors
+/// [`HeaderError`]: the connection is to be closed.
+pub async fn read_header(socket: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, HeaderError> {
     let mut header = vec![0; FIXED];
     // Byte by byte at first would be slow; a client that sends less than this is cut by the deadline of its handshake.
     let first = socket.read(&mut header).await?;

@@ -86,7 +86,14 @@ impl Tls {
                 () = self.asked.notified() => true,
             };
             let files = self.files.clone();
-            let Ok(read) = spawn_blocking(move || files.read()).await else { continue };
+            let read = match spawn_blocking(move || files.read()).await {
+                Ok(read) => read,
+                Err(error) => {
+                    warn!(%error, "the TLS files could not be looked at: the certificate stays as it is");
+                    metrics.tls_reloads.with_label_values(&["refused"]).inc();
+                    continue;
+                }
+            };
             let fingerprint = read.as_ref().ok().map(crate::config::Pem::fingerprint);
             // The two files may be half-way through a change: what is new is looked at twice.
             let still = std::mem::replace(&mut seen, fingerprint) == fingerprint;

@@ -2,17 +2,23 @@
 //! (`fuzz/`), which run for long: a new reader gets a function here, a line there.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::LazyLock;
+use std::task::{Context, Poll, Waker};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::http::header::{COOKIE, FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use redis::Value;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use tidings::auth::{Identity, TokenError, Verifier};
+use tidings::auth::{Identity, TokenError, Verifier, cookie};
+use tidings::backplane::PageCursor;
 use tidings::backplane::resp::{self, Reply};
 use tidings::config::{Config, Layers};
-use tidings::protocol::{ClientFrame, FrameError, text_frame};
+use tidings::protocol::{ClientFrame, Command, FrameError, MAX_JTI_BYTES, Revocation, UserId, text_frame};
+use tidings::server::{client_address, read_header};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
@@ -190,4 +196,115 @@ pub fn server_text(text: &str) {
         WebSocket::from_partially_read(std::io::Cursor::new(Vec::new()), bytes, Role::Client, Some(config));
     assert_eq!(client.read().unwrap(), Message::Text(Utf8Bytes::from(text)));
     assert_eq!(client.read().unwrap(), Message::text("next"));
+}
+
+/// A command does what serde_json reads in it, and what is none does nothing.
+pub fn command(message: &[u8]) {
+    let shown = String::from_utf8_lossy(message);
+    let expected = serde_json::from_slice(message).ok().and_then(|Fields(commands)| {
+        let (name, body) = commands.last()?;
+        let alone = commands.iter().all(|(other, _)| other == name);
+        let Fields(fields) = serde_json::from_str(body.get()).ok().filter(|_| alone)?;
+        let mut names: Vec<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        let field = |name: &str| fields.iter().find(|(other, _)| other == name).map_or("null", |(_, raw)| raw.get());
+        match (name.as_str(), names.as_slice()) {
+            ("disconnect", ["user"] | ["connection", "user"]) => {
+                let user = serde_json::from_str::<String>(field("user")).ok()?;
+                let connection = serde_json::from_str(field("connection")).ok()?;
+                Some(Command::Disconnect { user: UserId::new(&user).ok()?, connection })
+            }
+            ("revoke", ["jti", "until"]) => {
+                let jti = serde_json::from_str::<String>(field("jti")).ok()?;
+                let until = serde_json::from_str::<f64>(field("until")).ok().filter(|until| *until >= 0.0)?;
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and that")]
+                let until = until.ceil().min(253_402_300_799.0) as u64;
+                (1..=MAX_JTI_BYTES).contains(&jti.len()).then_some(Command::Revoke(Revocation { jti, until }))
+            }
+            _ => None,
+        }
+    });
+    assert_eq!(Command::parse(message).ok(), expected, "{shown:?}");
+}
+
+/// A cursor is a position and a user in hexadecimal, and is written as it was read.
+pub fn page_cursor(text: &str) {
+    let (position, user) = text.split_once('.').unwrap_or((text, ""));
+    let is_hex = user.len() % 2 == 0 && user.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let bytes = (0..user.len() / 2).map_while(|at| u8::from_str_radix(user.get(at * 2..at * 2 + 2)?, 16).ok());
+    let good = is_hex && position.parse::<u64>().is_ok() && String::from_utf8(bytes.collect()).is_ok();
+    let parsed = text.parse::<PageCursor>();
+    assert_eq!(parsed.is_ok(), good, "{text:?}");
+    let Ok(cursor) = parsed else { return };
+    let written = cursor.to_string();
+    assert_eq!(written.parse(), Ok(cursor), "{text:?}");
+    let suffix = |text: &str| text.split_once('.').map(|(_, user)| user.to_lowercase());
+    assert_eq!(suffix(&written), suffix(text), "{text:?}");
+}
+
+fn headers(lines: &[(HeaderName, &str)]) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for (name, line) in lines {
+        headers.append(name, HeaderValue::from_bytes(line.as_bytes()).ok()?);
+    }
+    Some(headers)
+}
+
+/// A cookie has one value, in however many headers its list comes; and nothing behind the first of a name changes it.
+pub fn cookies(list: &str) {
+    let Some(whole) = headers(&[(COOKIE, list)]) else { return };
+    let parts: Vec<_> = list.split(';').map(|pair| (COOKIE, pair)).collect();
+    let parts = headers(&parts).expect("parts of a good header are good");
+    for pair in list.split(';') {
+        let name = pair.split('=').next().unwrap_or_default().trim_matches([' ', '\t']);
+        let value = cookie(&whole, name);
+        assert_eq!(value, cookie(&parts, name), "{name:?} in {list:?}");
+        assert!(value.is_none_or(|value| !value.is_empty() && value.len() < list.len()), "{name:?} in {list:?}");
+    }
+    let behind = headers(&[(COOKIE, &format!("mine=a%20b; {list}"))]).expect("good before and behind");
+    assert_eq!(cookie(&behind, "mine").as_deref(), Some("a b"), "{list:?}");
+}
+
+/// Whatever a client writes into both headers, a line each: what its proxy adds to one of them decides, or nothing does.
+pub fn forwarded(lines: &str) {
+    static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+        let env = vec![("TIDINGS_LIMITS__TRUSTED_PROXIES".into(), "10.0.0.0/8".into())];
+        Config::load(Layers { env, ..Layers::default() }).unwrap()
+    });
+    let x_forwarded_for = HeaderName::from_static("x-forwarded-for");
+    let (client, proxy) = (IpAddr::from([192, 0, 2, 7]), IpAddr::from([10, 0, 0, 1]));
+    let (one, other) = lines.split_once('\n').unwrap_or((lines, ""));
+    let ways = [(&x_forwarded_for, &FORWARDED, ", 192.0.2.7"), (&FORWARDED, &x_forwarded_for, ", for=192.0.2.7")];
+    for (to, beside, added) in ways {
+        let added = format!("{one}{added}");
+        let Some(headers) = headers(&[(to.clone(), &added), (beside.clone(), other)]) else { return };
+        let trusted = &CONFIG.limits.trusted_proxies;
+        let found = client_address(proxy, &headers, trusted);
+        assert!([client, proxy].contains(&found), "{found}: {lines:?}");
+        if other.is_empty() && one.is_ascii() && !one.contains('"') {
+            assert_eq!(found, client, "what is left of it is not looked at: {lines:?}");
+        }
+        assert_eq!(client_address(client, &headers, trusted), client, "no proxy: {lines:?}");
+    }
+}
+
+/// A PROXY header is taken as the protocol lays it out, with not a byte beyond it. Gives whether it was one.
+pub fn proxy_header(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    let read = match pin!(read_header(&mut rest)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(read) => read,
+        Poll::Pending => panic!("what is there is waited for"),
+    };
+    let Ok(client) = read else { return false };
+    let header = &bytes[..bytes.len() - rest.len()];
+    let number = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    assert!(header.starts_with(b"\r\n\r\n\0\r\nQUIT\n") && header.len() == 16 + usize::from(number(14)), "{header:?}");
+    let expected = match (header[12], header[13] >> 4) {
+        (0x21, 1) => Some(SocketAddr::from((<[u8; 4]>::try_from(&header[16..20]).unwrap(), number(24)))),
+        (0x21, 2) => Some(SocketAddr::from((<[u8; 16]>::try_from(&header[16..32]).unwrap(), number(48)))),
+        (0x20 | 0x21, 0..=3) => None,
+        _ => panic!("{header:?} is none"),
+    };
+    assert_eq!(client, expected, "{header:?}");
+    true
 }

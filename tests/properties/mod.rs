@@ -76,6 +76,40 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![6 => object(), 3 => claims(), 1 => any::<String>(), 1 => "[{}\\[\\]\",: a-z0-9]{0,30}", 1 => "[\\w-]{0,20}\\.[\\w-]{0,20}\\.[\\w-]{0,20}"]
 }
 
+/// Commands of which something may be wrong.
+fn command() -> impl Strategy<Value = String> {
+    let names = ["user", "connection", "jti", "until", "conection", "\\u0075ser"];
+    let field = (prop::sample::select(names.to_vec()), value()).prop_map(|(name, value)| format!("\"{name}\":{value}"));
+    let likely = prop_oneof![
+        (value(), value()).prop_map(|(user, connection)| format!(r#""user":{user},"connection":{connection}"#)),
+        value().prop_map(|user| format!(r#""user":{user}"#)),
+        (value(), value()).prop_map(|(jti, until)| format!(r#""until":{until},"jti":{jti}"#)),
+        vec(field, 0..4).prop_map(|fields| fields.join(",")),
+    ];
+    let body = prop_oneof![6 => likely.prop_map(|fields| format!("{{{fields}}}")), 1 => value()];
+    let name = prop::sample::select(vec!["disconnect", "revoke", "explode", "r\\u0065voke"]);
+    let command = (name, body).prop_map(|(name, body)| format!("\"{name}\":{body}"));
+    vec(command, 1..3).prop_map(|commands| format!("{{{}}}", commands.join(",")))
+}
+
+/// A PROXY header, most of it as it should be.
+fn proxy_header() -> impl Strategy<Value = Vec<u8>> {
+    let command = prop_oneof![4 => Just(0x21), 1 => Just(0x20), 1 => any::<u8>()];
+    let family = prop_oneof![6 => (0..4_u8, 0..3_u8).prop_map(|(family, kind)| family << 4 | kind), 1 => any::<u8>()];
+    let changes = vec((any::<prop::sample::Index>(), any::<u8>()), 0..2);
+    (command, family, 0..300_u16, vec(any::<u8>(), 0..400), changes).prop_map(
+        |(command, family, length, rest, changes)| {
+            let fixed = [&b"\r\n\r\n\0\r\nQUIT\n"[..], &[command, family], &length.to_be_bytes()].concat();
+            let mut bytes = [fixed, rest].concat();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -100,6 +134,33 @@ proptest! {
     }
 
     #[test]
+    fn a_command_does_what_is_written_in_it(text in prop_oneof![6 => command(), 1 => text()]) {
+        checks::command(text.as_bytes());
+    }
+
+    #[test]
+    fn a_cursor_is_read_as_it_is_written(text in prop_oneof![6 => "[+-]?[0-9]{0,3}(\\.([0-7][0-9a-fA-F]){0,4}[0-9a-g]?)?", 1 => any::<String>()]) {
+        checks::page_cursor(&text);
+    }
+
+    #[test]
+    fn a_cookie_has_one_value_however_its_list_comes(list in "([ab]{0,2}[ \t]?=?[ \t]?\"?[%a-f0-9+é]{0,6}\"?[;, ]{0,2}){0,5}") {
+        checks::cookies(&list);
+    }
+
+    #[test]
+    fn what_a_client_says_of_its_address_decides_nothing(
+        lines in "(for=|FOR =|by=|[\"\\\\;,= \n]|192.0.2.1|\\[2001:db8::7\\]:80|10.1.1.1|unknown|é){0,12}",
+    ) {
+        checks::forwarded(&lines);
+    }
+
+    #[test]
+    fn a_proxy_header_says_what_is_written_in_it(bytes in prop_oneof![6 => proxy_header(), 1 => vec(any::<u8>(), 0..60)]) {
+        checks::proxy_header(&bytes);
+    }
+
+    #[test]
     fn a_text_of_ours_is_read_by_a_client_as_it_was_meant(text in any::<String>()) {
         checks::server_text(&text);
     }
@@ -120,4 +181,11 @@ fn good_input_is_taken() {
     checks::token(r#"{"sub":"42","exp":4000000000}"#);
     let taken = checks::verify_signed(r#"{"sub":42,"exp":4000000000.5}"#).unwrap();
     assert_eq!((taken.user.as_str(), taken.expires), ("42", Some(4_000_000_000)));
+    let v4 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x0a\0\0\x01\x12\x34\0\x50GET /";
+    assert!(checks::proxy_header(v4) && !checks::proxy_header(&v4[..27]));
+    checks::command(br#"{"disconnect":{"user":"42","connection":null}}"#);
+    checks::command(br#"{"revoke":{"jti":"a","until":1795000000.5}}"#);
+    checks::page_cursor("7.61C3a9");
+    checks::cookies("theme=dark; connect.sid=s%3Aa.b; q=\"quoted\"; flag");
+    checks::forwarded("6.6.6.6, unknown\n");
 }

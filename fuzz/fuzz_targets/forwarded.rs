@@ -1,0 +1,8 @@
+//! What proxies and clients say of a client's address.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../tests/properties/checks.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|lines: &str| checks::forwarded(lines));
