@@ -43,7 +43,7 @@ pub enum Refused {
     /// It could not be read.
     #[error(transparent)]
     Unavailable(#[from] BackplaneError),
-    /// There are [`MAX_WATCHED`] already.
+    /// There are a million already.
     #[error("too many sessions have connections to this instance")]
     TooMany,
 }

@@ -176,8 +176,11 @@ pub fn token(text: &str) {
     assert!(claim("sub").starts_with('"') || is_integer(claim("sub").as_bytes()), "neither string nor integer: {text}");
     assert_eq!(identity.user.as_str(), user, "{text}");
     assert!(user.len() <= 256 && !user.is_empty() && !user.chars().any(char::is_control), "{user:?}");
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    assert!(identity.expires.is_some_and(|expires| expires + LEEWAY + 1 >= now), "over: {text}");
+    assert!(identity.expires.is_some_and(|expires| expires + LEEWAY + 1 >= now()), "over: {text}");
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 /// Signs JSON and verifies it.
@@ -202,9 +205,8 @@ pub fn server_text(text: &str) {
 pub fn command(message: &[u8]) {
     let shown = String::from_utf8_lossy(message);
     let expected = serde_json::from_slice(message).ok().and_then(|Fields(commands)| {
-        let (name, body) = commands.last()?;
-        let alone = commands.iter().all(|(other, _)| other == name);
-        let Fields(fields) = serde_json::from_str(body.get()).ok().filter(|_| alone)?;
+        let [(name, body)] = commands.as_slice() else { return None };
+        let Fields(fields) = serde_json::from_str(body.get()).ok()?;
         let mut names: Vec<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
         let field = |name: &str| fields.iter().find(|(other, _)| other == name).map_or("null", |(_, raw)| raw.get());
@@ -217,8 +219,8 @@ pub fn command(message: &[u8]) {
             ("revoke", ["jti", "until"]) => {
                 let jti = serde_json::from_str::<String>(field("jti")).ok()?;
                 let until = serde_json::from_str::<f64>(field("until")).ok().filter(|until| *until >= 0.0)?;
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and that")]
-                let until = until.ceil().min(253_402_300_799.0) as u64;
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+                let until = Some(until.ceil() as u64).filter(|until| *until <= now() + 10 * 366 * 86_400)?;
                 (1..=MAX_JTI_BYTES).contains(&jti.len()).then_some(Command::Revoke(Revocation { jti, until }))
             }
             _ => None,

@@ -80,16 +80,16 @@ fn text() -> impl Strategy<Value = String> {
 fn command() -> impl Strategy<Value = String> {
     let names = ["user", "connection", "jti", "until", "conection", "\\u0075ser"];
     let field = (prop::sample::select(names.to_vec()), value()).prop_map(|(name, value)| format!("\"{name}\":{value}"));
-    let likely = prop_oneof![
-        (value(), value()).prop_map(|(user, connection)| format!(r#""user":{user},"connection":{connection}"#)),
-        value().prop_map(|user| format!(r#""user":{user}"#)),
-        (value(), value()).prop_map(|(jti, until)| format!(r#""until":{until},"jti":{jti}"#)),
-        vec(field, 0..4).prop_map(|fields| fields.join(",")),
-    ];
-    let body = prop_oneof![6 => likely.prop_map(|fields| format!("{{{fields}}}")), 1 => value()];
+    let body = prop_oneof![4 => vec(field, 0..4).prop_map(|fields| format!("{{{}}}", fields.join(","))), 1 => value()];
     let name = prop::sample::select(vec!["disconnect", "revoke", "explode", "r\\u0065voke"]);
-    let command = (name, body).prop_map(|(name, body)| format!("\"{name}\":{body}"));
-    vec(command, 1..3).prop_map(|commands| format!("{{{}}}", commands.join(",")))
+    let one = prop_oneof![
+        2 => value().prop_map(|user| format!(r#""disconnect":{{"user":{user}}}"#)),
+        2 => (value(), value()).prop_map(|(user, id)| format!(r#""disconnect":{{"connection":{id},"user":{user}}}"#)),
+        4 => (value(), value()).prop_map(|(jti, until)| format!(r#""revoke":{{"jti":{jti},"until":{until}}}"#)),
+        2 => (name, body).prop_map(|(name, body)| format!("\"{name}\":{body}")),
+    ];
+    let few = prop_oneof![Just(1_usize), Just(1), Just(1), Just(2)];
+    (vec(one, 2), few).prop_map(|(commands, few)| format!("{{{}}}", commands[..few].join(",")))
 }
 
 /// A PROXY header, most of it as it should be.
