@@ -69,3 +69,57 @@ impl AsyncWrite for Wire {
         self.poll_flush(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+    use crate::config::{Config, Layers};
+    use crate::metrics::Metrics;
+    use crate::protocol::{ConnectionId, Dialect, text_frame};
+    use crate::registry::{Backlog, CredentialSlot, Outbox, Socket};
+
+    #[tokio::test]
+    async fn while_the_client_reads_nothing_no_pong_is_queued() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_send_buffer_size(4_096).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(socket.connect(listener.local_addr().unwrap()), listener.accept());
+        let (near, mut client) = (near.unwrap(), far.unwrap().0);
+        near.writable().await.unwrap();
+
+        let (config, metrics) = (Config::load(Layers::default()).unwrap(), Metrics::new());
+        let outbox = Outbox::new(Socket::Plain(near), Backlog::new(&metrics, usize::MAX));
+        let (id, credential) = (ConnectionId::random(), CredentialSlot::default());
+        let member = Arc::new(Member { id, dialect: Dialect::TidingsV1, credential, outbox });
+        let mut wire = Wire::new(Arc::clone(&member), &config.limits, &[]);
+        let pong = [0x8a, 0];
+        let mut write = |cx: &mut Context<'_>| Pin::new(&mut wire).poll_write(cx, &pong);
+
+        let event = text_frame(&[&[b'x'; 10_000]]);
+        let mut sent = 0;
+        while metrics.backlog_bytes.get() == 0 {
+            member.outbox.send(event.clone());
+            sent += event.len();
+        }
+        let waiting = metrics.backlog_bytes.get();
+        for _ in 0..1_000 {
+            assert!(poll_fn(|cx| Poll::Ready(write(cx))).await.is_pending());
+        }
+        assert_eq!(metrics.backlog_bytes.get(), waiting);
+
+        // Once the client reads, the one that the library holds follows everything that was before it.
+        let mut got = vec![0; sent + pong.len()];
+        let written = async {
+            assert_eq!(poll_fn(write).await.unwrap(), pong.len());
+            poll_fn(|cx| member.outbox.poll_flush(cx)).await.unwrap();
+        };
+        let (read, ()) = tokio::join!(client.read_exact(&mut got), written);
+        read.unwrap();
+        assert_eq!(got[sent..], pong);
+    }
+}
