@@ -24,6 +24,21 @@ async fn rounds(redis: &RedisServer, others: &mut [(&str, Client)], count: std::
     }
 }
 
+/// Of so many events with a filling of 10,000, the client gets some, the last among them, whole and in order; the
+/// others are counted as dropped, and there are some.
+pub async fn assert_newest_in_order(gateway: &Gateway, client: &mut Client, count: u32) {
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&u64::from(count - 1)) {
+        let event = client.event().await;
+        assert_eq!(event["filling"].as_str().unwrap().len(), 10_000);
+        numbers.push(event["number"].as_u64().unwrap());
+    }
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    let lost = f64::from(count - u32::try_from(numbers.len()).unwrap());
+    assert!(lost > 0.0);
+    assert_eq!(gateway.metric("tidings_deliveries_dropped_total").await, lost);
+}
+
 #[tokio::test]
 async fn a_client_that_stops_reading_is_ended_and_delays_nobody() {
     let redis = RedisServer::start().await;
@@ -55,16 +70,7 @@ async fn dropping_the_oldest_keeps_the_client_and_the_newest_in_order() {
     let mut others = [("42", Client::connect(&gateway, "42").await), ("43", Client::connect(&gateway, "43").await)];
     rounds(&redis, &mut others, 0..COUNT, 10_000).await;
 
-    let mut numbers = Vec::new();
-    while numbers.last() != Some(&u64::from(COUNT - 1)) {
-        let event = slow.event().await;
-        assert_eq!(event["filling"].as_str().unwrap().len(), 10_000);
-        numbers.push(event["number"].as_u64().unwrap());
-    }
-    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
-    let lost = f64::from(COUNT - u32::try_from(numbers.len()).unwrap());
-    assert!(lost > 0.0);
-    assert_eq!(gateway.metric("tidings_deliveries_dropped_total").await, lost);
+    assert_newest_in_order(&gateway, &mut slow, COUNT).await;
     // It is a client like any other again.
     redis.publish("42", "1").await;
     assert_eq!(slow.event().await, 1);

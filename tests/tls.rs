@@ -15,6 +15,7 @@ use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{ClientConfig, HandshakeKind, SupportedProtocolVersion};
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::slow_client::assert_newest_in_order;
 use crate::support::{
     Authority, Client, Gateway, Options, RedisServer, SECRET, client_config, command, eventually, handshake_tls,
     output, served_certificate, within,
@@ -206,16 +207,7 @@ async fn dropping_the_oldest_tears_nothing_and_keeps_the_newest() {
         place.redis.publish("43", "1").await;
         pace.event().await;
     }
-    let mut numbers = Vec::new();
-    while numbers.last() != Some(&u64::from(COUNT - 1)) {
-        let event = slow.event().await;
-        assert_eq!(event["filling"].as_str().unwrap().len(), 10_000);
-        numbers.push(event["number"].as_u64().unwrap());
-    }
-    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
-    let lost = f64::from(COUNT - u32::try_from(numbers.len()).unwrap());
-    assert!(lost > 0.0);
-    assert_eq!(gateway.metric("tidings_deliveries_dropped_total").await, lost);
+    assert_newest_in_order(&gateway, &mut slow, COUNT).await;
 }
 
 #[tokio::test]

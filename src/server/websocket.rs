@@ -27,9 +27,9 @@ pub(super) struct Upgrade {
 }
 
 /// Everything is decided before the 101, but for a token that a `hello` will bring.
-pub(super) async fn answer<B>(
+pub(super) async fn answer(
     app: &App,
-    request: &Request<B>,
+    request: &Request<()>,
     peer: SocketAddr,
     deadline: Instant,
 ) -> (Response<Body>, Option<Upgrade>) {
