@@ -26,7 +26,9 @@ fn frames(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(data.len() as u64));
     group.bench_function("is_json", |bencher| bencher.iter(|| is_json(black_box(&data))));
     group.bench_function("encode", |bencher| {
-        bencher.iter(|| Encoded::new(Event { name: "notification", data: black_box(&data) }).frame(Dialect::TidingsV1));
+        bencher.iter(|| {
+            Encoded::new(Event { name: "notification", data: black_box(&data), cursor: None }).frame(Dialect::TidingsV1)
+        });
     });
     group.finish();
 }
@@ -42,7 +44,7 @@ fn lookups(criterion: &mut Criterion, registry: &Registry) {
 
 fn outbox(criterion: &mut Criterion, member: &Member) {
     let data = payload();
-    let frame = Encoded::new(Event { name: "notification", data: &data }).frame(Dialect::TidingsV1);
+    let frame = Encoded::new(Event { name: "notification", data: &data, cursor: None }).frame(Dialect::TidingsV1);
     criterion.bench_function("outbox/push and write", |bencher| {
         bencher.iter(|| {
             assert_ne!(member.outbox.push(frame.clone(), &BOUND), Pushed::Closed);

@@ -81,7 +81,10 @@ fn check(data: String) -> String {
 #[bench::a_frame(payload())]
 fn encode(data: String) -> String {
     for _ in 0..TIMES {
-        black_box(Encoded::new(Event { name: "notification", data: black_box(&data) }).frame(Dialect::TidingsV1));
+        black_box(
+            Encoded::new(Event { name: "notification", data: black_box(&data), cursor: None })
+                .frame(Dialect::TidingsV1),
+        );
     }
     data
 }
@@ -90,7 +93,8 @@ fn encode(data: String) -> String {
 #[bench::and_flush(setting())]
 fn push(setting: Setting) -> Setting {
     let outbox = &setting.house.member.outbox;
-    let frame = Encoded::new(Event { name: "notification", data: &setting.data }).frame(Dialect::TidingsV1);
+    let frame =
+        Encoded::new(Event { name: "notification", data: &setting.data, cursor: None }).frame(Dialect::TidingsV1);
     for _ in 0..TIMES {
         black_box(outbox.push(frame.clone(), &BOUND));
         outbox.flush();

@@ -8,8 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
-use super::{Batch, Heard, Page, PageCursor, Sink, USER_CHANNEL, UserPresence};
-use crate::protocol::UserId;
+use super::{
+    BackplaneError, Batch, Heard, Page, PageCursor, PageSize, Publication, Published, ReadFrom, Reading, Sink,
+    USER_CHANNEL, UserPresence,
+};
+use crate::protocol::{DEFAULT_EVENT, UserId, stamp};
 
 /// Presence events that a slow reader may lag behind before it is told to start over.
 pub(super) const EVENTS_KEPT: usize = 256;
@@ -59,12 +62,29 @@ impl Memory {
         *self.sink.lock() = Some(sink);
     }
 
-    pub(super) fn publish(&self, user: &UserId, json: &str) {
+    pub(super) fn publish(&self, user: &UserId, publication: &Publication<'_>) -> Published {
+        if publication.durable || publication.key.is_some() {
+            return Err("refused");
+        }
         let channel = format!("{USER_CHANNEL}{user}");
+        let named = (publication.event != DEFAULT_EVENT).then(|| stamp(publication.event, publication.data));
+        let message = named.as_deref().unwrap_or(publication.data);
         if let Some(sink) = self.sink.lock().as_ref() {
-            sink(Heard::Message { channel: channel.as_bytes(), payload: json.as_bytes() });
+            sink(Heard::Message { channel: channel.as_bytes(), payload: message.as_bytes() });
             sink(Heard::Pause);
         }
+        Ok(None)
+    }
+
+    #[allow(clippy::unused_self, reason = "to be made")]
+    pub(super) fn read_history(
+        &self,
+        _user: &UserId,
+        _from: &ReadFrom,
+        _device: &str,
+        _page: PageSize,
+    ) -> Result<Reading, BackplaneError> {
+        Err(BackplaneError::Answer("nothing is stored".into()))
     }
 
     pub(super) fn publish_command(&self, json: &str) {

@@ -7,6 +7,7 @@
 //! * presence changes are applied as a batch, and the set and its event change together;
 //! * a lost subscription is found and mended by itself, counted as a gap, and [`Backplane::not_ready`] says so.
 
+mod history;
 mod lease;
 mod memory;
 mod redis;
@@ -18,8 +19,12 @@ use tokio::sync::{broadcast, watch};
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::protocol::{InstanceId, Revocation, UserId};
+use crate::protocol::{Cursor, InstanceId, Revocation, UserId};
 use crate::shutdown::Shutdown;
+pub use history::{
+    Acked, Entry, KEY_KEPT, MAX_DEVICES, MAX_KEY_BYTES, PageSize, Publication, Published, ReadFrom, ReadPosition,
+    Reading,
+};
 pub use lease::{Applied, BadCursor, Batch, LiveInstance, Page, PageCursor, UserPresence};
 pub use memory::Memory;
 pub use redis::{Claim, Granted, Malformed, Redis};
@@ -194,18 +199,40 @@ impl Backplane {
         }
     }
 
-    /// Publishes JSON for each of these users, at most once; nothing is stored. Gives for how many of them, from the
-    /// first on, it is known to have been done.
+    /// Publishes to each of these users; gives what became of it, in their order. What is durable is stored first, and
+    /// has one order with everything else that is published to the user.
+    pub async fn publish(&self, users: &[UserId], publication: &Publication<'_>) -> Vec<Published> {
+        match self {
+            Self::Memory(memory) => users.iter().map(|user| memory.publish(user, publication)).collect(),
+            Self::Redis(redis) => redis.publish_to_many(users, publication).await,
+        }
+    }
+
+    /// Reads a user's stored notifications, and how many of them the device has not read.
     ///
     /// # Errors
-    /// [`BackplaneError`] where it is not known to have been done for any of them.
-    pub async fn publish_to_many(&self, users: &[UserId], json: &str) -> Result<usize, BackplaneError> {
+    /// [`BackplaneError`] where they cannot be read now.
+    pub async fn read_history(
+        &self,
+        user: &UserId,
+        from: &ReadFrom,
+        device: &str,
+        page: PageSize,
+    ) -> Result<Reading, BackplaneError> {
         match self {
-            Self::Memory(memory) => {
-                users.iter().for_each(|user| memory.publish(user, json));
-                Ok(users.len())
-            }
-            Self::Redis(redis) => redis.publish_to_many(users, json).await,
+            Self::Memory(memory) => memory.read_history(user, from, device, page),
+            Self::Redis(redis) => redis.read_history(user, from, device, page).await,
+        }
+    }
+
+    /// Where each user's newest stored notification is, in their order; with number 0 where nothing is stored.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where they cannot be read now.
+    pub async fn newest(&self, users: &[UserId]) -> Result<Vec<Cursor>, BackplaneError> {
+        match self {
+            Self::Memory(_) => Ok(Vec::new()),
+            Self::Redis(redis) => redis.newest(users).await,
         }
     }
 

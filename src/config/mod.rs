@@ -59,6 +59,8 @@ pub struct Config {
     pub admin_keys: Vec<(String, SecretString)>,
     /// Who is online.
     pub presence: Presence,
+    /// What is kept of each user's durable notifications.
+    pub history: History,
     /// The bound of each connection's queue.
     pub outbox: Outbox,
     /// Over how long the last connections are closed at a stop.
@@ -178,6 +180,15 @@ pub struct Outbox {
     pub write_timeout: Duration,
 }
 
+/// Keys under `history.`.
+#[derive(Debug, Clone, Copy)]
+pub struct History {
+    /// How many notifications of a user are kept.
+    pub max_len: usize,
+    /// How long each is kept.
+    pub ttl: Duration,
+}
+
 /// What happens to a client whose outbox is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlowClient {
@@ -241,6 +252,10 @@ impl Config {
             auth: Auth::read(&mut settings, layers.dev),
             admin_keys: admin_keys(&mut settings),
             presence: Presence::read(&mut settings),
+            history: History {
+                max_len: settings.size("history.max_len", 1_000),
+                ttl: settings.duration("history.ttl", "7d", Duration::from_millis(100)),
+            },
             outbox: Outbox::read(&mut settings),
             drain_window: settings.duration("drain.window", "10s", Duration::ZERO),
             limits: Limits::read(&mut settings),

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::Cursor;
 use super::frame::text_frame;
 
 /// How a client is spoken to.
@@ -29,6 +30,26 @@ impl Dialect {
     }
 }
 
+/// The event's name where the backend named none.
+pub const DEFAULT_EVENT: &str = "notification";
+
+/// Most bytes of an event's name.
+const MAX_EVENT_BYTES: usize = 128;
+
+/// A text that names no event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an event's name is 1 to {MAX_EVENT_BYTES} bytes of text without control characters")]
+pub struct BadEventName;
+
+/// Checks an event's name.
+///
+/// # Errors
+/// [`BadEventName`].
+pub fn check_event_name(name: &str) -> Result<(), BadEventName> {
+    let good = (1..=MAX_EVENT_BYTES).contains(&name.len()) && !name.chars().any(char::is_control);
+    if good { Ok(()) } else { Err(BadEventName) }
+}
+
 /// One notification.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
@@ -36,6 +57,8 @@ pub struct Event<'a> {
     pub name: &'a str,
     /// The published JSON, byte for byte, without the white space around it.
     pub data: &'a str,
+    /// Its place, where it is stored.
+    pub cursor: Option<Cursor>,
 }
 
 /// One event as WebSocket frames: each dialect's is made once, when first asked for, and then shared.
@@ -72,19 +95,26 @@ impl<'a> Encoded<'a> {
 }
 
 impl Event<'_> {
-    fn encode(self, dialect: Dialect) -> Bytes {
-        if dialect.has_frames() { event_frame(self.name, self.data) } else { text_frame(&[self.data.as_bytes()]) }
+    /// The whole WebSocket frame for this dialect.
+    #[must_use]
+    pub fn encode(self, dialect: Dialect) -> Bytes {
+        let Self { name, data, cursor } = self;
+        if !dialect.has_frames() {
+            return text_frame(&[data.as_bytes()]);
+        }
+        let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'));
+        let escaped;
+        let name = if plain {
+            name
+        } else {
+            // A text always serialises; the name is the only part that may need escaping, and hardly ever does.
+            escaped = serde_json::to_string(name).unwrap_or_default();
+            escaped.get(1..escaped.len() - 1).unwrap_or_default()
+        };
+        let place = cursor.map(|cursor| format!(r#"","id":"{cursor}","ts":{},"data":"#, cursor.ms));
+        let place = place.as_deref().unwrap_or(r#"","data":"#);
+        text_frame(&[br#"{"type":"event","event":""#, name.as_bytes(), place.as_bytes(), data.as_bytes(), b"}"])
     }
-}
-
-fn event_frame(name: &str, data: &str) -> Bytes {
-    let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'));
-    if plain {
-        return text_frame(&[br#"{"type":"event","event":""#, name.as_bytes(), br#"","data":"#, data.as_bytes(), b"}"]);
-    }
-    // A text always serialises; the name is the only part that may need escaping, and hardly ever does.
-    let name = serde_json::to_string(name).unwrap_or_default();
-    text_frame(&[br#"{"type":"event","event":"#, name.as_bytes(), br#","data":"#, data.as_bytes(), b"}"])
 }
 
 #[cfg(test)]
@@ -94,7 +124,7 @@ mod tests {
     #[test]
     fn data_is_carried_byte_for_byte_in_each_dialect() {
         let data = r#"{ "n": 9007199254740993, "s":"é\u00e9" }"#;
-        let mut encoded = Encoded::new(Event { name: "notification", data });
+        let mut encoded = Encoded::new(Event { name: "notification", data, cursor: None });
         let framed = encoded.frame(Dialect::TidingsV1);
         let expected = format!(r#"{{"type":"event","event":"notification","data":{data}}}"#);
         assert_eq!(&framed[2..], expected.as_bytes());
@@ -103,14 +133,23 @@ mod tests {
 
     #[test]
     fn a_frame_is_encoded_once_and_shared() {
-        let mut encoded = Encoded::new(Event { name: "n", data: "1" });
+        let mut encoded = Encoded::new(Event { name: "n", data: "1", cursor: None });
         let (a, b) = (encoded.frame(Dialect::TidingsV1), encoded.frame(Dialect::Plain));
         assert_eq!(a.as_ptr(), b.as_ptr());
     }
 
     #[test]
     fn an_event_name_is_escaped() {
-        let frame = event_frame("a\"b", "1");
+        let frame = Event { name: "a\"b", data: "1", cursor: None }.encode(Dialect::Plain);
         assert_eq!(&frame[2..], br#"{"type":"event","event":"a\"b","data":1}"#);
+    }
+
+    #[test]
+    fn a_stored_event_tells_its_place_and_time() {
+        let cursor = "0000000000000abc-1795000000123-17".parse().ok();
+        let frame = Event { name: "paid", data: "1", cursor }.encode(Dialect::TidingsV1);
+        let expected =
+            br#"{"type":"event","event":"paid","id":"0000000000000abc-1795000000123-17","ts":1795000000123,"data":1}"#;
+        assert_eq!(&frame[2..], expected);
     }
 }

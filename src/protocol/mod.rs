@@ -4,12 +4,16 @@
 
 mod close;
 mod command;
+mod cursor;
 mod dialect;
 mod frame;
 mod id;
+mod stamp;
 
 pub use close::Close;
 pub use command::{Command, CommandError, MAX_JTI_BYTES, Revocation};
-pub use dialect::{Dialect, Encoded, Event};
+pub use cursor::{BadCursorText, Cursor, Following};
+pub use dialect::{BadEventName, DEFAULT_EVENT, Dialect, Encoded, Event, check_event_name};
 pub use frame::{BAD_FRAME, ClientFrame, FrameError, ServerFrame, is_json, text_frame};
 pub use id::{ConnectionId, CredentialId, InstanceId, UserId, UserIdError};
+pub use stamp::{MAX_STAMP_BYTES, STAMP, Stamped, stamp};

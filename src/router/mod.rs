@@ -13,13 +13,10 @@ use crate::backplane::{Heard, USER_CHANNEL};
 use crate::config::Outbox as Bound;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
-use crate::protocol::{Encoded, Event, UserId, is_json};
+use crate::protocol::{DEFAULT_EVENT, Encoded, Event, UserId, is_json};
 use crate::registry::{Member, Pushed, Registry};
 use crate::shutdown::Shutdown;
 use unwritten::Unwritten;
-
-/// The event's name where the backend named none.
-pub const DEFAULT_EVENT: &str = "notification";
 
 /// See the module.
 #[derive(Debug)]
@@ -128,7 +125,7 @@ impl Router {
         }
         let text = str::from_utf8(payload).map_err(|_| Drop::Utf8)?;
         let data = text.trim_matches([' ', '\t', '\r', '\n']);
-        if is_json(data) { Ok(Event { name: DEFAULT_EVENT, data }) } else { Err(Drop::Json) }
+        if is_json(data) { Ok(Event { name: DEFAULT_EVENT, data, cursor: None }) } else { Err(Drop::Json) }
     }
 
     fn hand_to(&self, members: &[Arc<Member>], mut encoded: Encoded<'_>, unwritten: &mut Vec<Arc<Member>>) {

@@ -13,10 +13,10 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::App;
-use super::reply::{Refusal, unavailable};
+use super::reply::Refusal;
 use super::request::{UserPath, bad_user, object};
-use crate::protocol::UserId;
-use crate::router::DEFAULT_EVENT;
+use crate::backplane::Publication;
+use crate::protocol::{DEFAULT_EVENT, UserId};
 
 /// Most users of one request.
 const MAX_USERS: usize = 10_000;
@@ -99,10 +99,27 @@ pub(super) async fn to_many(
             Err(_) => failed.push(json!({"user": user, "code": "bad_user"})),
         }
     }
-    let published = app.backplane.publish_to_many(&good, data).await.map_err(unavailable)?;
-    app.context.metrics.published.inc_by(published as u64);
-    failed.extend(good.iter().skip(published).map(|user| json!({"user": user.as_str(), "code": "backplane_down"})));
-    Ok((StatusCode::ACCEPTED, Json(json!({"accepted": published, "failed": failed}))).into_response())
+    let published = app.backplane.publish(&good, &ephemeral(data)).await;
+    let accepted = published.iter().filter(|outcome| outcome.is_ok()).count();
+    if let (0, Some(Err(kind))) = (accepted, published.first()) {
+        return Err(not_published(kind));
+    }
+    app.context.metrics.published.inc_by(accepted as u64);
+    for (user, outcome) in good.iter().zip(&published) {
+        if outcome.is_err() {
+            failed.push(json!({"user": user.as_str(), "code": "backplane_down"}));
+        }
+    }
+    Ok((StatusCode::ACCEPTED, Json(json!({"accepted": accepted, "failed": failed}))).into_response())
+}
+
+fn ephemeral(data: &str) -> Publication<'_> {
+    Publication { event: DEFAULT_EVENT, data, durable: false, ttl: None, key: None }
+}
+
+fn not_published(kind: &str) -> Refusal {
+    let message = format!("the backplane did not take it ({kind})");
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_down", message)
 }
 
 /// From the demo page, for one user.
@@ -113,7 +130,9 @@ pub(super) async fn from_page(app: &App, user: &str, data: &RawValue) -> Result<
 
 /// Publishes one notification; 202 and its cursor, which an ephemeral one does not have.
 async fn publish(app: &App, user: UserId, data: &str) -> Result<Response, Refusal> {
-    app.backplane.publish_to_many(&[user], data).await.map_err(unavailable)?;
+    if let Some(Err(kind)) = app.backplane.publish(&[user], &ephemeral(data)).await.first() {
+        return Err(not_published(kind));
+    }
     app.context.metrics.published.inc();
     Ok((StatusCode::ACCEPTED, Json(json!({"id": null}))).into_response())
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, ScriptInvocation,
-    TlsCertificates, cmd,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, Script,
+    ScriptInvocation, TlsCertificates, cmd, pipe,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
@@ -25,6 +25,23 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(2);
 
 /// After a failed connect, how long the next is put off.
 const LEFT_ALONE: Duration = Duration::from_millis(500);
+
+/// A script that is called many times in one go.
+pub(super) struct Pipelined {
+    source: &'static str,
+    hash: String,
+}
+
+impl Pipelined {
+    pub(super) fn new(source: &'static str) -> Self {
+        Self { source, hash: Script::new(source).get_hash().to_owned() }
+    }
+
+    /// A call with these keys; its arguments may be added.
+    pub(super) fn call(&self, keys: &[String]) -> Cmd {
+        cmd("EVALSHA").arg(&self.hash).arg(keys.len()).arg(keys).to_owned()
+    }
+}
 
 /// Makes connections, and keeps the one for commands; it is made when first needed and again after it failed.
 pub(super) struct Link {
@@ -87,6 +104,35 @@ impl Link {
         let (mut connection, number) = self.connection().await?;
         let answer = deadline(COMMAND_DEADLINE, script.invoke_async(&mut connection)).await;
         self.forget_if_broken(number, answer)
+    }
+
+    /// Runs one script for each of these calls, in their order and at once; gives what each answered.
+    pub(super) async fn scripts<T: FromRedisValue>(
+        &self,
+        script: &Pipelined,
+        calls: &[Cmd],
+    ) -> Result<Vec<redis::RedisResult<T>>, BackplaneError> {
+        let mut commands = pipe();
+        commands.ignore_errors();
+        // It is small beside many calls, and those that find the script missing would not keep their order.
+        if calls.len() > 1 {
+            commands.cmd("SCRIPT").arg("LOAD").arg(script.source).ignore();
+        }
+        for call in calls {
+            commands.add_command(call.clone());
+        }
+        let answers: Vec<redis::RedisResult<T>> = self.pipeline(&commands).await?;
+        if let [Err(missing)] = answers.as_slice()
+            && missing.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
+        {
+            let mut commands = pipe();
+            commands.ignore_errors().cmd("SCRIPT").arg("LOAD").arg(script.source).ignore();
+            for call in calls {
+                commands.add_command(call.clone());
+            }
+            return self.pipeline(&commands).await;
+        }
+        Ok(answers)
     }
 
     /// The connection and its number. Whoever comes while it is being made waits for that, and shares its failure.

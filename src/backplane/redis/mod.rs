@@ -1,6 +1,7 @@
 //! The Redis backplane: pub/sub for messages, a lease design in Lua for presence.
 
 mod directory;
+mod history;
 mod limits;
 mod link;
 mod presence;
@@ -14,19 +15,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::{cmd, pipe};
+use redis::cmd;
 use secrecy::SecretString;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
+use super::history::{PageSize, Publication, Published, ReadFrom, Reading};
 use super::memory::EVENTS_KEPT;
 use super::{Applied, BackplaneError, Batch, LiveInstance, Page, PageCursor, Sink, Stored, USER_CHANNEL, UserPresence};
 use crate::config::Config;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
-use crate::protocol::{InstanceId, Revocation, UserId};
+use crate::protocol::{Cursor, InstanceId, Revocation, UserId};
 use crate::shutdown::Shutdown;
+use history::History;
 use limits::Limits;
 pub use limits::{Claim, Granted};
 use link::Link;
@@ -34,16 +37,13 @@ use presence::Presence;
 pub use resp::Malformed;
 use store::RevokedSet;
 
-/// Most publishes sent to Redis at once.
-const PUBLISH_STEP: usize = 500;
-
-/// Most bytes of them, one publish aside: they share a connection with leases, and reach every instance at once.
-const PUBLISH_BYTES: usize = 1 << 20;
-
 /// See the module.
 pub struct Redis {
     link: Link,
+    /// Pages of history are large, and must not stand before a lease.
+    history_link: Link,
     presence: Presence,
+    history: History,
     limits: Limits,
     revoked: RevokedSet,
     control_channel: String,
@@ -101,6 +101,8 @@ impl Redis {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         Ok(Self {
             link: Link::new(&config.redis, url, format!("tidings-{instance}"))?,
+            history_link: Link::new(&config.redis, url, format!("tidings-{instance}-history"))?,
+            history: History::new(&config.redis.prefix, config.history),
             presence: Presence::new(&config.presence),
             limits: Limits::new(&config.redis.prefix, config.presence.lease),
             revoked: RevokedSet::new(&config.redis.prefix),
@@ -151,21 +153,31 @@ impl Redis {
         self.counted(self.link.command(&publish).await)
     }
 
-    pub(super) async fn publish_to_many(&self, users: &[UserId], json: &str) -> Result<usize, BackplaneError> {
-        let mut published = 0;
-        let step = (PUBLISH_BYTES / json.len().max(1)).clamp(1, PUBLISH_STEP);
-        for some in users.chunks(step) {
-            let mut publishes = pipe();
-            for user in some {
-                publishes.cmd("PUBLISH").arg(format!("{USER_CHANNEL}{user}")).arg(json).ignore();
-            }
-            match self.counted(self.link.pipeline::<()>(&publishes).await) {
-                Ok(()) => published += some.len(),
-                Err(error) if published == 0 => return Err(error),
-                Err(_) => break,
+    /// Publishes to each of these users; gives what became of it, in their order.
+    pub async fn publish_to_many(&self, users: &[UserId], publication: &Publication<'_>) -> Vec<Published> {
+        let published = self.history.publish(&self.history_link, users, publication).await;
+        let failed: Vec<_> = published.iter().filter_map(|outcome| outcome.as_ref().err().copied()).collect();
+        if let Some(kind) = failed.first() {
+            self.metrics.backplane_errors.with_label_values(&[kind]).inc();
+            if let Some(held_back) = self.failures.admit() {
+                warn!(kind, users = failed.len(), held_back, "redis did not publish");
             }
         }
-        Ok(published)
+        published
+    }
+
+    pub(super) async fn read_history(
+        &self,
+        user: &UserId,
+        from: &ReadFrom,
+        device: &str,
+        page: PageSize,
+    ) -> Result<Reading, BackplaneError> {
+        self.counted(self.history.read(&self.history_link, user, from, device, page).await)
+    }
+
+    pub(super) async fn newest(&self, users: &[UserId]) -> Result<Vec<Cursor>, BackplaneError> {
+        self.counted(self.history.newest(&self.history_link, users).await)
     }
 
     pub(super) async fn publish_command(&self, json: &str) -> Result<(), BackplaneError> {

@@ -1,0 +1,202 @@
+//! Users' stored notifications: `{prefix}history:{USER}`, a stream each, written and read by scripts alone.
+
+use redis::{Cmd, FromRedisValue, Script, Value, pipe};
+
+use super::link::{Link, Pipelined};
+use crate::backplane::history::{Entry, KEY_KEPT, PageSize, Publication, Published, ReadFrom, Reading};
+use crate::backplane::memory::millis;
+use crate::backplane::{BackplaneError, USER_CHANNEL};
+use crate::config;
+use crate::protocol::{Cursor, DEFAULT_EVENT, UserId, stamp};
+
+/// Most publications sent to Redis at once.
+const PUBLISH_STEP: usize = 500;
+
+/// Most bytes of them, one aside: they reach every instance at once.
+const PUBLISH_BYTES: usize = 1 << 20;
+
+/// Users asked for in one script: it has the newest notification of each in memory.
+const NEWEST_STEP: usize = 100;
+
+pub(super) struct History {
+    prefix: String,
+    kept: config::History,
+    publish: Pipelined,
+    publish_once: Pipelined,
+    read: Script,
+    newest: Pipelined,
+}
+
+impl History {
+    pub(super) fn new(prefix: &str, kept: config::History) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            kept,
+            publish: Pipelined::new(include_str!("scripts/publish.lua")),
+            publish_once: Pipelined::new(include_str!("scripts/publish_once.lua")),
+            read: Script::new(include_str!("scripts/read.lua")),
+            newest: Pipelined::new(include_str!("scripts/newest.lua")),
+        }
+    }
+
+    /// The fleet's: epoch and count.
+    pub(super) fn key(&self) -> String {
+        format!("{}history", self.prefix)
+    }
+
+    pub(super) fn stream(&self, user: &UserId) -> String {
+        format!("{}history:{{{user}}}", self.prefix)
+    }
+
+    /// By device.
+    pub(super) fn positions(&self, user: &UserId) -> String {
+        format!("{}read:{{{user}}}", self.prefix)
+    }
+
+    fn once(&self, user: &UserId, key: &str) -> String {
+        format!("{}key:{{{user}}}:{key}", self.prefix)
+    }
+
+    /// Publishes to each of these users; gives what became of it, in their order.
+    pub(super) async fn publish(&self, link: &Link, users: &[UserId], publication: &Publication<'_>) -> Vec<Published> {
+        let mut published = Vec::with_capacity(users.len());
+        let step = (PUBLISH_BYTES / publication.data.len().max(1)).clamp(1, PUBLISH_STEP);
+        for some in users.chunks(step) {
+            match self.publish_some(link, some, publication).await {
+                Ok(outcomes) => published.extend(outcomes),
+                Err(error) => {
+                    // Whoever comes after would meet the same.
+                    let kind = error.kind();
+                    published.resize_with(users.len(), || Err(kind));
+                    break;
+                }
+            }
+        }
+        published
+    }
+
+    async fn publish_some(
+        &self,
+        link: &Link,
+        users: &[UserId],
+        publication: &Publication<'_>,
+    ) -> Result<Vec<Published>, BackplaneError> {
+        let Publication { event, data, durable, key, .. } = *publication;
+        if !durable && key.is_none() {
+            let mut publishes = pipe();
+            let named = (event != DEFAULT_EVENT).then(|| stamp(event, data));
+            let message = named.as_deref().unwrap_or(data);
+            for user in users {
+                publishes.cmd("PUBLISH").arg(format!("{USER_CHANNEL}{user}")).arg(message).ignore();
+            }
+            link.pipeline::<()>(&publishes).await?;
+            return Ok(vec![Ok(None); users.len()]);
+        }
+        let script = if durable { &self.publish } else { &self.publish_once };
+        let calls: Vec<_> = users.iter().map(|user| self.call(user, publication)).collect();
+        let answers: Vec<redis::RedisResult<String>> = link.scripts(script, &calls).await?;
+        Ok(answers.into_iter().map(|answer| place(answer).map_err(|error| error.kind())).collect())
+    }
+
+    fn call(&self, user: &UserId, publication: &Publication<'_>) -> Cmd {
+        let Publication { event, data, durable, ttl, key } = *publication;
+        let once = key.map(|key| self.once(user, key));
+        if !durable {
+            let mut call = self.publish_once.call(&[once.unwrap_or_default()]);
+            call.arg(user.as_str()).arg(stamp(event, data)).arg(millis(KEY_KEPT));
+            return call;
+        }
+        let mut keys = vec![self.key(), self.stream(user)];
+        keys.extend(once);
+        let mut call = self.publish.call(&keys);
+        call.arg(user.as_str()).arg(fresh_epoch());
+        // A text always serialises.
+        call.arg(serde_json::to_string(event).unwrap_or_default()).arg(data);
+        call.arg(self.kept.max_len).arg(millis(self.kept.ttl));
+        call.arg(ttl.map_or_else(String::new, |ttl| millis(ttl).to_string())).arg(millis(KEY_KEPT));
+        call
+    }
+
+    pub(super) async fn read(
+        &self,
+        link: &Link,
+        user: &UserId,
+        from: &ReadFrom,
+        device: &str,
+        page: PageSize,
+    ) -> Result<Reading, BackplaneError> {
+        let mut call = self.read.key(self.key());
+        call.key(self.stream(user)).key(self.positions(user));
+        call.arg(user.as_str()).arg(fresh_epoch()).arg(millis(self.kept.ttl)).arg(device);
+        call.arg(page.entries).arg(page.bytes);
+        match from {
+            ReadFrom::Newest => call.arg("newest"),
+            ReadFrom::Oldest => call.arg("oldest"),
+            ReadFrom::After(cursor) => {
+                call.arg("after").arg(format!("{:016x}", cursor.epoch)).arg(cursor.ms).arg(cursor.number)
+            }
+            ReadFrom::Acked(device) => call.arg("acked").arg(device),
+            ReadFrom::Since(age) => call.arg("since").arg(millis(*age)),
+        };
+        let answer: Vec<Value> = link.script(&call).await?;
+        reading(&answer).ok_or_else(|| BackplaneError::Answer(format!("{answer:?}").chars().take(80).collect()))
+    }
+
+    /// Where the newest of each is, in their order; with number 0 where nothing is stored.
+    pub(super) async fn newest(&self, link: &Link, users: &[UserId]) -> Result<Vec<Cursor>, BackplaneError> {
+        let call = |some: &[UserId]| {
+            let mut keys = vec![self.key()];
+            keys.extend(some.iter().map(|user| self.stream(user)));
+            let mut call = self.newest.call(&keys);
+            call.arg(fresh_epoch());
+            for user in some {
+                call.arg(user.as_str());
+            }
+            call
+        };
+        let calls: Vec<_> = users.chunks(NEWEST_STEP).map(call).collect();
+        let answers: Vec<redis::RedisResult<Vec<String>>> = link.scripts(&self.newest, &calls).await?;
+        let mut newest = Vec::with_capacity(users.len());
+        for answer in answers {
+            for pair in answer?.as_chunks::<2>().0 {
+                let [epoch, place] = pair;
+                let cursor = format!("{epoch}-{place}").parse();
+                newest.push(cursor.map_err(|_| BackplaneError::Answer(format!("{epoch}-{place}")))?);
+            }
+        }
+        if newest.len() == users.len() { Ok(newest) } else { Err(BackplaneError::Answer("of another length".into())) }
+    }
+}
+
+/// For a Redis that has none, or has lost it.
+fn fresh_epoch() -> String {
+    format!("{:016x}", fastrand::u64(..))
+}
+
+/// The cursor of a script's answer, where it is one.
+fn place(answer: redis::RedisResult<String>) -> Result<Option<Cursor>, BackplaneError> {
+    match answer?.as_str() {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| BackplaneError::Answer(text.chars().take(80).collect())),
+    }
+}
+
+fn reading(answer: &[Value]) -> Option<Reading> {
+    let text = |value: &Value| String::from_redis_value_ref(value).ok();
+    let [epoch, whole, from, upto, newest, unread, entries @ ..] = answer else { return None };
+    let epoch = text(epoch)?;
+    let cursor = |value: &Value| format!("{epoch}-{}", text(value)?).parse::<Cursor>().ok();
+    let (triples, []) = entries.as_chunks::<3>() else { return None };
+    let entry = |[place, event, data]: &[Value; 3]| {
+        let event = serde_json::from_str(&text(event)?).ok()?;
+        Some(Entry { cursor: cursor(place)?, event, data: text(data)? })
+    };
+    Some(Reading {
+        whole: text(whole)? == "1",
+        from: cursor(from)?,
+        upto: cursor(upto)?,
+        newest: cursor(newest)?,
+        entries: triples.iter().map(entry).collect::<Option<_>>()?,
+        unread: u64::from_redis_value_ref(unread).ok()?,
+    })
+}
