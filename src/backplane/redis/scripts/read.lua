@@ -68,7 +68,7 @@ elseif kind == 'acked' then
     whole = from and is_whole(from)
   else
     -- Before the first that was ever stored, where that is still there.
-    from = at(kept_since + 1, 0)
+    from = at(first and first.ms or now, 0)
     whole = not first or first.number == 1
   end
 else
