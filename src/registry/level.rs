@@ -23,16 +23,20 @@ pub enum Place {
 type Waiter = (Option<Cursor>, Bytes);
 
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 struct Waiting {
     events: Vec<Waiter>,
     bytes: usize,
     /// The history is being read; what waited by then is stored for whoever reads it.
     reading: bool,
     before_reading: usize,
+    /// Where the newest stored event was said to be meanwhile: it may have come after the reading, and be lost.
+    newest: Option<Cursor>,
 }
 
 /// See the module.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Level {
     place: Place,
     /// None while the client is level.
@@ -41,6 +45,7 @@ pub(super) struct Level {
 
 /// What was found in the history behind a client's place.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Found {
     /// The events, ready to be sent.
     pub events: Vec<(Cursor, Bytes)>,
@@ -107,8 +112,12 @@ impl Level {
 
     /// Hears where the newest stored event is; gives whether the client turned out to be behind.
     pub(super) fn compare(&mut self, newest: &Cursor) -> bool {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.newest = Some(*newest);
+            return false;
+        }
         let behind = match &mut self.place {
-            _ if self.waiting.is_some() || newest.number == 0 => false,
+            _ if newest.number == 0 => false,
             Place::Since(_) => true,
             Place::At(place) if place.is_same_place(newest) => {
                 place.epoch = newest.epoch;
@@ -185,7 +194,13 @@ impl Level {
                 }
                 Some((_, Following::Known)) => {}
                 // It was published before all of the history was read, and is not in there.
-                Some((_, Following::Gap)) if found.level && index < waiting.before_reading => released.foreign += 1,
+                Some((cursor, Following::Gap))
+                    if found.level
+                        && index < waiting.before_reading
+                        && found.upto.followed_by(&cursor) != Following::Known =>
+                {
+                    released.foreign += 1;
+                }
                 Some((cursor, Following::Gap)) => {
                     let rest = std::iter::once((Some(cursor), event)).chain(waiters.map(|(_, waiter)| waiter));
                     let events: Vec<Waiter> = rest.collect();
@@ -194,6 +209,11 @@ impl Level {
                     break;
                 }
             }
+        }
+        if self.waiting.is_none()
+            && let Some(newest) = waiting.newest
+        {
+            self.compare(&newest);
         }
         released
     }
@@ -218,3 +238,6 @@ impl Level {
         !known
     }
 }
+
+#[cfg(test)]
+mod tests;
