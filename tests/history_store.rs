@@ -558,7 +558,8 @@ async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_c
     let store = Store::new(None, &[]);
     let mebibyte = format!("\"{}\"", "x".repeat(1 << 20));
     let (start, never) = (store.here("42").await, store.here("43").await);
-    let places = store.store_numbers("42", 1..=3).await;
+    let mut places = store.store_numbers("42", 1..=2).await;
+    places.push(store.store("42", &mebibyte).await);
     store.ack("42", "phone", places[2]).await;
     let kept = store.store("45", "1").await;
     for _ in 0..40 {
@@ -566,7 +567,7 @@ async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_c
     }
     let kept_too = store.store("45", "2").await;
     assert!(store.is_whole_behind("42", start).await, "there is room yet");
-    for _ in 0..24 {
+    for _ in 0..23 {
         store.store("44", &mebibyte).await;
     }
     let dropped = |what: &str| store.metrics.history_dropped.with_label_values(&[what]).get();
@@ -596,7 +597,7 @@ async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_c
     assert_eq!(dropped("users"), 3);
     assert!(!store.is_whole_behind("45", kept_too).await);
     let left = store.read("44", ReadFrom::Oldest).await.entries;
-    assert!((60..64).contains(&left.len()) && left.last().unwrap().cursor.number == 134, "{}", left.len());
+    assert!((60..64).contains(&left.len()) && left.last().unwrap().cursor.number == 133, "{}", left.len());
 }
 
 #[tokio::test]
@@ -621,4 +622,22 @@ async fn acks_that_cannot_be_written_wait_for_redis() {
     redis.config_set("maxmemory", "0").await;
     eventually("it is written", async || store.position("42", "phone").await.cursor == Some(places[1])).await;
     within("the task ends", shutdown.stop(Duration::from_secs(10))).await;
+}
+
+#[tokio::test]
+async fn acks_that_find_no_room_are_counted_and_known_devices_still_move() {
+    let store = Store::new(None, &[]);
+    let places = store.store_numbers("42", 1..=2).await;
+    let acks = Arc::new(Acks::new(Arc::clone(&store.backplane), Arc::clone(&store.metrics)));
+    let user = UserId::new("42").unwrap();
+    acks.note(&user, "phone", places[0]);
+    for number in 1..=100_005 {
+        acks.note(&UserId::new(&format!("user {number}")).unwrap(), "default", places[0]);
+    }
+    acks.note(&user, "phone", places[1]);
+    let count = |result: &str| store.metrics.acks.with_label_values(&[result]).get();
+    assert_eq!(count("dropped"), 6);
+    Arc::clone(&acks).run(async {}, Duration::from_secs(20)).await;
+    assert_eq!(store.position("42", "phone").await.cursor, Some(places[1]));
+    assert_eq!((count("kept"), count("foreign")), (1, 99_999));
 }
