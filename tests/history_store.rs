@@ -1,5 +1,6 @@
 //! What every backplane owes of stored notifications, held against each of them: memory and Redis.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -130,12 +131,12 @@ pub fn durable(data: &str) -> Publication<'_> {
     Publication { event: "notification", data, durable: true, ttl: None, key: None }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn memory_keeps_the_contract_of_the_store() {
     checks(|settings| Store::new(None, settings)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn redis_keeps_the_contract_of_the_store() {
     let redis = Arc::new(RedisServer::start().await);
     checks(|settings| Store::new(Some(&redis), settings)).await;
@@ -214,23 +215,24 @@ async fn what_is_heard_is_what_is_stored_in_one_order(store: &Store) {
     assert_eq!(places[9], places[4]);
 
     // Of many at once, what is heard is in the order of the numbers, and the count has no hole either.
-    let users: Vec<_> = (0..5).map(|user| UserId::new(&format!("many{user}")).unwrap()).collect();
-    let publishing = (0..20).map(|_| store.backplane.publish(&users, const { &durable_null() }));
+    let publishing = (0..50).map(|_| {
+        let backplane = Arc::clone(&store.backplane);
+        let users: Vec<_> = (0..20).map(|user| UserId::new(&format!("many{user}")).unwrap()).collect();
+        #[allow(clippy::disallowed_methods, reason = "at the same time, on other threads")]
+        tokio::spawn(async move { backplane.publish(&users, &durable("null")).await })
+    });
     join_all(publishing).await;
-    eventually("all are heard", async || heard.lock().len() == 108).await;
-    let heard = heard.lock();
+    eventually("all are heard", async || heard.lock().len() == 1_008).await;
+    let heard = std::mem::take(&mut *heard.lock());
     let stamps: Vec<_> = heard[8..].iter().map(|text| Stamped::parse(text).unwrap().stored.unwrap()).collect();
-    assert_eq!(stamps.iter().map(|(count, _)| *count).collect::<Vec<_>>(), (4..104).collect::<Vec<_>>());
-    for first in &stamps[..5] {
-        let own = stamps.iter().filter(|(_, cursor)| cursor.epoch == first.1.epoch);
-        assert_eq!(own.map(|(_, cursor)| cursor.number).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+    assert_eq!(stamps.iter().map(|(count, _)| *count).collect::<Vec<_>>(), (4..1_004).collect::<Vec<_>>());
+    let mut newest = HashMap::new();
+    for (_, cursor) in &stamps {
+        let number = newest.insert(cursor.epoch, cursor.number).unwrap_or_default();
+        assert_eq!(cursor.number, number + 1);
     }
-    drop(heard);
+    assert_eq!(newest.len(), 20);
     within("the subscriber ends", shutdown.stop(Duration::from_secs(5))).await;
-}
-
-const fn durable_null() -> Publication<'static> {
-    Publication { event: "notification", data: "null", durable: true, ttl: None, key: None }
 }
 
 async fn data_and_names_are_kept_byte_for_byte(store: &Store) {
