@@ -15,7 +15,7 @@ export interface TidingsOptions {
    * page. Default null: in memory only.
    */
   storageKey?: string | null;
-  /** Whose read position acks move and `unread` is counted from: 1 to 64 bytes. Default null: the one named `default`. */
+  /** Whose read position acks move, and `unread` counts from: 1 to 64 bytes. Default null: the one named `default`. */
   device?: string | null;
   /** Ceiling of the first backoff, doubled at each attempt. Default 500. */
   baseDelayMs?: number;

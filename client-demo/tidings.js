@@ -210,7 +210,8 @@ export class Tidings {
   ack(id = this.#handed) {
     if (id === null) return;
     if (typeof id !== 'string') throw new TypeError('tidings: what is acked is an id or a cursor');
-    if (this.#acked === null || !isBefore(id, this.#acked)) this.#acked = id;
+    if (this.#acked !== null && (id === this.#acked || isBefore(id, this.#acked))) return;
+    this.#acked = id;
     this.#planAck();
   }
 
