@@ -35,6 +35,7 @@ mod presence_model;
 mod properties;
 mod raw;
 mod redis_link;
+mod resume;
 mod service_manager;
 mod sessions;
 mod slow_client;
