@@ -108,7 +108,7 @@ function socketUrl(url) {
 function check({ token, device, resume }) {
   if (typeof token !== 'function') throw new TypeError('tidings: options.token must be a function');
   if (resume !== null && resume !== 'acked') throw new TypeError("tidings: options.resume is 'acked' or left out");
-  const named = typeof device === 'string' && !/\p{Cc}/u.test(device) && device.isWellFormed?.() !== false;
+  const named = typeof device === 'string' && !/\p{Cc}/u.test(device);
   const bytes = named ? new TextEncoder().encode(device).length : 0;
   if (device !== null && (bytes < 1 || bytes > 64)) {
     throw new TypeError('tidings: options.device is a text of 1 to 64 bytes without control characters');

@@ -89,12 +89,14 @@ test('an ack is told again after each welcome: the connection that took it may h
   const { client, pass, last } = await startLive(t);
   last().frame(event(5));
   client.ack();
-  await pass(0);
-  last().drop(1006);
-  await pass(250);
-  last().welcome({ cursor: at(5), recovered: true });
-  await pass(100);
-  assert.deepEqual(acks(last()), [at(5)]);
+  for (const welcome of [{ cursor: at(5), recovered: true }, { cursor: null }]) {
+    await pass(0);
+    last().drop(1006);
+    await pass(1_000);
+    last().welcome(welcome);
+    await pass(100);
+    assert.deepEqual(acks(last()), [at(5)]);
+  }
 });
 
 test('an ack that waits is sent before the client leaves, or the page is', async (t) => {
@@ -232,8 +234,11 @@ test('a stored cursor is where the next page of the same user resumes', async (t
 test('a user with a number or foreign letters for a name finds the own cursor', async (t) => {
   for (const [sub, user] of [[7, '7'], ['Grüße €', 'Grüße €']]) {
     browser(t, { [`${KEY} ${user}`]: at(4) });
-    const { last } = await start(t, { storageKey: 'tidings', token: () => tokenOf(sub) });
-    assert.equal(asked(last()), at(4));
+    const { client, sockets, pass, last } = await start(t, { storageKey: 'tidings', token: () => tokenOf(sub) });
+    assert.deepEqual([asked(last()), client.cursor], [at(4), at(4)]);
+    last().welcome({ user, cursor: at(4), recovered: true });
+    await pass(1_000);
+    assert.equal(sockets.length, 1);
   }
 });
 
@@ -250,7 +255,7 @@ test('another user\'s cursor is no gap to a page that never had anything', async
 
 for (const guessed of [undefined, '42']) {
   test(`a user known only from the welcome resumes from the own cursor, after ${guessed ?? 'nobody'}'s`, async (t) => {
-    const kept = browser(t, { [`${KEY} 42`]: at(4), [`${KEY} 43`]: at(9, 1, 'bb') });
+    const kept = browser(t, { [`${KEY} 42`]: at(4), [`${KEY} 43`]: at(9, 1, 'bb'), [`${KEY} undefined`]: at(1) });
     const { client, heard, sockets, pass, last } = await start(t, {
       storageKey: 'tidings', token: () => tokenOf(guessed),
     });
