@@ -86,7 +86,8 @@ scenario('a history that lost something says so, and goes on', async (stage) => 
 });
 
 scenario('the form stores, also for who is not there, under a name and for a while', async (stage) => {
-  const gateway = await stage.gateway();
+  const redis = await stage.redis();
+  const gateway = await stage.gateway({ redis });
   const page = await stage.page(gateway.url);
   const mine = await signIn(page, '42');
   const result = page.getByTestId('publish-result');
@@ -102,6 +103,7 @@ scenario('the form stores, also for who is not there, under a name and for a whi
   await result.filter({ hasText: 'Stored for 42, and sent.' }).waitFor();
   await mine.rows.filter({ hasText: 'Payment received' }).filter({ hasText: 'order.paid' }).waitFor();
   await mine.unread(1);
+  assert.match(await redis.cli('xrange', 'tidings:history:{42}', '-', '+'), /\buntil\b/);
 
   await page.getByTestId('publish-user').fill('ada');
   await page.getByTestId('publish-send').click();
