@@ -16,6 +16,8 @@ for (const backplane of ['in memory', 'in Redis']) {
       const shown = await mine.rows.count();
       await mine.network();
       await mine.is('waiting');
+      await mine.node.getByTestId('retry-now').click();
+      await mine.is('waiting');
       await until('the socket is closed', async () => (await gateway.info()).connections === 0);
       for (const title of numbered(from, from + 19)) await gateway.store('42', { title });
       await gateway.publish('42', 'stored nowhere');
@@ -32,6 +34,8 @@ for (const backplane of ['in memory', 'in Redis']) {
       assert.deepEqual(titles.reverse(), numbered(0, from + 19));
       await mine.unread(from + 20);
     }
+    await gateway.store('42', 'afterwards');
+    await mine.unread(42);
   });
 }
 
