@@ -46,7 +46,7 @@ pub struct Metrics {
     pub deliveries_dropped: IntCounter,
     /// Bytes that wait in the queues of all connections.
     pub backlog_bytes: IntGauge,
-    /// Notifications published over HTTP.
+    /// Notifications accepted over HTTP, also under a key again.
     pub published: IntCounter,
     /// Messages on the control channel, by what they were.
     pub control_messages: IntCounterVec,
@@ -127,7 +127,7 @@ impl Metrics {
             deliveries: counter(r, "deliveries_total", "Events handed to a connection."),
             deliveries_dropped: counter(r, "deliveries_dropped_total", "Events that a slow connection did not get."),
             backlog_bytes: gauge(r, "backlog_bytes", "Bytes waiting in the queues of connections that take no more."),
-            published: counter(r, "published_total", "Notifications published over HTTP."),
+            published: counter(r, "published_total", "Notifications accepted over HTTP, also under a key again."),
             control_messages: labelled(
                 r,
                 "control_messages_total",

@@ -6,6 +6,7 @@ mod descriptors;
 mod forwarded;
 mod handshake;
 mod head;
+mod history;
 mod http;
 mod listener;
 mod notifications;
