@@ -250,7 +250,7 @@ async fn what_is_asked_for_wrongly_is_400_and_says_what_is_accepted() {
 async fn an_own_ttl_ends_a_stored_notification_early() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
-    for (data, ttl) in [("short", json!(1)), ("long", json!(315_360_000)), ("as all", Value::Null)] {
+    for (data, ttl) in [("short", json!(1.0)), ("long", json!(315_360_000)), ("as all", Value::Null)] {
         id(&post(&gateway, NOTIFY, &[], &json!({"data": data, "durable": true, "ttl_s": ttl})).await);
     }
     eventually("the short one has ended", async || {

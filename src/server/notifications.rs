@@ -23,7 +23,7 @@ use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name};
 const MAX_USERS: usize = 10_000;
 
 /// Longest life of a notification: ten years. `history.ttl` ends most of them long before.
-const MAX_TTL_S: u64 = 315_360_000;
+const MAX_TTL_S: f64 = 315_360_000.0;
 
 /// A notification as a backend sends it; the data is kept byte for byte.
 #[derive(Debug, Deserialize)]
@@ -35,7 +35,8 @@ struct Notification {
     event: Option<String>,
     #[serde(default)]
     durable: bool,
-    ttl_s: Option<u64>,
+    /// A whole number; `60.0` is one, too, to JSON and to some who write it.
+    ttl_s: Option<f64>,
 }
 
 impl Notification {
@@ -43,10 +44,11 @@ impl Notification {
     fn publication<'a>(&'a self, app: &App, key: Option<&'a str>) -> Result<Publication<'a>, Refusal> {
         let event = self.event.as_deref().unwrap_or(DEFAULT_EVENT);
         check_event_name(event).map_err(|error| Refusal::bad_request(format!("\"event\": {error}")))?;
-        let ttl = self.ttl_s.map(Duration::from_secs);
-        if self.ttl_s.is_some_and(|seconds| !(1..=MAX_TTL_S).contains(&seconds)) {
+        let good = |seconds: f64| (1.0..=MAX_TTL_S).contains(&seconds) && seconds.fract() == 0.0;
+        if self.ttl_s.is_some_and(|seconds| !good(seconds)) {
             return Err(Refusal::bad_request(format!("\"ttl_s\": accepted is a whole number from 1 to {MAX_TTL_S}")));
         }
+        let ttl = self.ttl_s.map(Duration::from_secs_f64);
         if ttl.is_some() && !self.durable {
             return Err(Refusal::bad_request("\"ttl_s\" is for what is stored: it needs \"durable\":true"));
         }
