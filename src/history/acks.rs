@@ -1,0 +1,134 @@
+//! The read positions that clients give: gathered, and written behind.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{debug, warn};
+
+use crate::backplane::{Acked, Backplane};
+use crate::log::LogRate;
+use crate::metrics::Metrics;
+use crate::protocol::{Cursor, UserId};
+
+/// How long they gather.
+const WRITE_EVERY: Duration = Duration::from_millis(500);
+
+/// Written at once.
+const BATCH: usize = 500;
+
+/// Most that wait; beyond, those of other devices are dropped and counted.
+const MAX_WAITING: usize = 100_000;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Acks {
+    backplane: Arc<Backplane>,
+    metrics: Arc<Metrics>,
+    waiting: Mutex<HashMap<Device, Cursor>>,
+    drops: LogRate,
+}
+
+/// A user's, by its name.
+type Device = (UserId, String);
+
+impl Acks {
+    /// Nothing waits.
+    #[must_use]
+    pub fn new(backplane: Arc<Backplane>, metrics: Arc<Metrics>) -> Self {
+        Self { backplane, metrics, waiting: Mutex::default(), drops: LogRate::new() }
+    }
+
+    /// Takes a read position, to be written soon. Of one device the furthest counts; of another epoch, the later.
+    pub fn note(&self, user: &UserId, device: &str, cursor: Cursor) {
+        let mut waiting = self.waiting.lock();
+        let room = waiting.len() < MAX_WAITING;
+        match waiting.entry((user.clone(), device.to_owned())) {
+            Entry::Occupied(mut known) => {
+                if !is_before(&cursor, known.get()) {
+                    known.insert(cursor);
+                }
+            }
+            Entry::Vacant(new) if room => {
+                new.insert(cursor);
+            }
+            Entry::Vacant(_) => self.dropped(),
+        }
+    }
+
+    /// Writes what has gathered, again and again, and once more when `stopping`, within `grace`.
+    pub async fn run(self: Arc<Self>, stopping: impl Future<Output = ()>, grace: Duration) {
+        let mut ticks = interval(WRITE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(stopping);
+        loop {
+            tokio::select! {
+                () = &mut stopping => break,
+                _ = ticks.tick() => self.write().await,
+            }
+        }
+        let finished = timeout(grace, self.write()).await.is_ok();
+        let left = self.waiting.lock().len();
+        if left > 0 || !finished {
+            warn!(left, "read positions were not written before the end: clients see those notifications again");
+        }
+    }
+
+    /// Writes all that waits; what could not be written waits again.
+    async fn write(&self) {
+        let gathered: Vec<_> = std::mem::take(&mut *self.waiting.lock()).into_iter().collect();
+        let gathered: Vec<_> = gathered.into_iter().map(|((user, device), cursor)| (user, device, cursor)).collect();
+        for (number, batch) in gathered.chunks(BATCH).enumerate() {
+            match self.backplane.ack(batch).await {
+                Ok(outcomes) => outcomes.into_iter().for_each(|outcome| self.count(outcome)),
+                Err(error) => {
+                    // Counted by the backplane. Whatever comes after would meet the same.
+                    debug!(%error, "read positions not written");
+                    gathered.iter().skip(number * BATCH).for_each(|unwritten| self.keep(unwritten));
+                    break;
+                }
+            }
+        }
+    }
+
+    /// For the next round, unless something newer came meanwhile.
+    fn keep(&self, (user, device, cursor): &(UserId, String, Cursor)) {
+        let mut waiting = self.waiting.lock();
+        let room = waiting.len() < MAX_WAITING;
+        match waiting.entry((user.clone(), device.clone())) {
+            Entry::Occupied(mut newer) => {
+                if is_before(newer.get(), cursor) {
+                    newer.insert(*cursor);
+                }
+            }
+            Entry::Vacant(free) if room => {
+                free.insert(*cursor);
+            }
+            Entry::Vacant(_) => self.dropped(),
+        }
+    }
+
+    fn count(&self, outcome: Acked) {
+        let result = match outcome {
+            Acked::Kept => "kept",
+            Acked::Foreign => "foreign",
+            Acked::TooManyDevices => "too_many_devices",
+        };
+        self.metrics.acks.with_label_values(&[result]).inc();
+    }
+
+    fn dropped(&self) {
+        self.metrics.acks.with_label_values(&["dropped"]).inc();
+        if let Some(held_back) = self.drops.admit() {
+            warn!(held_back, "read positions dropped: {MAX_WAITING} wait for the backplane already");
+        }
+    }
+}
+
+/// Whether both are of one epoch, and the first is less far.
+fn is_before(one: &Cursor, other: &Cursor) -> bool {
+    one.epoch == other.epoch && (one.ms, one.number) < (other.ms, other.number)
+}
