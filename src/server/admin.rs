@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use super::reply::{Refusal, check_loopback_host, unavailable};
 use super::request::UserPath;
-use super::{App, healthz, history, notifications, presence, readyz};
+use super::{App, healthz, history, notifications, presence, read_position, readyz};
 use crate::auth::bearer;
 use crate::config::secret_bytes;
 use crate::metrics;
@@ -40,6 +40,7 @@ fn guarded_paths() -> Paths {
     vec![
         ("/v1/notifications", post(notifications::to_many).route_layer(large)),
         ("/v1/users/{id}/notifications", get(history::page).post(notifications::to_one)),
+        ("/v1/users/{id}/read-position", get(read_position::get).put(read_position::put)),
         ("/v1/users/{id}/presence", get(presence::one)),
         ("/v1/users/{id}/connections", delete(disconnect)),
         ("/v1/presence", get(presence::page).post(presence::many)),

@@ -12,6 +12,7 @@ mod listener;
 mod notifications;
 mod presence;
 mod proxy_protocol;
+mod read_position;
 mod reply;
 mod request;
 mod tls;
