@@ -15,12 +15,7 @@ use super::App;
 use super::reply::{Refusal, unavailable};
 use super::request::{UserPath, bad_cursor, object};
 use crate::backplane::{Acked, MAX_DEVICES};
-use crate::protocol::UserId;
-
-/// Most bytes of a device's name.
-const MAX_DEVICE_BYTES: usize = 64;
-
-const DEFAULT_DEVICE: &str = "default";
+use crate::protocol::{DEFAULT_DEVICE, UserId, check_device};
 
 #[derive(Debug, Deserialize)]
 struct Asked {
@@ -29,15 +24,11 @@ struct Asked {
 
 /// The `?device=`.
 fn device(uri: &Uri) -> Result<String, Refusal> {
-    let asked = Query::<Asked>::try_from_uri(uri).ok().map(|Query(asked)| asked.device);
-    let device = asked.map(|device| device.unwrap_or_else(|| DEFAULT_DEVICE.to_owned()));
-    let good =
-        |device: &String| (1..=MAX_DEVICE_BYTES).contains(&device.len()) && !device.chars().any(char::is_control);
-    device.filter(good).ok_or_else(|| {
-        let accepted =
-            format!("?device=: accepted is one, of 1 to {MAX_DEVICE_BYTES} bytes without control characters");
-        Refusal::bad_request(accepted)
-    })
+    let Query(asked) =
+        Query::<Asked>::try_from_uri(uri).map_err(|_| Refusal::bad_request("accepted is one ?device= (a name)"))?;
+    let device = asked.device.unwrap_or_else(|| DEFAULT_DEVICE.to_owned());
+    check_device(&device).map_err(|error| Refusal::bad_request(format!("?device=: {error}")))?;
+    Ok(device)
 }
 
 /// `GET /v1/users/{id}/read-position?device=`
