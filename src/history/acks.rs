@@ -44,16 +44,22 @@ impl Acks {
 
     /// Takes a read position, to be written soon. Of one device the furthest counts; of another epoch, the later.
     pub fn note(&self, user: &UserId, device: &str, cursor: Cursor) {
+        self.gather((user.clone(), device.to_owned()), cursor, true);
+    }
+
+    fn gather(&self, device: Device, cursor: Cursor, is_later: bool) {
         let mut waiting = self.waiting.lock();
         let room = waiting.len() < MAX_WAITING;
-        match waiting.entry((user.clone(), device.to_owned())) {
+        match waiting.entry(device) {
             Entry::Occupied(mut known) => {
-                if !is_before(&cursor, known.get()) {
+                let (epoch, place) = (known.get().epoch, (known.get().ms, known.get().number));
+                let further = if epoch == cursor.epoch { (cursor.ms, cursor.number) > place } else { is_later };
+                if further {
                     known.insert(cursor);
                 }
             }
-            Entry::Vacant(new) if room => {
-                new.insert(cursor);
+            Entry::Vacant(free) if room => {
+                free.insert(cursor);
             }
             Entry::Vacant(_) => self.dropped(),
         }
@@ -70,16 +76,16 @@ impl Acks {
                 _ = ticks.tick() => self.write().await,
             }
         }
-        let finished = timeout(grace, self.write()).await.is_ok();
-        let left = self.waiting.lock().len();
-        if left > 0 || !finished {
+        let gathered = self.waiting.lock().len();
+        let left = timeout(grace, self.write()).await.map_or(gathered, |()| self.waiting.lock().len());
+        if left > 0 {
             warn!(left, "read positions were not written before the end: clients see those notifications again");
         }
     }
 
     /// Writes all that waits; what could not be written waits again.
     async fn write(&self) {
-        let gathered: Vec<_> = std::mem::take(&mut *self.waiting.lock()).into_iter().collect();
+        let gathered = std::mem::take(&mut *self.waiting.lock());
         let gathered: Vec<_> = gathered.into_iter().map(|((user, device), cursor)| (user, device, cursor)).collect();
         for (number, batch) in gathered.chunks(BATCH).enumerate() {
             match self.backplane.ack(batch).await {
@@ -87,27 +93,12 @@ impl Acks {
                 Err(error) => {
                     // Counted by the backplane. Whatever comes after would meet the same.
                     debug!(%error, "read positions not written");
-                    gathered.iter().skip(number * BATCH).for_each(|unwritten| self.keep(unwritten));
+                    for (user, device, cursor) in gathered.iter().skip(number * BATCH) {
+                        self.gather((user.clone(), device.clone()), *cursor, false);
+                    }
                     break;
                 }
             }
-        }
-    }
-
-    /// For the next round, unless something newer came meanwhile.
-    fn keep(&self, (user, device, cursor): &(UserId, String, Cursor)) {
-        let mut waiting = self.waiting.lock();
-        let room = waiting.len() < MAX_WAITING;
-        match waiting.entry((user.clone(), device.clone())) {
-            Entry::Occupied(mut newer) => {
-                if is_before(newer.get(), cursor) {
-                    newer.insert(*cursor);
-                }
-            }
-            Entry::Vacant(free) if room => {
-                free.insert(*cursor);
-            }
-            Entry::Vacant(_) => self.dropped(),
         }
     }
 
@@ -126,9 +117,4 @@ impl Acks {
             warn!(held_back, "read positions dropped: {MAX_WAITING} wait for the backplane already");
         }
     }
-}
-
-/// Whether both are of one epoch, and the first is less far.
-fn is_before(one: &Cursor, other: &Cursor) -> bool {
-    one.epoch == other.epoch && (one.ms, one.number) < (other.ms, other.number)
 }

@@ -14,6 +14,7 @@ pub mod openapi;
 mod proxy;
 mod redis;
 pub mod secrets;
+mod store;
 mod tls;
 mod token;
 pub mod wire;
@@ -34,6 +35,7 @@ pub use light::Light;
 pub use nginx::Nginx;
 pub use proxy::{Proxy, Way, Whose};
 pub use redis::{RedisServer, Subscription, free_port};
+pub use store::Store;
 pub use tls::{client_config, handshake_tls, served_certificate};
 pub use token::{SECRET, now, sign, sign_with, token, token_for};
 

@@ -188,7 +188,7 @@ impl History {
             ReadFrom::After(cursor) => Place::of(epoch, cursor).and_then(whole),
             ReadFrom::Acked(device) => match self.position(device, at) {
                 Some(place) => whole(place),
-                None => (from_the_first && self.lost_upto < at.kept_since)
+                None => (from_the_first && !self.has_lost_since(at.kept_since))
                     .then(|| Place { ms: first.map_or(at.now, |first| first.ms), number: 0 }),
             },
             ReadFrom::Since(age) => {
@@ -196,10 +196,14 @@ impl History {
                 let older = self.entries.partition_point(|stored| stored.place.ms < since);
                 match older.checked_sub(1).and_then(|index| self.entries.get(index)) {
                     Some(before) if since >= at.kept_since => Some(before.place),
-                    _ => (from_the_first && self.lost_upto < since).then_some(Place { ms: since, number: 0 }),
+                    _ => (from_the_first && !self.has_lost_since(since)).then_some(Place { ms: since, number: 0 }),
                 }
             }
         }
+    }
+
+    fn has_lost_since(&self, ms: u64) -> bool {
+        self.lost_upto > 0 && self.lost_upto >= ms
     }
 
     /// Whether nothing is missing behind a place: the next one is there, or there is none and the place is the last.

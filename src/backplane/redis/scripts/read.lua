@@ -11,7 +11,7 @@
 local history, stream, positions = KEYS[1], KEYS[2], KEYS[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local kept_since = now - tonumber(ARGV[3])
+local kept_since = math.max(now - tonumber(ARGV[3]), 0)
 local epoch = redis.call('HGET', history, 'epoch')
 if not epoch then
   epoch = ARGV[2]
@@ -72,7 +72,7 @@ elseif kind == 'acked' then
     whole = not first or first.number == 1
   end
 else
-  local since = now - tonumber(ARGV[8])
+  local since = math.max(now - tonumber(ARGV[8]), 0)
   local before = nil
   if since >= kept_since then
     before = place_of(redis.call('XREVRANGE', stream, string.format('(%.0f', since), '-', 'COUNT', 1)[1])
