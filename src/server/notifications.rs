@@ -28,15 +28,15 @@ const MAX_TTL_S: f64 = 315_360_000.0;
 /// A notification as a backend sends it; the data is kept byte for byte.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Notification {
-    data: Box<RawValue>,
+pub(super) struct Notification {
+    pub(super) data: Box<RawValue>,
     /// Only where it is for many.
-    users: Option<Vec<String>>,
-    event: Option<String>,
+    pub(super) users: Option<Vec<String>>,
+    pub(super) event: Option<String>,
     #[serde(default)]
-    durable: bool,
+    pub(super) durable: bool,
     /// A whole number; `60.0` is one, too, to JSON and to some who write it.
-    ttl_s: Option<f64>,
+    pub(super) ttl_s: Option<f64>,
 }
 
 impl Notification {
@@ -135,10 +135,9 @@ pub(super) async fn to_many(
 }
 
 /// From the demo page, for one user.
-pub(super) async fn from_page(app: &App, user: &str, data: &RawValue) -> Result<Response, Refusal> {
+pub(super) async fn from_page(app: &App, user: &str, notification: &Notification) -> Result<Response, Refusal> {
     let user = UserId::new(user).map_err(bad_user)?;
-    let data = check_size(app, data.get())?;
-    publish(app, user, &Publication { event: DEFAULT_EVENT, data, durable: false, ttl: None, key: None }).await
+    publish(app, user, &notification.publication(app, None)?).await
 }
 
 /// Publishes one notification; 202 and its cursor, which an ephemeral one does not have.
