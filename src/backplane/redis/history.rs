@@ -10,10 +10,10 @@ use crate::config;
 use crate::protocol::{Cursor, DEFAULT_EVENT, UserId, stamp};
 
 /// Most publications sent to Redis at once.
-const PUBLISH_STEP: usize = 500;
+pub(super) const PUBLISH_STEP: usize = 500;
 
 /// Most bytes of them, one aside: they reach every instance at once.
-const PUBLISH_BYTES: usize = 1 << 20;
+pub(super) const PUBLISH_BYTES: usize = 1 << 20;
 
 /// Users asked for in one script: it has the newest notification of each in memory.
 const NEWEST_STEP: usize = 100;
@@ -99,22 +99,34 @@ impl History {
     }
 
     fn call(&self, user: &UserId, publication: &Publication<'_>) -> Cmd {
-        let Publication { event, data, durable, ttl, key } = *publication;
-        let once = key.map(|key| self.once(user, key));
+        let Publication { event, data, durable, key, .. } = *publication;
         if !durable {
+            let once = key.map(|key| self.once(user, key));
             let mut call = self.publish_once.call(&[once.unwrap_or_default()]);
             call.arg(user.as_str()).arg(stamp(event, data)).arg(millis(KEY_KEPT));
             return call;
         }
+        let mut call = self.publish.call(&self.publish_keys(user, key));
+        self.add_publish_args(&mut call, user, publication);
+        call
+    }
+
+    /// The keys of `publish.lua`.
+    pub(super) fn publish_keys(&self, user: &UserId, key: Option<&str>) -> Vec<String> {
         let mut keys = vec![self.key(), self.stream(user)];
-        keys.extend(once);
-        let mut call = self.publish.call(&keys);
+        keys.extend(key.map(|key| self.once(user, key)));
+        keys
+    }
+
+    /// The arguments of `publish.lua`.
+    pub(super) fn add_publish_args(&self, call: &mut Cmd, user: &UserId, publication: &Publication<'_>) {
+        let Publication { event, data, ttl, .. } = *publication;
+        let ttl = ttl.filter(|ttl| *ttl < self.kept.ttl);
         call.arg(user.as_str()).arg(fresh_epoch());
         // A text always serialises.
         call.arg(serde_json::to_string(event).unwrap_or_default()).arg(data);
         call.arg(self.kept.max_len).arg(millis(self.kept.ttl));
         call.arg(ttl.map_or_else(String::new, |ttl| millis(ttl).to_string())).arg(millis(KEY_KEPT));
-        call
     }
 
     pub(super) async fn read(

@@ -5,6 +5,7 @@ mod history;
 mod limits;
 mod link;
 mod presence;
+mod relay;
 #[doc(hidden)]
 pub mod resp;
 mod store;
@@ -34,6 +35,7 @@ use limits::Limits;
 pub use limits::{Claim, Granted};
 use link::Link;
 use presence::Presence;
+use relay::Outbox;
 pub use resp::Malformed;
 use store::RevokedSet;
 
@@ -44,6 +46,7 @@ pub struct Redis {
     history_link: Link,
     presence: Presence,
     history: History,
+    outbox: Outbox,
     limits: Limits,
     revoked: RevokedSet,
     control_channel: String,
@@ -59,6 +62,7 @@ pub struct Redis {
     max_payload_bytes: usize,
     metrics: Arc<Metrics>,
     failures: LogRate,
+    rejections: LogRate,
 }
 
 /// For the benchmarks: reads all whole replies of a buffer, and gives how many there are.
@@ -103,6 +107,7 @@ impl Redis {
             link: Link::new(&config.redis, url, format!("tidings-{instance}"))?,
             history_link: Link::new(&config.redis, url, format!("tidings-{instance}-history"))?,
             history: History::new(&config.redis.prefix, config.history),
+            outbox: Outbox::new(&config.redis.prefix, instance, config.limits.max_payload_bytes),
             presence: Presence::new(&config.presence),
             limits: Limits::new(&config.redis.prefix, config.presence.lease),
             revoked: RevokedSet::new(&config.redis.prefix),
@@ -118,6 +123,7 @@ impl Redis {
             max_payload_bytes: config.limits.max_payload_bytes,
             metrics,
             failures: LogRate::new(),
+            rejections: LogRate::new(),
         })
     }
 
@@ -130,6 +136,10 @@ impl Redis {
         shutdown.spawn_service(async move {
             let _ = stopping.run_until_cancelled(redis.probe()).await;
         });
+    }
+
+    pub(super) fn relay_outbox(self: &Arc<Self>, shutdown: &Shutdown) {
+        relay::start(self, shutdown);
     }
 
     /// Keeps something to be heard on a quiet subscription, the long way round.

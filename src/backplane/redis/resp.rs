@@ -132,6 +132,20 @@ pub fn read_unwanted(buffer: &[u8]) -> Result<Option<usize>, Malformed> {
     }
 }
 
+/// Reads the head of one reply of any shape that is not wanted: how many bytes to pass over, and how many parts come then.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn read_unwanted_reply(buffer: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
+    let Some((line, rest)) = take_line(buffer)? else { return Ok(None) };
+    let head = buffer.len() - rest.len();
+    match line {
+        b"*-1" => Ok(Some((head, 0))),
+        [b'*', digits @ ..] => Ok(Some((head, number(digits)?))),
+        _ => Ok(read_unwanted(buffer)?.map(|bytes| (bytes, 0))),
+    }
+}
+
 /// A line without its end, and what follows it.
 type Line<'a> = (&'a [u8], &'a [u8]);
 
