@@ -28,6 +28,7 @@ mod leaving;
 mod limits;
 mod link_faults;
 mod load;
+mod outbox;
 mod presence;
 mod presence_cost;
 mod presence_http;
