@@ -62,7 +62,6 @@ pub struct Redis {
     max_payload_bytes: usize,
     metrics: Arc<Metrics>,
     failures: LogRate,
-    rejections: LogRate,
 }
 
 /// For the benchmarks: reads all whole replies of a buffer, and gives how many there are.
@@ -123,7 +122,6 @@ impl Redis {
             max_payload_bytes: config.limits.max_payload_bytes,
             metrics,
             failures: LogRate::new(),
-            rejections: LogRate::new(),
         })
     }
 

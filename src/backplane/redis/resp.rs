@@ -234,6 +234,25 @@ mod tests {
     }
 
     #[test]
+    fn an_unwanted_reply_of_any_shape_is_passed_over_head_by_head() {
+        for (reply, parts) in [
+            (&b"*2\r\n*-1\r\n*3\r\n:1\r\n$-1\r\n$4\r\na\r\nb\r\n"[..], 6),
+            (b"*-1\r\n", 1),
+            (b"*0\r\n", 1),
+            (b"$3\r\nabc\r\n", 1),
+        ] {
+            let (mut place, mut awaited, mut read) = (0, 1, 0);
+            while awaited > 0 {
+                let (bytes, more) = read_unwanted_reply(&reply[place..]).unwrap().unwrap();
+                (place, awaited, read) = (place + bytes, awaited - 1 + more, read + 1);
+            }
+            assert_eq!((place, read), (reply.len(), parts));
+        }
+        assert_eq!(read_unwanted_reply(b"*2\r"), Ok(None));
+        assert!(read_unwanted_reply(b"*-2\r\n").is_err() && read_unwanted_reply(b"-ERR\r\n").is_err());
+    }
+
+    #[test]
     fn confirmations_have_integers() {
         let (reply, _) = read(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n", 10).unwrap().unwrap();
         let Reply::Push(parts) = reply else { panic!("{reply:?}") };

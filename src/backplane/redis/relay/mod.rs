@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::Redis;
 use super::stream::Stream;
 use crate::backoff::Backoff;
 use crate::backplane::BackplaneError;
+use crate::log::LogRate;
 use crate::shutdown::Shutdown;
 use entry::{Bad, Entry, Good, Reason, Run, runs};
 pub(super) use outbox::Outbox;
@@ -27,20 +28,17 @@ const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait of Redis for an entry.
 const WAIT_MS: &[u8] = b"10000";
 
-/// To a connection that waits.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// From nothing to a connection that waits, or to a lease that was given up.
+const DEADLINE: Duration = Duration::from_secs(2);
 
 /// How often every instance looks how far behind the outbox is.
 const LAG_EVERY: Duration = Duration::from_secs(10);
-
-/// A stop does not wait longer for a Redis that should take the lease back.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Relays whenever no other instance does, until the instance stops.
 pub(super) fn start(redis: &Arc<Redis>, shutdown: &Shutdown) {
     let (own, stopping) = (Arc::clone(redis), shutdown.stopping().clone());
     shutdown.spawn_service(async move {
-        let mut relay = Relay { redis: own, lease: None, waiting: None };
+        let mut relay = Relay { redis: own, lease: None, waiting: None, rejections: LogRate::new() };
         let _ = stopping.run_until_cancelled(relay.run()).await;
         relay.release().await;
     });
@@ -67,6 +65,7 @@ struct Relay {
     redis: Arc<Redis>,
     lease: Option<Lease>,
     waiting: Option<Waiting>,
+    rejections: LogRate,
 }
 
 struct Lease {
@@ -81,9 +80,8 @@ struct Waiting {
     asked: bool,
 }
 
-async fn connect(redis: &Redis) -> Result<Stream, BackplaneError> {
-    let connecting = redis.link.stream("outbox", redis.max_payload_bytes);
-    timeout(CONNECT_DEADLINE, connecting).await.map_err(|_| BackplaneError::Timeout(CONNECT_DEADLINE))?
+async fn within<T>(doing: impl Future<Output = Result<T, BackplaneError>>) -> Result<T, BackplaneError> {
+    timeout(DEADLINE, doing).await.map_err(|_| BackplaneError::Timeout(DEADLINE))?
 }
 
 impl Relay {
@@ -143,10 +141,9 @@ impl Relay {
     async fn release(&mut self) {
         let Some(lease) = self.lease.take() else { return };
         self.redis.metrics.outbox_holder.set(0);
-        match timeout(RELEASE_DEADLINE, self.redis.outbox.release(&self.redis.link, &lease.token)).await {
-            Ok(Ok(())) => info!("the lease of the outbox was given up"),
-            Ok(Err(error)) => warn!(%error, "the lease of the outbox was not given up: it will end by itself"),
-            Err(_) => warn!("the lease of the outbox was not given up in time: it will end by itself"),
+        match within(self.redis.outbox.release(&self.redis.link, &lease.token)).await {
+            Ok(()) => info!("the lease of the outbox was given up"),
+            Err(error) => warn!(%error, "the lease of the outbox was not given up: it will end by itself"),
         }
     }
 
@@ -155,22 +152,20 @@ impl Relay {
     async fn wait(&mut self) -> Result<(), BackplaneError> {
         let mut waiting = match self.waiting.take() {
             Some(waiting) => waiting,
-            None => Waiting { stream: connect(&self.redis).await?, asked: false },
+            None => {
+                let connecting = self.redis.link.stream("outbox", self.redis.max_payload_bytes);
+                Waiting { stream: within(connecting).await?, asked: false }
+            }
         };
         if !waiting.asked {
             let stream = self.redis.outbox.stream().as_bytes();
-            waiting
-                .stream
-                .send_unwanted(&[b"XREAD", b"COUNT", b"1", b"BLOCK", WAIT_MS, b"STREAMS", stream, b"0-0"])
-                .await?;
+            let words: [&[u8]; 8] = [b"XREAD", b"COUNT", b"1", b"BLOCK", WAIT_MS, b"STREAMS", stream, b"0-0"];
+            within(waiting.stream.send_unwanted(&words)).await?;
             waiting.asked = true;
         }
-        match timeout(RENEW_EVERY, waiting.stream.pass_over()).await {
-            Ok(passed) => {
-                passed?;
-                waiting.asked = false;
-            }
-            Err(_) => debug!("nothing in the outbox"),
+        if let Ok(passed) = timeout(RENEW_EVERY, waiting.stream.pass_over()).await {
+            passed?;
+            waiting.asked = false;
         }
         self.waiting = Some(waiting);
         Ok(())
@@ -209,10 +204,6 @@ impl Relay {
             if !self.count(good.0, taken, Reason::Unstorable) {
                 return Ok(false);
             }
-            // What came behind it was not done.
-            if taken == Taken::Rejected {
-                return Ok(false);
-            }
         }
         Ok(true)
     }
@@ -230,14 +221,14 @@ impl Relay {
 
     /// Counts what became of an entry; gives whether it is gone.
     fn count(&mut self, entry: &Entry, taken: Taken, reason: Reason) -> bool {
-        let Redis { metrics, rejections, outbox, .. } = &*self.redis;
+        let Redis { metrics, outbox, .. } = &*self.redis;
         match taken {
             Taken::Relayed => metrics.outbox_relayed.inc(),
             Taken::Known => metrics.outbox_duplicates.inc(),
             Taken::Rejected => {
                 let reason = reason.label();
                 metrics.outbox_rejected.with_label_values(&[reason]).inc();
-                if let Some(held_back) = rejections.admit() {
+                if let Some(held_back) = self.rejections.admit() {
                     warn!(
                         id = entry.id,
                         reason,
