@@ -16,7 +16,9 @@ mod cli;
 mod conformance;
 mod control;
 mod delivery;
+mod delivery_promises;
 mod deploy;
+mod durability;
 #[path = "../examples/echo.rs"]
 mod echo;
 mod footprint;
@@ -35,6 +37,7 @@ mod presence_model;
 mod properties;
 mod raw;
 mod redis_link;
+mod resume_answers;
 mod service_manager;
 mod sessions;
 mod slow_client;
