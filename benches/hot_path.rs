@@ -47,7 +47,7 @@ fn outbox(criterion: &mut Criterion, member: &Member) {
     let frame = Encoded::new(Event { name: "notification", data: &data, cursor: None }).frame(Dialect::TidingsV1);
     criterion.bench_function("outbox/push and write", |bencher| {
         bencher.iter(|| {
-            assert_ne!(member.outbox.push(frame.clone(), &BOUND), Pushed::Closed);
+            assert_ne!(member.outbox.push(frame.clone(), None, &BOUND), Pushed::Closed);
             member.outbox.flush();
         });
     });

@@ -96,7 +96,7 @@ fn push(setting: Setting) -> Setting {
     let frame =
         Encoded::new(Event { name: "notification", data: &setting.data, cursor: None }).frame(Dialect::TidingsV1);
     for _ in 0..TIMES {
-        black_box(outbox.push(frame.clone(), &BOUND));
+        black_box(outbox.push(frame.clone(), None, &BOUND));
         outbox.flush();
     }
     setting

@@ -9,11 +9,12 @@ use crate::backplane::{Backplane, BackplaneError, Heard};
 use crate::config::{Config, ConfigError, TlsError};
 use crate::connection::{self, Context};
 use crate::control::Control;
+use crate::history::History;
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
 use crate::protocol::InstanceId;
-use crate::registry::Backlog;
+use crate::registry::{Backlog, Registry};
 use crate::router::Router;
 use crate::server::{self, App, Listener, Tls};
 use crate::sessions::Sessions;
@@ -76,6 +77,7 @@ impl Gateway {
         start_reloading(&app);
         app.context.limiter.start(&app.context.instance, app.config.presence.lease, &app.context.shutdown);
         start_sessions(&app);
+        start_history(&app);
 
         let gateway = Self { public: public.address, admin: admin.address, app: Arc::clone(&app) };
         for (listener, router) in [(public, server::public(&app)), (admin, server::admin(&app))] {
@@ -136,6 +138,9 @@ impl App {
         let tls = config.server.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         let (instance, metrics) = (InstanceId::random(), Arc::new(Metrics::new()));
         let backplane = Arc::new(Backplane::new(&config, &instance, &metrics)?);
+        let registry = Arc::<Registry>::default();
+        let (shared_registry, shared_metrics) = (Arc::clone(&registry), Arc::clone(&metrics));
+        let history = History::new(Arc::clone(&backplane), shared_registry, shared_metrics, &config.outbox);
         let context = Arc::new(Context {
             instance,
             server: config.server.clone(),
@@ -145,7 +150,8 @@ impl App {
             backlog: Backlog::new(&metrics, config.outbox.max_total_bytes),
             verifier,
             revocations: Arc::new(Revocations::new(config.auth.leeway)),
-            registry: Arc::default(),
+            registry,
+            history: Arc::new(history),
             metrics,
             shutdown: Shutdown::default(),
         });
@@ -190,6 +196,14 @@ fn start_reloading(app: &App) {
     let (metrics, stopping) = (Arc::clone(metrics), shutdown.stopping().clone());
     shutdown.spawn_service(async move {
         stopping.run_until_cancelled(tls.keep_fresh(&metrics)).await;
+    });
+}
+
+fn start_history(app: &App) {
+    let Context { history, shutdown, .. } = &*app.context;
+    let (history, stopping) = (Arc::clone(history), shutdown.stopping().clone());
+    shutdown.spawn_service(async move {
+        stopping.run_until_cancelled(history.keep_level()).await;
     });
 }
 

@@ -8,7 +8,7 @@
 //! | 0 | [`protocol`], [`config`], [`metrics`], [`shutdown`], [`backoff`] |
 //! | 1 | [`log`] |
 //! | 2 | [`auth`], [`registry`], [`backplane`] |
-//! | 3 | [`limits`] |
+//! | 3 | [`limits`], [`history`] |
 //! | 4 | [`router`], [`presence`], [`control`], [`sessions`], [`connection`] |
 //! | 5 | [`server`], [`load`] (the load generator) |
 //! | 6 | [`Gateway`], which wires them, and [`cli`] |
@@ -21,6 +21,7 @@ pub mod config;
 pub mod connection;
 pub mod control;
 mod gateway;
+pub mod history;
 pub mod limits;
 pub mod load;
 pub mod log;

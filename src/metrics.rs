@@ -44,6 +44,12 @@ pub struct Metrics {
     pub deliveries: IntCounter,
     /// Events that a slow connection did not get.
     pub deliveries_dropped: IntCounter,
+    /// Events read from the history for a client that resumed or had missed them.
+    pub replayed: IntCounter,
+    /// Resumes asked for, by what came of them.
+    pub resumes: IntCounterVec,
+    /// Connections found behind their user's history, and brought level.
+    pub gaps_found: IntCounter,
     /// Bytes that wait in the queues of all connections.
     pub backlog_bytes: IntGauge,
     /// Notifications published over HTTP.
@@ -121,11 +127,19 @@ impl Metrics {
             messages_dropped: labelled(
                 r,
                 "messages_dropped_total",
-                "Messages that no connection could be given, by reason: json, utf8, size or user_id.",
+                "Messages that no connection could be given, by reason: json, utf8, stamp, size or user_id.",
                 "reason",
             ),
             deliveries: counter(r, "deliveries_total", "Events handed to a connection."),
             deliveries_dropped: counter(r, "deliveries_dropped_total", "Events that a slow connection did not get."),
+            replayed: counter(r, "replayed_total", "Stored events read for clients that resumed or had missed them."),
+            resumes: labelled(
+                r,
+                "resumes_total",
+                "Resumes asked for: recovered, lost (some of it is gone) or unreadable.",
+                "result",
+            ),
+            gaps_found: counter(r, "gaps_found_total", "Connections that had missed a stored event while connected."),
             backlog_bytes: gauge(r, "backlog_bytes", "Bytes waiting in the queues of connections that take no more."),
             published: counter(r, "published_total", "Notifications published over HTTP."),
             control_messages: labelled(

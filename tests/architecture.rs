@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 7] = [
     &["protocol", "config", "metrics", "shutdown", "backoff"],
     &["log"],
     &["auth", "registry", "backplane"],
-    &["limits"],
+    &["limits", "history"],
     &["router", "presence", "control", "sessions", "connection"],
     &["server", "load"],
     &["gateway", "cli", "lib", "main"],

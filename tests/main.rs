@@ -37,6 +37,7 @@ mod presence_model;
 mod properties;
 mod raw;
 mod redis_link;
+mod resume;
 mod resume_answers;
 mod service_manager;
 mod sessions;

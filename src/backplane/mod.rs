@@ -259,6 +259,17 @@ impl Backplane {
         }
     }
 
+    /// Changes whenever a stored notification may not have been heard: then what clients have must be compared with what
+    /// is stored. It does with each new subscription.
+    #[must_use]
+    pub fn missed(&self) -> watch::Receiver<u64> {
+        match self {
+            // Nothing is ever missed.
+            Self::Memory(memory) => memory.subscriptions(),
+            Self::Redis(redis) => redis.missed(),
+        }
+    }
+
     /// Keeps revocations for instances that start later, `most` of them, and drops those that ended more than a day ago;
     /// gives how many found no room. In memory there are no others, and nothing is kept.
     ///

@@ -32,7 +32,7 @@ pub(super) fn send_back(read: Read, context: &Context, member: &Member) -> Inbou
         Some(Ok(Message::Binary(data))) => binary_frame(data),
         _ => return inbound(read),
     };
-    member.outbox.push(frame, &context.outbox);
+    member.outbox.push(frame, None, &context.outbox);
     member.outbox.flush();
     ControlFlow::Continue(None)
 }

@@ -10,9 +10,9 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::clock::Due;
-use super::{Connection, Inbound, Read, close_for, echo, inbound};
+use super::{Connection, Inbound, Read, close_for, echo, found, inbound};
 use crate::auth::{Identity, TokenError};
-use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
+use crate::protocol::{BAD_FRAME, ClientFrame, Close, DEFAULT_DEVICE, ServerFrame};
 use crate::registry::Driven;
 
 /// An empty WebSocket ping (RFC 6455, section 5.5.2).
@@ -23,12 +23,13 @@ impl Connection {
         loop {
             self.note_life();
             let deadline = self.clock.next(self.socket.get_ref().last_read, &self.context);
-            let Self { member, socket, clock, verifying, .. } = self;
+            let Self { member, socket, clock, verifying, following, .. } = self;
             tokio::select! {
                 biased;
                 driven = poll_fn(|cx| member.outbox.poll_drive(cx, clock.stalled_since)) => match driven {
                     Driven::Closing(close) => return close,
                     Driven::Stalled(since) => clock.stalled_since = since,
+                    Driven::Behind => self.follow(),
                 },
                 // While the client does not read, it is not read either: its questions could fill its outbox.
                 read = socket.next(), if clock.stalled_since.is_none() => match self.hear(read) {
@@ -49,6 +50,13 @@ impl Connection {
                     self.verifying = None;
                     self.refresh(verified);
                 }
+                reading = poll_fn(|cx| following.as_mut().map_or(Poll::Pending, |wait| wait.poll_unpin(cx))) => {
+                    self.following = None;
+                    if !reading.whole {
+                        return Close::Gap;
+                    }
+                    self.release(Some(found(reading, self.member.dialect)));
+                }
                 () = sleep_until(deadline) => {
                     if let Some(close) = self.keep_time() {
                         return close;
@@ -56,6 +64,14 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Reads on from the client's place, until it is level.
+    fn follow(&mut self) {
+        let Some(registration) = &self.registration else { return };
+        let (history, user) = (Arc::clone(&self.context.history), registration.user().clone());
+        let place = self.member.outbox.begin_reading();
+        self.following = Some(async move { history.follow(&user, place, DEFAULT_DEVICE).await }.boxed());
     }
 
     fn hear(&self, read: Read) -> Inbound {
@@ -82,7 +98,7 @@ impl Connection {
 
     fn answer(&mut self, text: &str) {
         let error = match ClientFrame::parse(text) {
-            Ok(ClientFrame::Pong | ClientFrame::Ack) => return,
+            Ok(ClientFrame::Pong | ClientFrame::Ack(_)) => return,
             Ok(ClientFrame::Auth { .. }) if self.verifying.is_some() => {
                 (BAD_FRAME, "the token before this one is still being verified".into())
             }

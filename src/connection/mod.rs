@@ -17,14 +17,16 @@ use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::auth::{Identity, Revocations, TokenError, Verifier};
+use crate::backplane::{Entry, Reading};
 use crate::config;
+use crate::history::History;
 use crate::limits::{Limiter, Over, Pass, UserLimit};
 use crate::metrics::Metrics;
-use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, InstanceId, ServerFrame};
-use crate::registry::{self, Backlog, CredentialSlot, Member, Outbox, Registration, Registry};
+use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, Event, InstanceId, ServerFrame, Start, UserId};
+use crate::registry::{self, Backlog, CredentialSlot, Found, Member, Outbox, Place, Registration, Registry};
 use crate::shutdown::Shutdown;
 use clock::Clock;
 pub use drain::drain;
@@ -57,6 +59,8 @@ pub struct Context {
     pub revocations: Arc<Revocations>,
     /// Where greeted connections are found.
     pub registry: Arc<Registry>,
+    /// What their users' stored notifications are.
+    pub history: Arc<History>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Tells when to leave.
@@ -100,6 +104,10 @@ pub struct Connection {
     /// A fresh token that waits for keys. Most never do, so the wait is on the heap and not in every connection, and is
     /// one arm of the loop: the outbox and the clock go on meanwhile. It ends by itself, within one fetch of keys.
     verifying: Option<BoxFuture<'static, Result<Identity, TokenError>>>,
+    /// What follows the client's place in the history, while it is behind.
+    following: Option<BoxFuture<'static, Reading>>,
+    /// Whose read position it moves; none: the default one.
+    device: Option<Box<str>>,
     pass: Pass,
     /// Sends messages back instead of acting on them.
     echo: bool,
@@ -143,6 +151,8 @@ impl Connection {
             clock: Clock::default(),
             registration: None,
             verifying: None,
+            following: None,
+            device: None,
             pass,
             echo: false,
             _open: open,
@@ -151,21 +161,11 @@ impl Connection {
 
     /// Runs to the connection's end; without an identity the client owes a `hello`. `answer` is the head of the 101,
     /// which is still to be sent.
-    pub fn run(mut self, identity: Option<Identity>, answer: Vec<u8>) -> impl Future<Output = ()> + Send {
-        // Greeted before the future begins: what an async function is given stays in its future to the end.
-        let greeted = match identity {
-            Some(identity) => Some(self.greet(&identity, answer)),
-            None => {
-                self.member.outbox.send(answer.into());
-                None
-            }
-        };
+    pub fn run(mut self, identity: Option<Identity>, start: Start, answer: Vec<u8>) -> impl Future<Output = ()> + Send {
+        // Boxed, as the end is: what lasts for a moment must not make every connection larger for its whole life.
+        let given = Box::new((identity, start, answer));
         async move {
-            let greeted = match greeted {
-                Some(greeted) => greeted,
-                // Boxed, as the end is: what lasts for seconds must not make every connection larger for its whole life.
-                None => Box::pin(self.hello()).await,
-            };
+            let greeted = Box::pin(self.begin(given)).await;
             let close = match greeted {
                 Ok(()) => self.live().await,
                 Err(close) => close,
@@ -182,7 +182,17 @@ impl Connection {
         }
     }
 
-    async fn hello(&mut self) -> Result<(), Close> {
+    async fn begin(&mut self, given: Box<(Option<Identity>, Start, Vec<u8>)>) -> Result<(), Close> {
+        let (identity, start, answer) = *given;
+        if let Some(identity) = identity {
+            return self.greet(&identity, &start, answer).await;
+        }
+        self.member.outbox.send(answer.into());
+        self.hello(start).await
+    }
+
+    /// `asked` is where the handshake wanted to start; a `hello` that says so, too, has the last word.
+    async fn hello(&mut self, asked: Start) -> Result<(), Close> {
         let (context, socket) = (Arc::clone(&self.context), &mut self.socket);
         let first_text = async {
             loop {
@@ -197,41 +207,83 @@ impl Connection {
             text = timeout(context.server.hello_timeout, first_text) => text.map_err(|_| Close::HelloTimeout)??,
             () = context.shutdown.draining().cancelled() => return Err(Close::Draining),
         };
-        let Ok(ClientFrame::Hello { token }) = ClientFrame::parse(&text) else { return Err(Close::HelloExpected) };
+        let Ok(ClientFrame::Hello { token, start }) = ClientFrame::parse(&text) else {
+            return Err(Close::HelloExpected);
+        };
         let identity = context.identify(&token).await.map_err(|error| close_for(&error))?;
         context.limiter.admit_user(&identity.user, &mut self.pass).await.map_err(|limit| match limit {
             UserLimit::Connections => Close::TooManyOfUser,
             UserLimit::Rate => Close::RateLimited,
         })?;
-        self.greet(&identity, Vec::new())
+        let start = Start { resume: start.resume.or(asked.resume), device: start.device.or(asked.device) };
+        self.greet(&identity, &start, Vec::new()).await
     }
 
     /// `greeting` is what goes out before the welcome, in the same write.
-    fn greet(&mut self, identity: &Identity, mut greeting: Vec<u8>) -> Result<(), Close> {
-        let Self { context, member, .. } = self;
-        if member.dialect.has_frames() {
-            let welcome = ServerFrame::Welcome {
-                connection: &member.id.to_string(),
-                user: identity.user.as_str(),
-                instance: context.instance.as_str(),
-                cursor: None,
-                recovered: false,
-                heartbeat_ms: u64::try_from(context.server.heartbeat.as_millis()).unwrap_or(u64::MAX),
-            };
-            greeting.extend_from_slice(&welcome.encode());
-        }
-        // Registered before it is greeted: what is published once the client has its welcome reaches it.
-        member.outbox.hold();
-        member.credential.set(identity.credential);
+    async fn greet(&mut self, identity: &Identity, start: &Start, greeting: Vec<u8>) -> Result<(), Close> {
+        let context = Arc::clone(&self.context);
+        // Registered before the history is read: what is stored after that is heard.
+        self.member.outbox.hold();
+        self.member.credential.set(identity.credential);
         self.clock.token_ends(context.verifier.ends_at(identity));
-        self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(member)));
-        member.outbox.open((!greeting.is_empty()).then(|| greeting.into()));
+        self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(&self.member)));
+        let reading = context.history.start(&identity.user, start).await;
+        // To say that nothing is recovered would not be true.
+        let unreadable = reading.is_none() && start.resumes();
+        self.device.clone_from(&start.device);
+        self.welcome(&identity.user, start, reading, greeting, unreadable);
         // A drain that began before the registration has not seen this connection, nor has a revocation.
         if context.shutdown.draining().is_cancelled() {
             return Err(Close::Draining);
         }
-        if context.revocations.refuses(identity) { Err(Close::Revoked) } else { Ok(()) }
+        if context.revocations.refuses(identity) {
+            return Err(Close::Revoked);
+        }
+        if unreadable { Err(Close::BackplaneDown) } else { Ok(()) }
     }
+
+    /// Lets everything out: the welcome, what was found in the history, and what came meanwhile. Nothing of it where the
+    /// client is about to be closed.
+    fn welcome(&self, user: &UserId, start: &Start, reading: Option<Reading>, mut greeting: Vec<u8>, unreadable: bool) {
+        let Self { context, member, .. } = self;
+        if member.dialect.has_frames() && !unreadable {
+            let cursor = reading.as_ref().map(|reading| reading.from.to_string());
+            let welcome = ServerFrame::Welcome {
+                connection: &member.id.to_string(),
+                user: user.as_str(),
+                instance: context.instance.as_str(),
+                cursor: cursor.as_deref(),
+                recovered: start.resumes() && reading.as_ref().is_some_and(|reading| reading.whole),
+                unread: reading.as_ref().map(|reading| reading.unread),
+                heartbeat_ms: u64::try_from(context.server.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            };
+            greeting.extend_from_slice(&welcome.encode());
+        }
+        let found = reading.map(|reading| {
+            member.outbox.start_at(Place::At(reading.from));
+            found(reading, member.dialect)
+        });
+        self.release(found);
+        member.outbox.open((!greeting.is_empty()).then(|| greeting.into()));
+    }
+
+    fn release(&self, found: Option<Found>) {
+        let foreign = self.member.outbox.release(found);
+        if foreign > 0 {
+            self.context.metrics.messages_dropped.with_label_values(&["stamp"]).inc_by(foreign as u64);
+            warn!(connection = %self.member.id, foreign, "events with places that the history does not have were dropped");
+        }
+    }
+}
+
+/// What was read, as this client is told it.
+fn found(reading: Reading, dialect: Dialect) -> Found {
+    let level = reading.is_level();
+    let frame = |entry: Entry| {
+        let event = Event { name: &entry.event, data: &entry.data, cursor: Some(entry.cursor) };
+        (entry.cursor, event.encode(dialect))
+    };
+    Found { events: reading.entries.into_iter().map(frame).collect(), upto: reading.upto, level }
 }
 
 /// How a refused token is told on a WebSocket.

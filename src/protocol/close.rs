@@ -39,6 +39,10 @@ pub enum Close {
     RateLimited,
     /// Over capacity: the keys that would tell whether the token is good cannot be had just now.
     KeysUnavailable,
+    /// The history that the client resumes from cannot be read just now.
+    BackplaneDown,
+    /// Something of the history that the client should have had is gone.
+    Gap,
     /// The instance stops.
     Draining,
     /// The client answered nothing in time.
@@ -70,9 +74,11 @@ impl Close {
             Self::TooManyOfUser => 4004,
             Self::KeysUnavailable => 4100,
             Self::RateLimited => 4101,
+            Self::BackplaneDown => 4102,
             Self::Draining => 4200,
             Self::NoPong => 4201,
             Self::TooSlow | Self::Crowded | Self::WriteTimeout => 4203,
+            Self::Gap => 4205,
         }
     }
 
@@ -97,6 +103,8 @@ impl Close {
             Self::TooManyOfUser => "too many connections of this user",
             Self::RateLimited => "rate limited",
             Self::KeysUnavailable => "tokens cannot be verified just now",
+            Self::BackplaneDown => "the history cannot be read just now",
+            Self::Gap => "events were missed: resume",
             Self::Draining => "draining",
             Self::NoPong => "no pong",
             Self::TooSlow => "too slow",

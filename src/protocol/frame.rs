@@ -5,6 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::{BadCursorText, BadDevice, Cursor, Start};
+
 /// The code of an `error` frame that answers a frame nobody understands.
 pub const BAD_FRAME: u16 = 4000;
 
@@ -20,10 +22,12 @@ pub enum ServerFrame<'a> {
         user: &'a str,
         /// The instance that holds it.
         instance: &'a str,
-        /// The place in the user's durable history, where one is kept.
+        /// The place in the user's stored history that the client starts from; none while it cannot be read.
         cursor: Option<&'a str>,
-        /// Whether everything durable since the asked-for cursor follows.
+        /// Whether everything stored since the asked-for cursor follows.
         recovered: bool,
+        /// How many stored notifications the device has not acknowledged; none while that cannot be read.
+        unread: Option<u64>,
         /// How long a client may be silent before it is pinged, in milliseconds.
         heartbeat_ms: u64,
     },
@@ -65,6 +69,8 @@ pub enum ClientFrame {
     Hello {
         /// A JWT.
         token: String,
+        /// Where to start.
+        start: Start,
     },
     /// A fresh token for the same user.
     Auth {
@@ -73,8 +79,8 @@ pub enum ClientFrame {
     },
     /// The answer to a `ping`.
     Pong,
-    /// Everything durable up to this cursor is handled.
-    Ack,
+    /// Everything stored up to this place is handled.
+    Ack(Cursor),
 }
 
 /// Why a client's text is no frame.
@@ -89,6 +95,12 @@ pub enum FrameError {
     /// A field is missing or of the wrong type.
     #[error("\"{0}\" needs a string \"{1}\"")]
     Field(&'static str, &'static str),
+    /// An `ack` of what was never given out.
+    #[error("\"ack\": {0}")]
+    Cursor(#[from] BadCursorText),
+    /// A `hello` of a device without a proper name.
+    #[error("\"hello\": {0}")]
+    Device(#[from] BadDevice),
 }
 
 /// A peer's own text, quoted and cut short for an answer or a log line.
@@ -106,6 +118,8 @@ struct Fields {
     r#type: String,
     token: Option<serde_json::Value>,
     id: Option<serde_json::Value>,
+    resume: Option<serde_json::Value>,
+    device: Option<serde_json::Value>,
 }
 
 impl ClientFrame {
@@ -124,10 +138,16 @@ impl ClientFrame {
             _ => Err(FrameError::Field(frame, field)),
         };
         match fields.r#type.as_str() {
-            "hello" => Ok(Self::Hello { token: string(fields.token, "hello", "token")? }),
+            "hello" => {
+                // What is no text is no cursor either, and fails nothing.
+                let resume = fields.resume.map(|value| value.as_str().unwrap_or_default().to_owned());
+                let device = fields.device.map(|value| string(Some(value), "hello", "device")).transpose()?;
+                let start = Start::new(resume.as_deref(), device.as_deref())?;
+                Ok(Self::Hello { token: string(fields.token, "hello", "token")?, start })
+            }
             "auth" => Ok(Self::Auth { token: string(fields.token, "auth", "token")? }),
             "pong" => Ok(Self::Pong),
-            "ack" => string(fields.id, "ack", "id").map(|_| Self::Ack),
+            "ack" => Ok(Self::Ack(string(fields.id, "ack", "id")?.parse()?)),
             _ => Err(FrameError::UnknownType(Quoted(fields.r#type))),
         }
     }
@@ -174,13 +194,17 @@ pub fn is_json(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Resume;
 
     #[test]
     fn every_known_frame_is_read_and_unknown_fields_are_ignored() {
-        let hello = ClientFrame::parse(r#"{"type":"hello","token":"t","resume":"c","new":[1]}"#);
-        assert_eq!(hello, Ok(ClientFrame::Hello { token: "t".into() }));
+        let hello = ClientFrame::parse(r#"{"type":"hello","token":"t","resume":"c","device":"tv","new":[1]}"#);
+        let start = Start { resume: Some(Resume::Unknown), device: Some("tv".into()) };
+        assert_eq!(hello, Ok(ClientFrame::Hello { token: "t".into(), start }));
         assert_eq!(ClientFrame::parse(r#" {"type":"pong"} "#), Ok(ClientFrame::Pong));
-        assert_eq!(ClientFrame::parse(r#"{"type":"ack","id":"x"}"#), Ok(ClientFrame::Ack));
+        let cursor = "0000000000000abc-1795000000123-17";
+        let ack = ClientFrame::parse(&format!(r#"{{"type":"ack","id":"{cursor}"}}"#));
+        assert_eq!(ack, Ok(ClientFrame::Ack(cursor.parse().unwrap())));
     }
 
     #[test]
@@ -193,6 +217,10 @@ mod tests {
         assert!(error.to_string().contains("\"shout\""));
         let error = ClientFrame::parse(r#"{"type":"auth","token":5}"#).unwrap_err();
         assert_eq!(error, FrameError::Field("auth", "token"));
+        let error = ClientFrame::parse(r#"{"type":"ack","id":"x"}"#).unwrap_err();
+        assert_eq!(error, FrameError::Cursor(BadCursorText));
+        let error = ClientFrame::parse(r#"{"type":"hello","token":"t","device":""}"#).unwrap_err();
+        assert_eq!(error, FrameError::Device(BadDevice));
     }
 
     #[test]

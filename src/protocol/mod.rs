@@ -9,6 +9,7 @@ mod dialect;
 mod frame;
 mod id;
 mod stamp;
+mod start;
 
 pub use close::Close;
 pub use command::{Command, CommandError, MAX_JTI_BYTES, Revocation};
@@ -17,3 +18,4 @@ pub use dialect::{BadEventName, DEFAULT_EVENT, Dialect, Encoded, Event, check_ev
 pub use frame::{BAD_FRAME, ClientFrame, FrameError, ServerFrame, is_json, text_frame};
 pub use id::{ConnectionId, CredentialId, InstanceId, UserId, UserIdError};
 pub use stamp::{MAX_STAMP_BYTES, STAMP, Stamped, stamp};
+pub use start::{BadDevice, DEFAULT_DEVICE, Resume, Start, check_device};

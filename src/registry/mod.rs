@@ -1,6 +1,7 @@
 //! Who is connected here: users and their connections, in one concurrent map. Nothing in here awaits.
 
 mod backlog;
+mod level;
 mod outbox;
 mod socket;
 mod tls;
@@ -18,6 +19,7 @@ use tokio::sync::Notify;
 
 use crate::protocol::{ConnectionId, CredentialId, Dialect, UserId};
 pub use backlog::Backlog;
+pub use level::{Found, Place};
 pub use outbox::{Driven, Outbox, Pushed};
 pub use socket::Socket;
 pub use tls::Tls;
@@ -113,6 +115,12 @@ impl Registry {
     #[must_use]
     pub fn members(&self) -> Vec<Arc<Member>> {
         self.users.iter().flat_map(|entry| entry.value().clone()).collect()
+    }
+
+    /// Every user.
+    #[must_use]
+    pub fn user_ids(&self) -> Vec<UserId> {
+        self.users.iter().map(|entry| entry.key().clone()).collect()
     }
 
     /// How many connections there are.

@@ -11,14 +11,15 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use futures::task::AtomicWaker;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::backlog::{Backlog, Share};
+use super::level::{Found, Level, Place, Released};
 use super::socket::Socket;
 use crate::config::{Outbox as Bound, SlowClient};
-use crate::protocol::Close;
+use crate::protocol::{Close, Cursor, Following};
 
 /// Most frames in one write.
 const MAX_SLICES: usize = 32;
@@ -28,8 +29,10 @@ const MAX_SLICES: usize = 32;
 pub enum Pushed {
     /// Queued into an empty queue: the caller owes a [`Outbox::flush`].
     First,
-    /// Queued behind others.
+    /// Queued behind others, or waiting until the client is level with the history.
     Behind,
+    /// The client has it already.
+    Known,
     /// Queued, and this many older ones were dropped for it.
     Displaced(usize),
     /// The queue was full: the connection is being closed, and this many events are lost with it.
@@ -45,12 +48,22 @@ pub enum Driven {
     Closing(Close),
     /// The socket's progress changed: since this moment it takes nothing, or it takes everything again.
     Stalled(Option<Instant>),
+    /// The client is behind, and takes more: the history must be read.
+    Behind,
+}
+
+/// One frame in the queue.
+#[derive(Debug)]
+struct Frame {
+    bytes: Bytes,
+    /// A stored event: whoever does not get it now must be sent it later, with all that follows.
+    stored: bool,
 }
 
 #[derive(Debug)]
 struct State {
     /// Oldest first. One frame lies in place: most connections never have a second one waiting.
-    queue: SmallVec<[Bytes; 1]>,
+    queue: SmallVec<[Frame; 1]>,
     bytes: usize,
     /// The front frame is partly on the socket, or is the greeting: it must go out, whatever happens to the others.
     front_begun: bool,
@@ -58,6 +71,7 @@ struct State {
     held: bool,
     stalled_since: Option<Instant>,
     closing: Option<Close>,
+    level: Level,
     share: Share,
 }
 
@@ -80,56 +94,130 @@ impl Outbox {
             held: false,
             stalled_since: None,
             closing: None,
+            level: Level::new(),
             share: Share::new(backlog),
         };
         Self { socket, state: Mutex::new(state), waker: AtomicWaker::new() }
     }
 
-    /// Keeps what is pushed from now on behind the greeting, which [`Outbox::open`] gives.
+    /// Keeps what is pushed from now on behind the greeting, which [`Outbox::open`] gives, and events until
+    /// [`Outbox::release`].
     pub fn hold(&self) {
-        self.state.lock().held = true;
+        let mut state = self.state.lock();
+        state.held = true;
+        state.level.hold();
+    }
+
+    /// The client has everything up to this place, before anything is released.
+    pub fn start_at(&self, place: Place) {
+        self.state.lock().level.set(place);
+    }
+
+    /// Sends what was found behind the client's place, and what waited for it; where the history could not be read, what
+    /// waited alone. Gives how many events that waited belong to no history of ours.
+    pub fn release(&self, found: Option<Found>) -> usize {
+        let mut state = self.state.lock();
+        if state.closing.is_some() {
+            return 0;
+        }
+        let Released { events, foreign } = match found {
+            Some(found) => state.level.release(found),
+            None => state.level.release_unread(),
+        };
+        for (stored, bytes) in events {
+            state.append(Frame { bytes, stored });
+        }
+        self.write_queued(&mut state);
+        if state.settle() || state.level.wants_reading() {
+            drop(state);
+            self.waker.wake();
+        }
+        foreign
+    }
+
+    /// Hears where the newest stored event of the user is; a client that turns out to be behind is brought level.
+    /// Gives whether it was.
+    pub fn compare(&self, newest: &Cursor) -> bool {
+        let mut state = self.state.lock();
+        let behind = state.closing.is_none() && state.level.compare(newest);
+        drop(state);
+        if behind {
+            self.waker.wake();
+        }
+        behind
+    }
+
+    /// Where to read the history from, for a client that is behind.
+    pub fn begin_reading(&self) -> Place {
+        self.state.lock().level.begin_reading()
     }
 
     /// Lets frames out, the greeting before anything that was pushed so far.
     pub fn open(&self, greeting: Option<Bytes>) {
         let mut state = self.state.lock();
         state.held = false;
-        if let Some(frame) = greeting {
-            state.bytes += frame.len();
+        if let Some(bytes) = greeting {
+            state.bytes += bytes.len();
             // Behind a frame that is half out, such as a pong from before the hello.
             let place = usize::from(state.front_begun);
-            state.queue.insert(place, frame);
+            state.queue.insert(place, Frame { bytes, stored: false });
             // Not to be dropped for newer ones, as if it were half out itself.
             state.front_begun = true;
         }
         self.write_queued(&mut state);
+        state.settle();
     }
 
-    /// Queues one event within the bound. A single event larger than the bound is taken by an empty queue.
-    pub fn push(&self, frame: Bytes, bound: &Bound) -> Pushed {
+    /// Queues one event within the bound, `stored` at this place, if it is. A single event larger than the bound is taken
+    /// by an empty queue.
+    pub fn push(&self, bytes: Bytes, stored: Option<&Cursor>, bound: &Bound) -> Pushed {
         let mut state = self.state.lock();
         if state.closing.is_some() {
             return Pushed::Closed;
         }
+        if state.level.is_waiting() {
+            return self.wait(state, bytes, stored, bound);
+        }
+        match stored.map(|cursor| state.level.followed_by(cursor)) {
+            Some(Following::Known) => Pushed::Known,
+            Some(Following::Gap) => {
+                state.level.fall_behind();
+                self.wait(state, bytes, stored, bound)
+            }
+            None | Some(Following::Next) => self.queue(state, bytes, stored, bound),
+        }
+    }
+
+    fn queue(&self, mut state: MutexGuard<'_, State>, bytes: Bytes, stored: Option<&Cursor>, bound: &Bound) -> Pushed {
         let mut dropped = 0;
-        if state.is_full(frame.len(), bound) {
+        if state.is_full(bytes.len(), bound) {
             // A burst is not a slow client: ask the socket before judging.
             self.write_queued(&mut state);
-            while state.is_full(frame.len(), bound) {
+            while state.is_full(bytes.len(), bound) {
                 if bound.slow_client == SlowClient::Disconnect {
                     let lost = state.give_up(Close::TooSlow);
                     drop(state);
                     self.waker.wake();
                     return Pushed::Full(lost + 1);
                 }
-                if !state.could_take(frame.len(), bound) || !state.drop_oldest() {
-                    return Pushed::Displaced(dropped + 1);
+                if !state.could_take(bytes.len(), bound) || !state.drop_oldest() {
+                    if stored.is_none() {
+                        return Pushed::Displaced(dropped + 1);
+                    }
+                    // It is read from the history once there is room.
+                    state.level.fall_behind();
+                    drop(state);
+                    self.waker.wake();
+                    return if dropped == 0 { Pushed::Behind } else { Pushed::Displaced(dropped) };
                 }
                 dropped += 1;
             }
         }
         let first = state.queue.is_empty();
-        state.append(frame);
+        state.append(Frame { bytes, stored: stored.is_some() });
+        if let Some(cursor) = stored {
+            state.level.set(Place::At(*cursor));
+        }
         if state.stalled_since.is_some() && state.settle() {
             drop(state);
             self.waker.wake();
@@ -142,10 +230,37 @@ impl Outbox {
         }
     }
 
+    /// Keeps an event until the client is level with the history.
+    fn wait(&self, mut state: MutexGuard<'_, State>, bytes: Bytes, stored: Option<&Cursor>, bound: &Bound) -> Pushed {
+        let mut lost = 0;
+        if !state.level.has_room(bytes.len(), bound) {
+            // The stored ones are found in the history; before the greeting, nothing was promised of the others.
+            lost = state.level.forget();
+            if lost + usize::from(stored.is_none()) > 0 && !state.held && bound.slow_client == SlowClient::Disconnect {
+                lost += state.give_up(Close::TooSlow) + usize::from(stored.is_none());
+                drop(state);
+                self.waker.wake();
+                return Pushed::Full(lost);
+            }
+        }
+        state.level.wait(stored.copied(), bytes);
+        let crowded = state.settle();
+        let wake = crowded || state.level.wants_reading();
+        drop(state);
+        if wake {
+            self.waker.wake();
+        }
+        match (crowded, lost) {
+            (true, _) => Pushed::Full(lost),
+            (false, 0) => Pushed::Behind,
+            (false, _) => Pushed::Displaced(lost),
+        }
+    }
+
     /// Queues one of the connection's own frames, which are few, and tries the socket at once.
     pub fn send(&self, frame: Bytes) {
         let mut state = self.state.lock();
-        state.append(frame);
+        state.append(Frame { bytes: frame, stored: false });
         self.write_queued(&mut state);
     }
 
@@ -154,7 +269,7 @@ impl Outbox {
     pub fn send_while_open(&self, frame: Bytes) {
         let mut state = self.state.lock();
         if state.closing.is_none() {
-            state.append(frame);
+            state.append(Frame { bytes: frame, stored: false });
             self.write_queued(&mut state);
         }
     }
@@ -179,6 +294,7 @@ impl Outbox {
         match state.closing {
             Some(close) => Poll::Ready(Driven::Closing(close)),
             None if state.stalled_since != armed => Poll::Ready(Driven::Stalled(state.stalled_since)),
+            None if state.stalled_since.is_none() && state.level.wants_reading() => Poll::Ready(Driven::Behind),
             None => Poll::Pending,
         }
     }
@@ -230,7 +346,7 @@ impl Outbox {
         match done {
             Ok(()) => {
                 if state.stalled_since.take().is_some() {
-                    state.share.set(0);
+                    state.share.set(state.level.waiting_bytes());
                     self.waker.wake();
                 }
                 // Empty: its room is given back.
@@ -260,14 +376,14 @@ impl Outbox {
     }
 
     /// As much of the queue as one write takes.
-    fn try_write(&self, queue: &[Bytes]) -> io::Result<usize> {
+    fn try_write(&self, queue: &[Frame]) -> io::Result<usize> {
         if let [only] = queue {
-            return self.socket.try_write(only);
+            return self.socket.try_write(&only.bytes);
         }
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut used = 0;
         for (slice, frame) in slices.iter_mut().zip(queue) {
-            *slice = IoSlice::new(frame);
+            *slice = IoSlice::new(&frame.bytes);
             used += 1;
         }
         self.socket.try_write_vectored(slices.get(..used).unwrap_or_default())
@@ -279,8 +395,8 @@ impl State {
         self.queue.len() >= bound.max_messages || (self.bytes + more > bound.max_bytes && !self.queue.is_empty())
     }
 
-    fn append(&mut self, frame: Bytes) {
-        self.bytes += frame.len();
+    fn append(&mut self, frame: Frame) {
+        self.bytes += frame.bytes.len();
         self.queue.push(frame);
     }
 
@@ -289,11 +405,11 @@ impl State {
         self.bytes = self.bytes.saturating_sub(count);
         let mut whole = 0;
         for frame in &mut self.queue {
-            if count < frame.len() {
-                frame.advance(count);
+            if count < frame.bytes.len() {
+                frame.bytes.advance(count);
                 break;
             }
-            count -= frame.len();
+            count -= frame.bytes.len();
             whole += 1;
         }
         self.front_begun = count > 0 || (whole == 0 && self.front_begun);
@@ -305,7 +421,7 @@ impl State {
 
     /// Tells the backlog what waits here, and gives up where that is too much for all; gives whether it did.
     fn settle(&mut self) -> bool {
-        let crowded = self.share.set(self.bytes) && self.closing.is_none();
+        let crowded = self.share.set(self.bytes + self.level.waiting_bytes()) && self.closing.is_none();
         if crowded {
             let lost = self.give_up(Close::Crowded);
             self.share.count_given_up(lost);
@@ -315,28 +431,30 @@ impl State {
 
     /// Whether this much more would fit if everything were dropped that can be.
     fn could_take(&self, more: usize, bound: &Bound) -> bool {
-        let begun = if self.front_begun { self.queue.first().map_or(0, Bytes::len) } else { 0 };
-        begun == 0 || (bound.max_messages > 1 && begun + more <= bound.max_bytes)
+        let begun = usize::from(self.front_begun);
+        let stays = |(place, frame): &(usize, &Frame)| *place < begun || frame.stored;
+        let (count, bytes) = (self.queue.iter().enumerate().filter(stays))
+            .fold((0, 0), |(count, bytes), (_, frame)| (count + 1, bytes + frame.bytes.len()));
+        count == 0 || (count < bound.max_messages && bytes + more <= bound.max_bytes)
     }
 
-    /// Drops everything but a frame that is half out; gives how many were dropped.
+    /// Drops everything but a frame that is half out, and what waits; gives how many were dropped.
     fn give_up(&mut self, close: Close) -> usize {
         self.closing.get_or_insert(close);
         let keep = usize::from(self.front_begun);
         let lost = self.queue.len().saturating_sub(keep);
         self.queue.truncate(keep);
-        self.bytes = self.queue.iter().map(Bytes::len).sum();
+        self.bytes = self.queue.iter().map(|frame| frame.bytes.len()).sum();
+        let lost = lost + self.level.forget();
         self.share.set(self.bytes);
         lost
     }
 
     fn drop_oldest(&mut self) -> bool {
-        let oldest = usize::from(self.front_begun);
-        if oldest == self.queue.len() {
-            return false;
-        }
-        let frame = self.queue.remove(oldest);
-        self.bytes = self.bytes.saturating_sub(frame.len());
+        let begun = usize::from(self.front_begun);
+        let Some(oldest) = self.queue.iter().skip(begun).position(|frame| !frame.stored) else { return false };
+        let frame = self.queue.remove(begun + oldest);
+        self.bytes = self.bytes.saturating_sub(frame.bytes.len());
         true
     }
 }
@@ -386,8 +504,9 @@ mod tests {
         let (outbox, mut client) = pair().await;
         let limit = bound(8, SlowClient::Disconnect);
         outbox.hold();
-        assert_eq!(outbox.push(text_frame(&[b"event"]), &limit), Pushed::First);
+        assert_eq!(outbox.push(text_frame(&[b"event"]), None, &limit), Pushed::Behind);
         outbox.flush();
+        outbox.release(None);
         outbox.open(Some(text_frame(&[b"hello"])));
         let mut got = [0; 14];
         client.read_exact(&mut got).await.unwrap();
@@ -399,7 +518,7 @@ mod tests {
         let (outbox, mut client) = pair().await;
         let limit = bound(4, SlowClient::Disconnect);
         for number in 0..40 {
-            assert!(!matches!(outbox.push(numbered(number, 10), &limit), Pushed::Full(_)), "{number}");
+            assert!(!matches!(outbox.push(numbered(number, 10), None, &limit), Pushed::Full(_)), "{number}");
         }
         outbox.flush();
         let mut got = vec![0; 40 * 20];
@@ -410,13 +529,13 @@ mod tests {
     async fn a_client_that_does_not_read_is_given_up_and_its_memory_with_it() {
         let (outbox, _client) = pair().await;
         let limit = bound(16, SlowClient::Disconnect);
-        let lost = (0..10_000).find_map(|n| match outbox.push(numbered(n, 10_000), &limit) {
+        let lost = (0..10_000).find_map(|n| match outbox.push(numbered(n, 10_000), None, &limit) {
             Pushed::Full(lost) => Some(lost),
             _ => None,
         });
         assert!(lost.unwrap() >= 16, "{lost:?}");
         assert!(outbox.state.lock().queue.len() <= 1);
-        assert_eq!(outbox.push(numbered(0, 1), &limit), Pushed::Closed);
+        assert_eq!(outbox.push(numbered(0, 1), None, &limit), Pushed::Closed);
         let driven = poll_fn(|cx| outbox.poll_drive(cx, None)).await;
         assert_eq!(driven, Driven::Closing(Close::TooSlow));
     }
@@ -427,7 +546,7 @@ mod tests {
         let limit = bound(16, SlowClient::DropOldest);
         let size = 10_000;
         for number in 0..2_000 {
-            let pushed = outbox.push(numbered(number, size), &limit);
+            let pushed = outbox.push(numbered(number, size), None, &limit);
             assert!(!matches!(pushed, Pushed::Full(_) | Pushed::Closed));
         }
         let reader = async {
@@ -449,12 +568,12 @@ mod tests {
     async fn an_event_that_cannot_fit_behind_what_is_half_out_costs_the_others_nothing() {
         let (outbox, mut client) = pair().await;
         let limit = Bound { max_bytes: 10_000_000, ..bound(1_000, SlowClient::DropOldest) };
-        assert_eq!(outbox.push(numbered(0, 9_000_000), &limit), Pushed::First);
+        assert_eq!(outbox.push(numbered(0, 9_000_000), None, &limit), Pushed::First);
         outbox.flush();
         for number in 1..=10 {
-            assert_eq!(outbox.push(numbered(number, 10), &limit), Pushed::Behind);
+            assert_eq!(outbox.push(numbered(number, 10), None, &limit), Pushed::Behind);
         }
-        assert_eq!(outbox.push(numbered(11, 9_500_000), &limit), Pushed::Displaced(1));
+        assert_eq!(outbox.push(numbered(11, 9_500_000), None, &limit), Pushed::Displaced(1));
         let mut got = vec![0; 9_000_000 + 8 + 10 + 10 * 20];
         let (read, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| outbox.poll_flush(cx)));
         read.unwrap();
@@ -468,7 +587,7 @@ mod tests {
         let limit = bound(1_000, SlowClient::Disconnect);
         let mut sent = 0;
         while outbox.state.lock().stalled_since.is_none() {
-            outbox.push(numbered(0, 10_000), &limit);
+            outbox.push(numbered(0, 10_000), None, &limit);
             outbox.flush();
             sent += 10_012;
         }
@@ -486,8 +605,9 @@ mod tests {
         let limit = bound(1_000, SlowClient::Disconnect);
         outbox.hold();
         for number in 0..100 {
-            outbox.push(numbered(number, 1), &limit);
+            outbox.push(numbered(number, 1), None, &limit);
         }
+        outbox.release(None);
         outbox.open(None);
         let mut got = vec![0; 100 * 11];
         client.read_exact(&mut got).await.unwrap();
@@ -506,7 +626,7 @@ mod tests {
         let (mut most, mut given_up) = (0, 0);
         for round in 0..100 {
             for (outbox, _) in &pairs {
-                given_up += usize::from(matches!(outbox.push(numbered(round, 10_000), &limit), Pushed::Full(_)));
+                given_up += usize::from(matches!(outbox.push(numbered(round, 10_000), None, &limit), Pushed::Full(_)));
                 outbox.flush();
                 most = most.max(gauge.get());
             }
@@ -520,13 +640,13 @@ mod tests {
         assert_eq!(driven, Driven::Closing(Close::Crowded));
         // Also one whose very first event is more than its share.
         let (late, _late_client) = pair_within(&backlog).await;
-        late.push(numbered(0, 10_000_000), &limit);
+        late.push(numbered(0, 10_000_000), None, &limit);
         late.flush();
-        assert_eq!(late.push(numbered(1, 1), &limit), Pushed::Closed);
+        assert_eq!(late.push(numbered(1, 1), None, &limit), Pushed::Closed);
         // Those who read are served all the while.
         let (ready, mut reader) = pair_within(&backlog).await;
         for round in 0..10 {
-            assert_eq!(ready.push(numbered(round, 100), &limit), Pushed::First);
+            assert_eq!(ready.push(numbered(round, 100), None, &limit), Pushed::First);
             ready.flush();
             reader.read_exact(&mut [0; 110]).await.unwrap();
         }
@@ -542,17 +662,17 @@ mod tests {
         let gauge = &metrics.backlog_bytes;
         let (outbox, mut client) = pair_within(&Backlog::new(&metrics, usize::MAX)).await;
         let limit = bound(1_000, SlowClient::Disconnect);
-        outbox.push(numbered(0, 100), &limit);
+        outbox.push(numbered(0, 100), None, &limit);
         outbox.flush();
         assert_eq!(gauge.get(), 0);
         let mut sent = 110;
         while gauge.get() == 0 {
-            outbox.push(numbered(0, 10_000), &limit);
+            outbox.push(numbered(0, 10_000), None, &limit);
             outbox.flush();
             sent += 10_012;
         }
         let waiting = gauge.get();
-        outbox.push(numbered(0, 10_000), &limit);
+        outbox.push(numbered(0, 10_000), None, &limit);
         assert_eq!(gauge.get(), waiting + 10_012, "behind what waits");
         let mut got = vec![0; sent + 10_012];
         let (_, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| outbox.poll_flush(cx)));

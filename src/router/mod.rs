@@ -13,7 +13,7 @@ use crate::backplane::{Heard, USER_CHANNEL};
 use crate::config::Outbox as Bound;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
-use crate::protocol::{DEFAULT_EVENT, Encoded, Event, UserId, is_json};
+use crate::protocol::{Cursor, DEFAULT_EVENT, Encoded, Event, STAMP, Stamped, UserId, is_json};
 use crate::registry::{Member, Pushed, Registry};
 use crate::shutdown::Shutdown;
 use unwritten::Unwritten;
@@ -35,6 +35,7 @@ pub struct Router {
 enum Drop {
     Json,
     Utf8,
+    Stamp,
     Size,
     UserId,
 }
@@ -44,6 +45,7 @@ impl Drop {
         match self {
             Self::Json => "json",
             Self::Utf8 => "utf8",
+            Self::Stamp => "stamp",
             Self::Size => "size",
             Self::UserId => "user_id",
         }
@@ -102,8 +104,15 @@ impl Router {
         }
         // Where nobody is here, the payload is not touched.
         let handed = self.registry.with(user, |members| {
-            let encoded = Encoded::new(self.event(payload)?);
-            self.hand_to(members, encoded, &mut unwritten.members);
+            let text = str::from_utf8(payload).map_err(|_| Drop::Utf8)?;
+            // JSON never begins like this: it is a notification with a name or a place.
+            let stamped =
+                if payload.starts_with(&[STAMP]) { Some(Stamped::parse(text).ok_or(Drop::Stamp)?) } else { None };
+            let event = match &stamped {
+                None => self.event(DEFAULT_EVENT, text, None)?,
+                Some(Stamped { stored, event, data }) => self.event(event, data, stored.map(|(_, cursor)| cursor))?,
+            };
+            self.hand_to(members, event, &mut unwritten.members);
             Ok(())
         });
         match handed {
@@ -119,32 +128,37 @@ impl Router {
         Ok(())
     }
 
-    fn event<'a>(&self, payload: &'a [u8]) -> Result<Event<'a>, Drop> {
-        if payload.len() > self.max_payload_bytes {
+    fn event<'a>(&self, name: &'a str, text: &'a str, cursor: Option<Cursor>) -> Result<Event<'a>, Drop> {
+        if text.len() > self.max_payload_bytes {
             return Err(Drop::Size);
         }
-        let text = str::from_utf8(payload).map_err(|_| Drop::Utf8)?;
         let data = text.trim_matches([' ', '\t', '\r', '\n']);
-        if is_json(data) { Ok(Event { name: DEFAULT_EVENT, data, cursor: None }) } else { Err(Drop::Json) }
+        if is_json(data) { Ok(Event { name, data, cursor }) } else { Err(Drop::Json) }
     }
 
-    fn hand_to(&self, members: &[Arc<Member>], mut encoded: Encoded<'_>, unwritten: &mut Vec<Arc<Member>>) {
+    fn hand_to(&self, members: &[Arc<Member>], event: Event<'_>, unwritten: &mut Vec<Arc<Member>>) {
         let Some((last, others)) = members.split_last() else { return };
-        let mut handed = 0;
+        let (mut encoded, stored, mut handed) = (Encoded::new(event), event.cursor, 0);
         for member in others {
-            handed += self.push(member, encoded.frame(member.dialect), unwritten);
+            handed += self.push(member, encoded.frame(member.dialect), stored.as_ref(), unwritten);
         }
-        handed += self.push(last, encoded.last_frame(last.dialect), unwritten);
+        handed += self.push(last, encoded.last_frame(last.dialect), stored.as_ref(), unwritten);
         self.metrics.deliveries.inc_by(handed);
     }
 
-    /// Gives how many events were taken by the connection: 1, or 0 by one that is being closed.
-    fn push(&self, member: &Arc<Member>, frame: Bytes, unwritten: &mut Vec<Arc<Member>>) -> u64 {
-        match member.outbox.push(frame, &self.bound) {
+    /// Gives how many events were taken by the connection: 1, or 0 by one that is being closed or has it already.
+    fn push(
+        &self,
+        member: &Arc<Member>,
+        frame: Bytes,
+        stored: Option<&Cursor>,
+        unwritten: &mut Vec<Arc<Member>>,
+    ) -> u64 {
+        match member.outbox.push(frame, stored, &self.bound) {
             Pushed::First => unwritten.push(Arc::clone(member)),
             Pushed::Behind => {}
             Pushed::Displaced(lost) | Pushed::Full(lost) => self.count_slow(member, lost),
-            Pushed::Closed => return 0,
+            Pushed::Known | Pushed::Closed => return 0,
         }
         1
     }

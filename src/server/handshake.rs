@@ -13,7 +13,7 @@ use super::forwarded::client_address;
 use super::reply::{Refusal, unavailable};
 use crate::auth::{Credential, Identity, SessionError, TokenError, offers_tidings_v1};
 use crate::limits::{Limit, Pass};
-use crate::protocol::Dialect;
+use crate::protocol::{Dialect, Start};
 use crate::sessions::Refused;
 
 /// The head of the request that asks for a WebSocket.
@@ -34,12 +34,15 @@ pub(super) struct Admitted {
     pub(super) dialect: Dialect,
     pub(super) offered: bool,
     pub(super) identity: Option<Identity>,
+    pub(super) start: Start,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct Parameters {
     token: Option<String>,
     format: Option<String>,
+    resume: Option<String>,
+    device: Option<String>,
 }
 
 /// Decides, in the order of the contract. What the connection takes up goes into `pass`.
@@ -65,12 +68,14 @@ pub(super) async fn admit(app: &App, head: &Head<'_>, pass: &mut Pass) -> Result
         Some("raw") => Dialect::Raw,
         Some(_) => return Err(Refusal::bad_request("?format= is \"raw\" or absent")),
     };
+    let start = Start::new(parameters.resume.as_deref(), parameters.device.as_deref())
+        .map_err(|error| Refusal::bad_request(format!("?device=: {error}")))?;
     check_origin(app, headers)?;
     let identity = identify(app, headers, parameters.token).await?;
     if let Some(identity) = &identity {
         limiter.admit_user(&identity.user, pass).await.map_err(Limit::from)?;
     }
-    Ok(Admitted { accept, dialect, offered, identity })
+    Ok(Admitted { accept, dialect, offered, identity, start })
 }
 
 /// Who is there; `None` where a `hello` will say so.

@@ -79,7 +79,7 @@ impl Http {
         let context = Arc::clone(&self.app.context);
         let connection = Connection::open(context, socket, early, admitted.dialect, pass).await;
         // The answer and the greeting are one write.
-        let running = connection.run(admitted.identity, head);
+        let running = connection.run(admitted.identity, admitted.start, head);
         self.app.context.shutdown.spawn_connection(running);
         drop(in_hand);
     }

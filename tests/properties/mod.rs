@@ -40,7 +40,8 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn value() -> impl Strategy<Value = String> {
-    let texts = ["hello", "auth", "pong", "ack", "shout", "42", "\\ud800", "\\u0000", ""];
+    let cursor = "0123456789abcdef-1795000000123-17";
+    let texts = ["hello", "auth", "pong", "ack", "shout", "42", "\\ud800", "\\u0000", "", "acked", cursor];
     let odd = ["null", "true", "-7", "1e400", "-0", "[[]]", "{}", r#"{"type":1}"#, "1795000000.5", r#"["42"]"#];
     prop_oneof![
         3 => prop::sample::select(texts.to_vec()).prop_map(|text| format!("\"{text}\"")),
@@ -52,7 +53,7 @@ fn value() -> impl Strategy<Value = String> {
 
 /// JSON, most of it with fields that a client frame or a token has, some of them wrong.
 fn object() -> impl Strategy<Value = String> {
-    let names = ["type", "token", "id", "sub", "exp", "nbf", "iat", "jti", "\\u0074ype"];
+    let names = ["type", "token", "id", "sub", "exp", "nbf", "iat", "jti", "resume", "device", "\\u0074ype"];
     let name = prop_oneof![
         5 => prop::sample::select(names.to_vec()).prop_map(str::to_owned),
         1 => "[a-z]{0,5}",

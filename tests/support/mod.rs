@@ -14,6 +14,7 @@ mod nginx;
 mod proxy;
 mod redis;
 pub mod secrets;
+mod store;
 mod tls;
 mod token;
 pub mod wire;
@@ -35,6 +36,7 @@ pub use light::{Heard, Light, Resume};
 pub use nginx::Nginx;
 pub use proxy::{Proxy, Way, Whose};
 pub use redis::{RedisServer, Subscription, free_port};
+pub use store::Store;
 pub use tls::{client_config, handshake_tls, served_certificate};
 pub use token::{SECRET, now, sign, sign_with, token, token_for};
 

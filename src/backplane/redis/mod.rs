@@ -1,6 +1,7 @@
 //! The Redis backplane: pub/sub for messages, a lease design in Lua for presence.
 
 mod directory;
+mod heard;
 mod history;
 mod limits;
 mod link;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::cmd;
+use redis::{Script, cmd};
 use secrecy::SecretString;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -29,6 +30,7 @@ use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{Cursor, InstanceId, Revocation, UserId};
 use crate::shutdown::Shutdown;
+use heard::Heard;
 use history::History;
 use limits::Limits;
 pub use limits::{Claim, Granted};
@@ -44,6 +46,9 @@ pub struct Redis {
     history_link: Link,
     presence: Presence,
     history: History,
+    heard: Mutex<Heard>,
+    fleet: Script,
+    missed: watch::Sender<u64>,
     limits: Limits,
     revoked: RevokedSet,
     control_channel: String,
@@ -103,6 +108,9 @@ impl Redis {
             link: Link::new(&config.redis, url, format!("tidings-{instance}"))?,
             history_link: Link::new(&config.redis, url, format!("tidings-{instance}-history"))?,
             history: History::new(&config.redis.prefix, config.history),
+            heard: Mutex::default(),
+            fleet: Script::new(include_str!("scripts/fleet.lua")),
+            missed: watch::Sender::default(),
             presence: Presence::new(&config.presence),
             limits: Limits::new(&config.redis.prefix, config.presence.lease),
             revoked: RevokedSet::new(&config.redis.prefix),
@@ -141,7 +149,36 @@ impl Redis {
             let probe = cmd("PUBLISH").arg(&self.probe_channel).arg("").to_owned();
             // Counted and logged: without it the subscription will be found silent.
             self.counted(self.link.command::<i64>(&probe).await).ok();
+            self.look_at_fleet().await.ok();
         }
+    }
+
+    /// Finds out whether a stored notification was not heard, be it the last one, or Redis has lost some.
+    async fn look_at_fleet(&self) -> Result<(), BackplaneError> {
+        let known = {
+            let heard = self.heard.lock();
+            let (epoch, count) = heard.known();
+            (epoch.to_owned(), count)
+        };
+        let key = self.history.key();
+        let fleet = heard::look(&self.link, &self.fleet, &key, (&known.0, known.1)).await;
+        let fleet = self.counted(fleet)?;
+        if !known.0.is_empty() && fleet.epoch != known.0 {
+            warn!(counted = fleet.count, "redis has lost stored notifications: another epoch begins");
+        }
+        if self.heard.lock().look(fleet) {
+            self.miss();
+        }
+        Ok(())
+    }
+
+    /// Something stored may not have been heard.
+    fn miss(&self) {
+        self.missed.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn missed(&self) -> watch::Receiver<u64> {
+        self.missed.subscribe()
     }
 
     /// Publishes JSON for one user; gives how many instances heard it.

@@ -8,9 +8,10 @@ use tracing::{info, warn};
 use super::link::CONNECT_DEADLINE;
 use super::resp::{Parts, Reply};
 use super::stream::Stream;
-use super::{Redis, Subscription};
+use super::{Redis, Subscription, heard};
 use crate::backoff::Backoff;
 use crate::backplane::{BackplaneError, Heard, Sink};
+use crate::protocol::MAX_STAMP_BYTES;
 
 /// The one fixed pattern; a user's id never becomes part of a pattern.
 const PATTERN: &[u8] = b"user:*";
@@ -25,6 +26,8 @@ pub(super) async fn run(redis: &Redis, sink: &Sink) {
                 backoff.reset();
                 // First, so that whoever reads what was missed is seen to be behind as soon as this one is up.
                 redis.subscriptions.send_modify(|count| *count += 1);
+                redis.heard.lock().start_over();
+                redis.miss();
                 redis.set_subscription(Subscription::Up { last_heard: Instant::now() });
                 let Err(error) = hear(redis, sink, stream).await;
                 redis.metrics.backplane_gaps.inc();
@@ -42,7 +45,7 @@ pub(super) async fn run(redis: &Redis, sink: &Sink) {
 
 async fn subscribe(redis: &Redis, sink: &Sink) -> Result<Stream, BackplaneError> {
     let subscribing = async {
-        let mut stream = redis.link.stream("subscriber", redis.max_payload_bytes).await?;
+        let mut stream = redis.link.stream("subscriber", redis.max_payload_bytes + MAX_STAMP_BYTES).await?;
         stream.send(&[b"PSUBSCRIBE", PATTERN]).await?;
         let mut awaited = 1;
         let channels = [Some(&redis.control_channel), Some(&redis.probe_channel), redis.presence_channel.as_ref()];
@@ -105,7 +108,14 @@ fn hand_on(redis: &Redis, sink: &Sink, reply: &Reply<'_>) {
 
 fn hand_on_push(redis: &Redis, sink: &Sink, parts: &Parts<'_>) {
     match parts.as_slice() {
-        [b"pmessage", _, channel, payload] => sink(Heard::Message { channel, payload }),
+        [b"pmessage", _, channel, payload] => {
+            sink(Heard::Message { channel, payload });
+            if let Some(count) = heard::count_of(payload)
+                && redis.heard.lock().note(count)
+            {
+                redis.miss();
+            }
+        }
         [b"message", channel, payload] if *channel == redis.control_channel.as_bytes() => {
             sink(Heard::Control { payload });
         }

@@ -1,0 +1,145 @@
+//! Brings clients level with their user's stored notifications: when they come, and whenever something may have been
+//! missed.
+//!
+//! A client's place is kept in its outbox (`registry/level.rs`). What lies behind it is read here, in pages of which each
+//! client holds one; so it is bounded by what all may read at once, and by what the clients take.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info};
+
+use crate::backoff::Backoff;
+use crate::backplane::{Backplane, BackplaneError, PageSize, ReadFrom, Reading};
+use crate::config::Outbox as Bound;
+use crate::metrics::Metrics;
+use crate::protocol::{Resume, Start, UserId};
+use crate::registry::{Member, Place, Registry};
+
+/// Most entries of a page.
+const PAGE_ENTRIES: usize = 100;
+
+/// Most bytes of a page, one entry aside.
+const PAGE_BYTES: usize = 128 * 1024;
+
+/// Pages that are read at once.
+const READERS: usize = 64;
+
+/// Users compared with the store at once.
+const COMPARED: usize = 500;
+
+/// How much earlier a client is taken to have come than it did, where only its time is known: what the question for it
+/// may take on its way.
+const ON_THE_WAY: Duration = Duration::from_secs(3);
+
+/// See the module.
+#[derive(Debug)]
+pub struct History {
+    backplane: Arc<Backplane>,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    page: PageSize,
+    readers: Semaphore,
+}
+
+impl History {
+    /// Reads for clients whose queues have this bound: what is read at once is half of it.
+    #[must_use]
+    pub fn new(backplane: Arc<Backplane>, registry: Arc<Registry>, metrics: Arc<Metrics>, bound: &Bound) -> Self {
+        let page = PageSize {
+            entries: (bound.max_messages / 2).clamp(1, PAGE_ENTRIES),
+            bytes: (bound.max_bytes / 2).clamp(1, PAGE_BYTES),
+        };
+        Self { backplane, registry, metrics, page, readers: Semaphore::new(READERS) }
+    }
+
+    /// Reads where a client starts, and the first page of what follows; none where that cannot be read now.
+    pub async fn start(&self, user: &UserId, start: &Start) -> Option<Reading> {
+        let from = match start.resume {
+            None | Some(Resume::Unknown) => ReadFrom::Newest,
+            Some(Resume::After(cursor)) => ReadFrom::After(cursor),
+            Some(Resume::Acked) => ReadFrom::Acked(start.device().to_owned()),
+        };
+        // With a backplane that is away, nobody waits for the answer that does not come.
+        let reading = match self.backplane.not_ready() {
+            Some(_) if !start.resumes() => None,
+            _ => self.read(user, &from, start.device()).await.ok(),
+        };
+        if let Some(resume) = start.resume {
+            let result = match &reading {
+                None if start.resumes() => "unreadable",
+                Some(reading) if reading.whole && resume != Resume::Unknown => "recovered",
+                _ => "lost",
+            };
+            self.metrics.resumes.with_label_values(&[result]).inc();
+        }
+        reading
+    }
+
+    /// Reads what follows a client's place; until that can be read.
+    pub async fn follow(&self, user: &UserId, place: Place, device: &str) -> Reading {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        loop {
+            let from = match place {
+                Place::At(cursor) => ReadFrom::After(cursor),
+                Place::Since(at) => ReadFrom::Since(at.elapsed() + ON_THE_WAY),
+            };
+            match self.read(user, &from, device).await {
+                Ok(reading) => return reading,
+                // Counted and logged where it happened.
+                Err(_) => sleep(backoff.next_delay()).await,
+            }
+        }
+    }
+
+    async fn read(&self, user: &UserId, from: &ReadFrom, device: &str) -> Result<Reading, BackplaneError> {
+        // Never closed.
+        let _reader = self.readers.acquire().await.ok();
+        let reading = self.backplane.read_history(user, from, device, self.page).await?;
+        self.metrics.replayed.inc_by(reading.entries.len() as u64);
+        Ok(reading)
+    }
+
+    /// Compares every client with the store whenever something may have been missed; for ever, ends by being dropped.
+    pub async fn keep_level(&self) {
+        let mut missed = self.backplane.missed();
+        loop {
+            if missed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            self.compare_all(&mut missed).await;
+        }
+    }
+
+    async fn compare_all(&self, missed: &mut watch::Receiver<u64>) {
+        let begun = Instant::now();
+        let (users, mut found) = (self.registry.user_ids(), 0);
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        for some in users.chunks(COMPARED) {
+            let newest = loop {
+                match self.backplane.newest(some).await {
+                    Ok(newest) => break newest,
+                    Err(_) => sleep(backoff.next_delay()).await,
+                }
+                // Missed again meanwhile: everybody is looked at anew.
+                if missed.has_changed().unwrap_or_default() {
+                    return;
+                }
+            };
+            for (user, newest) in some.iter().zip(&newest) {
+                let behind = |member: &&Arc<Member>| member.outbox.compare(newest);
+                let look = |members: &[Arc<Member>]| members.iter().filter(behind).count();
+                found += self.registry.with(user.as_str(), look).unwrap_or_default();
+            }
+        }
+        self.metrics.gaps_found.inc_by(found as u64);
+        let (users, took_ms) = (users.len(), begun.elapsed().as_millis());
+        if found > 0 {
+            info!(users, behind = found, took_ms, "clients had missed stored events: they are brought level");
+        } else {
+            debug!(users, took_ms, "clients are level with the history");
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The seam between what is read and what comes live: every interleaving of publishing, hearing, coming, reading and
+//! sending that a small model has, and random ones of a larger.
+
+use std::collections::HashSet;
+use std::num::NonZeroU64;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const EPOCH: NonZeroU64 = NonZeroU64::MIN;
+
+/// What is published: stored, or not; each is named by its place in the order of publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Stored,
+    Passing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Step {
+    Publish(Kind),
+    /// The instance hears the next message of the channel.
+    Hear,
+    /// The instance loses its subscription, with what is on its way, and has another.
+    Lose,
+    /// The client comes, and resumes from before the first.
+    Come,
+    /// A page is read behind the client's place.
+    Read,
+    /// What was read is sent.
+    Send,
+    /// The instance compares the client with the newest stored.
+    Compare,
+}
+
+const STEPS: [Step; 8] = [
+    Step::Publish(Kind::Stored),
+    Step::Publish(Kind::Passing),
+    Step::Hear,
+    Step::Lose,
+    Step::Come,
+    Step::Read,
+    Step::Send,
+    Step::Compare,
+];
+
+/// How large the model may grow.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    stored: usize,
+    passing: usize,
+    losses: usize,
+    page: usize,
+}
+
+#[derive(Debug, Clone)]
+struct World {
+    size: Size,
+    /// In the order of publishing.
+    published: Vec<Kind>,
+    /// How many of them the instance has heard, or lost.
+    heard: usize,
+    /// Those that were not heard.
+    lost: Vec<usize>,
+    losses: usize,
+    /// Set by `Lose`: the instance owes a comparison.
+    missed: bool,
+    level: Option<Level>,
+    page: Option<Found>,
+    /// What the client was sent, by place in the order of publishing.
+    sent: Vec<usize>,
+    /// How much had been heard when the client came.
+    came: usize,
+}
+
+impl World {
+    fn new(size: Size) -> Self {
+        Self {
+            size,
+            published: Vec::new(),
+            heard: 0,
+            lost: Vec::new(),
+            losses: 0,
+            missed: false,
+            level: None,
+            page: None,
+            sent: Vec::new(),
+            came: 0,
+        }
+    }
+
+    fn count(&self, kind: Kind) -> usize {
+        self.published.iter().filter(|other| **other == kind).count()
+    }
+
+    /// The stored ones, with their cursors.
+    fn store(&self) -> Vec<(Cursor, usize)> {
+        let stored = self.published.iter().enumerate().filter(|(_, kind)| **kind == Kind::Stored);
+        let cursor = |number: u64| Cursor { epoch: EPOCH, ms: 1_000 + number / 2, number };
+        (1..).zip(stored).map(|(number, (index, _))| (cursor(number), index)).collect()
+    }
+
+    fn newest(&self) -> Cursor {
+        self.store().last().map_or(Cursor { epoch: EPOCH, ms: 1_000, number: 0 }, |(cursor, _)| *cursor)
+    }
+
+    fn is_enabled(&self, step: Step) -> bool {
+        match step {
+            Step::Publish(Kind::Stored) => self.count(Kind::Stored) < self.size.stored,
+            Step::Publish(Kind::Passing) => self.count(Kind::Passing) < self.size.passing,
+            Step::Hear => self.heard < self.published.len(),
+            Step::Lose => self.losses < self.size.losses,
+            Step::Come => self.level.is_none(),
+            Step::Read => {
+                let first = self.sent.is_empty() && self.level.as_ref().is_some_and(Level::is_waiting);
+                self.page.is_none() && (first || self.level.as_ref().is_some_and(Level::wants_reading))
+            }
+            Step::Send => self.page.is_some(),
+            Step::Compare => self.missed && self.level.is_some(),
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Publish(kind) => self.published.push(kind),
+            Step::Hear => {
+                self.hear(self.heard);
+                self.heard += 1;
+            }
+            Step::Lose => {
+                self.lost.extend(self.heard..self.published.len());
+                self.heard = self.published.len();
+                self.losses += 1;
+                self.missed = true;
+            }
+            Step::Come => {
+                let mut level = Level::new();
+                level.set(Place::At(Cursor { epoch: EPOCH, ms: 1_000, number: 0 }));
+                level.hold();
+                self.level = Some(level);
+                self.came = self.heard;
+            }
+            Step::Read => self.read(),
+            Step::Send => {
+                if let (Some(level), Some(page)) = (&mut self.level, self.page.take()) {
+                    let released = level.release(page);
+                    assert_eq!(released.foreign, 0, "all of it is ours");
+                    self.sent.extend(released.events.iter().map(|(_, event)| index_of(event)));
+                }
+            }
+            Step::Compare => {
+                let newest = self.newest();
+                if let Some(level) = &mut self.level {
+                    level.compare(&newest);
+                }
+                self.missed = false;
+            }
+        }
+    }
+
+    fn hear(&mut self, index: usize) {
+        let cursor = self.store().into_iter().find(|(_, stored)| *stored == index).map(|(cursor, _)| cursor);
+        let Some(level) = &mut self.level else { return };
+        let event = Bytes::from(index.to_string());
+        match cursor.filter(|_| !level.is_waiting()).map(|cursor| (cursor, level.followed_by(&cursor))) {
+            _ if level.is_waiting() => level.wait(cursor, event),
+            None => self.sent.push(index),
+            Some((_, Following::Known)) => {}
+            Some((cursor, Following::Next)) => {
+                level.set(Place::At(cursor));
+                self.sent.push(index);
+            }
+            Some((cursor, Following::Gap)) => {
+                level.fall_behind();
+                level.wait(Some(cursor), event);
+            }
+        }
+    }
+
+    fn read(&mut self) {
+        let (store, newest) = (self.store(), self.newest());
+        let Some(level) = &mut self.level else { return };
+        let Place::At(place) = level.begin_reading() else { return };
+        let behind = store.into_iter().filter(|(cursor, _)| cursor.number > place.number).take(self.size.page);
+        let events: Vec<_> = behind.map(|(cursor, index)| (cursor, Bytes::from(index.to_string()))).collect();
+        let upto = events.last().map_or(place, |(cursor, _)| *cursor);
+        self.page = Some(Found { events, upto, level: !upto.is_behind(&newest) });
+    }
+
+    /// Lets everything come to its end.
+    fn settle(&mut self) {
+        for _ in 0..1_000 {
+            let wanted = [Step::Come, Step::Send, Step::Read, Step::Hear, Step::Compare];
+            match wanted.into_iter().find(|step| self.is_enabled(*step)) {
+                Some(step) => self.take(step),
+                None => return,
+            }
+        }
+        panic!("it never ends: {self:?}");
+    }
+
+    /// What a client may count on.
+    fn check(&self) {
+        let stored: Vec<usize> = self.store().into_iter().map(|(_, index)| index).collect();
+        let (got, passing): (Vec<usize>, Vec<usize>) = self.sent.iter().partition(|index| stored.contains(index));
+        assert_eq!(got, stored, "every stored one, once, in order: {self:?}");
+        let heard = |index: &usize| *index >= self.came && !self.lost.contains(index) && !stored.contains(index);
+        let expected: Vec<usize> = (0..self.published.len()).filter(heard).collect();
+        assert_eq!(passing, expected, "every other one that was heard, once, in order: {self:?}");
+        if self.losses == 0 {
+            // The other way round may be: a stored one is read while an older one is still on its way to the instance.
+            for (place, index) in self.sent.iter().enumerate().filter(|(_, index)| passing.contains(index)) {
+                let before = self.sent.get(..place).unwrap_or_default();
+                let older = stored.iter().all(|stored| stored > index || before.contains(stored));
+                assert!(older, "what is stored comes before anything newer: {self:?}");
+            }
+        }
+    }
+}
+
+fn index_of(event: &Bytes) -> usize {
+    String::from_utf8_lossy(event).parse().unwrap()
+}
+
+/// Takes every step from every state that can be reached, each state once; gives how many there are.
+fn explore(size: Size) -> usize {
+    let (mut seen, mut open) = (HashSet::new(), vec![World::new(size)]);
+    while let Some(world) = open.pop() {
+        if !seen.insert(format!("{world:?}")) {
+            continue;
+        }
+        let mut end = world.clone();
+        end.settle();
+        end.check();
+        for step in STEPS.into_iter().filter(|step| world.is_enabled(*step)) {
+            let mut next = world.clone();
+            next.take(step);
+            open.push(next);
+        }
+    }
+    seen.len()
+}
+
+#[test]
+fn no_interleaving_loses_repeats_or_swaps_an_event() {
+    for page in [1, 2, 9] {
+        let states = explore(Size { stored: 3, passing: 2, losses: 0, page });
+        assert!(states > 1_000, "{states}");
+        let states = explore(Size { stored: 3, passing: 1, losses: 1, page });
+        assert!(states > 1_000, "{states}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_long_run_loses_repeats_or_swaps_an_event(
+        steps in proptest::collection::vec(prop::sample::select(STEPS.to_vec()), 0..200),
+        page in 1_usize..5,
+        losses in 0_usize..4,
+    ) {
+        let mut world = World::new(Size { stored: 60, passing: 60, losses, page });
+        for step in steps {
+            if world.is_enabled(step) {
+                world.take(step);
+            }
+        }
+        world.settle();
+        world.check();
+    }
+}
+
+#[test]
+fn an_event_that_the_history_does_not_have_is_dropped_and_holds_nobody_up() {
+    let mut world = World::new(Size { stored: 3, passing: 1, losses: 0, page: 9 });
+    for step in [Step::Publish(Kind::Stored), Step::Come, Step::Read, Step::Send, Step::Hear] {
+        world.take(step);
+    }
+    let level = world.level.as_mut().unwrap();
+    let forged = Cursor { epoch: EPOCH, ms: 9_000, number: 77 };
+    assert_eq!(level.followed_by(&forged), Following::Gap);
+    level.fall_behind();
+    level.wait(Some(forged), Bytes::from_static(b"77"));
+    level.wait(None, Bytes::from_static(b"1"));
+    let Place::At(place) = level.begin_reading() else { panic!("it has a place") };
+    let released = level.release(Found { events: Vec::new(), upto: place, level: true });
+    assert_eq!(released, Released { events: vec![(false, Bytes::from_static(b"1"))], foreign: 1 });
+    assert!(!level.is_waiting());
+}
+
+#[test]
+fn another_epoch_with_the_same_newest_event_disturbs_nobody() {
+    let place = Cursor { epoch: EPOCH, ms: 1_000, number: 5 };
+    let mut level = Level::new();
+    level.set(Place::At(place));
+    let epoch = NonZeroU64::MAX;
+    assert!(!level.compare(&Cursor { epoch, ..place }));
+    assert_eq!(level.followed_by(&Cursor { epoch, ms: 1_001, number: 6 }), Following::Next);
+    assert!(level.compare(&Cursor { epoch, ms: 1_001, number: 6 }) && level.wants_reading());
+}
+
+#[test]
+fn who_came_while_the_history_could_not_be_read_is_behind_as_soon_as_there_is_one() {
+    let mut level = Level::new();
+    level.hold();
+    level.wait(None, Bytes::from_static(b"0"));
+    assert_eq!(level.release_unread().events.len(), 1);
+    let newest = Cursor { epoch: EPOCH, ms: 1_000, number: 1 };
+    assert_eq!(level.followed_by(&newest), Following::Gap);
+    assert!(!level.compare(&Cursor { number: 0, ..newest }) && !level.is_waiting());
+    assert!(level.compare(&newest) && level.wants_reading());
+}
