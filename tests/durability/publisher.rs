@@ -19,7 +19,7 @@ pub async fn publish(
     pause: Duration,
     mut rng: Rng,
 ) -> Vec<Publication> {
-    let to = users.join(" ");
+    let to = users.join(",");
     let mut published = Vec::new();
     for number in 0.. {
         let wait = pause.mul_f64(2.0 * rng.f64());
