@@ -9,7 +9,7 @@ use crate::backplane::{Backplane, BackplaneError, Heard};
 use crate::config::{Config, ConfigError, TlsError};
 use crate::connection::{self, Context};
 use crate::control::Control;
-use crate::history::History;
+use crate::history::{Acks, History};
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
 use crate::presence::{self, Presence};
@@ -141,6 +141,7 @@ impl App {
         let registry = Arc::<Registry>::default();
         let (shared_registry, shared_metrics) = (Arc::clone(&registry), Arc::clone(&metrics));
         let history = History::new(Arc::clone(&backplane), shared_registry, shared_metrics, &config.outbox);
+        let acks = Acks::new(Arc::clone(&backplane), Arc::clone(&metrics));
         let context = Arc::new(Context {
             instance,
             server: config.server.clone(),
@@ -152,6 +153,7 @@ impl App {
             revocations: Arc::new(Revocations::new(config.auth.leeway)),
             registry,
             history: Arc::new(history),
+            acks: Arc::new(acks),
             metrics,
             shutdown: Shutdown::default(),
         });
@@ -200,7 +202,8 @@ fn start_reloading(app: &App) {
 }
 
 fn start_history(app: &App) {
-    let Context { history, shutdown, .. } = &*app.context;
+    let Context { history, acks, shutdown, .. } = &*app.context;
+    shutdown.spawn_service(Arc::clone(acks).run(shutdown.stopping().clone().cancelled_owned(), GRACE));
     let (history, stopping) = (Arc::clone(history), shutdown.stopping().clone());
     shutdown.spawn_service(async move {
         stopping.run_until_cancelled(history.keep_level()).await;

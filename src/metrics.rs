@@ -74,6 +74,10 @@ pub struct Metrics {
     pub backplane_gaps: IntCounter,
     /// Failed operations on the backplane, by kind.
     pub backplane_errors: IntCounterVec,
+    /// What the in-process backplane had no room to keep, by what it was.
+    pub history_dropped: IntCounterVec,
+    /// Read positions that clients gave, by what became of them.
+    pub acks: IntCounterVec,
     /// Batches of presence changes written.
     pub presence_batches: IntCounter,
     /// Incarnations taken; more than one means that a lease was lost.
@@ -170,6 +174,18 @@ impl Metrics {
             backplane_up: gauge(r, "backplane_up", "1 while subscribed to the backplane, else 0."),
             backplane_gaps: counter(r, "backplane_gaps_total", "Lost subscriptions, each a gap in what was heard."),
             backplane_errors: labelled(r, "backplane_errors_total", "Failed backplane operations, by kind.", "kind"),
+            history_dropped: labelled(
+                r,
+                "history_dropped_total",
+                "What the in-process backplane had no room to keep: notifications, users or keys.",
+                "what",
+            ),
+            acks: labelled(
+                r,
+                "acks_total",
+                "Read positions that clients gave: kept, foreign, too_many_devices, or dropped for want of room.",
+                "result",
+            ),
             presence_batches: counter(r, "presence_batches_total", "Batches of presence changes written."),
             presence_incarnations: counter(
                 r,

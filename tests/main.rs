@@ -25,6 +25,7 @@ mod footprint;
 mod frames;
 mod handshake;
 mod hello;
+mod history_store;
 mod jwks;
 mod leaving;
 mod limits;

@@ -362,7 +362,9 @@ async fn a_graceful_stop_gives_presence_up_at_once_and_leaves_no_key_behind() {
     // What is left is the fleet's, not an instance's: who was last seen when, and the name of this memory.
     let mut left: Vec<String> = redis.command(&["KEYS", "*"]).await;
     left.sort();
-    assert_eq!(left, ["epoch", "last_seen", "total"].map(|name| format!("{{online_users}}:{name}")));
+    let presence = ["epoch", "last_seen", "total"].map(|name| format!("{{online_users}}:{name}"));
+    let kept: Vec<String> = ["tidings:history".to_owned()].into_iter().chain(presence).collect();
+    assert_eq!(left, kept);
     assert_eq!(redis.command::<u64>(&["GET", "{online_users}:total"]).await, 0);
 }
 

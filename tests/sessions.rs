@@ -240,10 +240,8 @@ async fn while_redis_does_not_answer_nobody_is_logged_out_and_a_new_session_is_5
     assert_eq!((refused.status, refused.code.as_str()), (503, "backplane_down"));
     assert!(refused.headers.contains_key("retry-after"));
     // Through more than one round of looking again.
-    let lookups = r#"tidings_backplane_errors_total{kind="timeout"}"#;
-    let failed = gateway.metric(lookups).await;
-    eventually("it has been tried again", async || gateway.metric(lookups).await >= failed + 3.0).await;
-    assert!(gateway.metric("tidings_session_rechecks_failed_total").await >= 1.0);
+    let failed = async || gateway.metric("tidings_session_rechecks_failed_total").await;
+    eventually("it has been tried again", async || failed().await >= 2.0).await;
     redis.thaw();
     gateway.ready().await;
     redis.publish("42", "1").await;

@@ -1,8 +1,9 @@
 //! What is published and what is read of users' stored notifications, in words that both backplanes share.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::protocol::Cursor;
+use crate::protocol::{Cursor, DEFAULT_EVENT, stamp};
 
 /// How long it is remembered that a key was published to a user.
 pub const KEY_KEPT: Duration = Duration::from_secs(86_400);
@@ -26,6 +27,13 @@ pub struct Publication<'a> {
     pub ttl: Option<Duration>,
     /// What is published once to a user in [`KEY_KEPT`].
     pub key: Option<&'a str>,
+}
+
+impl<'a> Publication<'a> {
+    /// What is published on the user's channel, where it is not stored.
+    pub(super) fn message(&self) -> Cow<'a, str> {
+        if self.event == DEFAULT_EVENT { self.data.into() } else { stamp(self.event, self.data).into() }
+    }
 }
 
 /// What became of one publication for one user: its place, which one that is not stored does not have; or the kind of
@@ -81,7 +89,9 @@ pub struct Reading {
     pub newest: Cursor,
     /// In order.
     pub entries: Vec<Entry>,
-    /// How many lie behind the device's read position.
+    /// The device's read position, where it has one.
+    pub acked: Option<Cursor>,
+    /// How many lie behind it.
     pub unread: u64,
 }
 
@@ -100,6 +110,15 @@ pub struct ReadPosition {
     pub cursor: Option<Cursor>,
     /// How many notifications lie behind it.
     pub unread: u64,
+}
+
+/// How a read position may move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Move {
+    /// Never back.
+    Forward,
+    /// To where it was told, also back.
+    Exactly,
 }
 
 /// What became of a read position that somebody gave.

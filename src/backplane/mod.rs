@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::protocol::{Cursor, InstanceId, Revocation, UserId};
 use crate::shutdown::Shutdown;
+use history::Move;
 pub use history::{
     Acked, Entry, KEY_KEPT, MAX_DEVICES, MAX_KEY_BYTES, PageSize, Publication, Published, ReadFrom, ReadPosition,
     Reading,
@@ -162,7 +163,7 @@ impl BackplaneError {
 #[derive(Debug)]
 pub enum Backplane {
     /// This process alone.
-    Memory(Memory),
+    Memory(Box<Memory>),
     /// A Redis server that every instance and backend shares.
     Redis(Arc<Redis>),
 }
@@ -176,7 +177,7 @@ impl Backplane {
         match &config.redis.url {
             None => {
                 metrics.backplane_up.set(1);
-                Ok(Self::Memory(Memory::new(config.presence.offline_delay)))
+                Ok(Self::Memory(Memory::new(config, Arc::clone(metrics)).into()))
             }
             Some(url) => Redis::new(config, url, instance, Arc::clone(metrics)).map(|redis| Self::Redis(redis.into())),
         }
@@ -220,7 +221,7 @@ impl Backplane {
         page: PageSize,
     ) -> Result<Reading, BackplaneError> {
         match self {
-            Self::Memory(memory) => memory.read_history(user, from, device, page),
+            Self::Memory(memory) => Ok(memory.read_history(user, from, device, page)),
             Self::Redis(redis) => redis.read_history(user, from, device, page).await,
         }
     }
@@ -231,9 +232,54 @@ impl Backplane {
     /// [`BackplaneError`] where they cannot be read now.
     pub async fn newest(&self, users: &[UserId]) -> Result<Vec<Cursor>, BackplaneError> {
         match self {
-            Self::Memory(_) => Ok(Vec::new()),
+            Self::Memory(memory) => Ok(memory.newest(users)),
             Self::Redis(redis) => redis.newest(users).await,
         }
+    }
+
+    /// Moves read positions forward, each of a user's device, to where all is read; gives what became of each, in their
+    /// order.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where not all are known to be kept; they may be given again.
+    pub async fn ack(&self, acks: &[(UserId, String, Cursor)]) -> Result<Vec<Acked>, BackplaneError> {
+        self.move_positions(acks, Move::Forward).await
+    }
+
+    /// Puts a device's read position exactly where it is told, also back.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where it is not known to be kept.
+    pub async fn set_read_position(
+        &self,
+        user: &UserId,
+        device: &str,
+        cursor: Cursor,
+    ) -> Result<Acked, BackplaneError> {
+        let one = [(user.clone(), device.to_owned(), cursor)];
+        let acked = self.move_positions(&one, Move::Exactly).await?;
+        acked.into_iter().next().ok_or_else(|| BackplaneError::Answer("none".into()))
+    }
+
+    async fn move_positions(
+        &self,
+        positions: &[(UserId, String, Cursor)],
+        how: Move,
+    ) -> Result<Vec<Acked>, BackplaneError> {
+        match self {
+            Self::Memory(memory) => Ok(memory.ack(positions, how)),
+            Self::Redis(redis) => redis.ack(positions, how).await,
+        }
+    }
+
+    /// Where a device of a user has read up to, and how much it has not.
+    ///
+    /// # Errors
+    /// [`BackplaneError`] where it cannot be read now.
+    pub async fn read_position(&self, user: &UserId, device: &str) -> Result<ReadPosition, BackplaneError> {
+        let nothing = PageSize { entries: 0, bytes: 0 };
+        let reading = self.read_history(user, &ReadFrom::Newest, device, nothing).await?;
+        Ok(ReadPosition { cursor: reading.acked, unread: reading.unread })
     }
 
     /// Publishes a command to every instance.

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::clock::Due;
 use super::{Connection, Inbound, Read, close_for, echo, found, inbound};
 use crate::auth::{Identity, TokenError};
-use crate::protocol::{BAD_FRAME, ClientFrame, Close, DEFAULT_DEVICE, ServerFrame};
+use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
 use crate::registry::Driven;
 
 /// An empty WebSocket ping (RFC 6455, section 5.5.2).
@@ -71,7 +71,7 @@ impl Connection {
         let Some(registration) = &self.registration else { return };
         let (history, user) = (Arc::clone(&self.context.history), registration.user().clone());
         let place = self.member.outbox.begin_reading();
-        self.following = Some(async move { history.follow(&user, place, DEFAULT_DEVICE).await }.boxed());
+        self.following = Some(async move { history.follow(&user, place).await }.boxed());
     }
 
     fn hear(&self, read: Read) -> Inbound {
@@ -98,7 +98,13 @@ impl Connection {
 
     fn answer(&mut self, text: &str) {
         let error = match ClientFrame::parse(text) {
-            Ok(ClientFrame::Pong | ClientFrame::Ack(_)) => return,
+            Ok(ClientFrame::Pong) => return,
+            Ok(ClientFrame::Ack(cursor)) => {
+                if let Some(registration) = &self.registration {
+                    self.context.acks.note(registration.user(), self.device(), cursor);
+                }
+                return;
+            }
             Ok(ClientFrame::Auth { .. }) if self.verifying.is_some() => {
                 (BAD_FRAME, "the token before this one is still being verified".into())
             }

@@ -22,10 +22,12 @@ use tracing::{debug, warn};
 use crate::auth::{Identity, Revocations, TokenError, Verifier};
 use crate::backplane::{Entry, Reading};
 use crate::config;
-use crate::history::History;
+use crate::history::{Acks, History};
 use crate::limits::{Limiter, Over, Pass, UserLimit};
 use crate::metrics::Metrics;
-use crate::protocol::{ClientFrame, Close, ConnectionId, Dialect, Event, InstanceId, ServerFrame, Start, UserId};
+use crate::protocol::{
+    ClientFrame, Close, ConnectionId, DEFAULT_DEVICE, Dialect, Event, InstanceId, ServerFrame, Start, UserId,
+};
 use crate::registry::{self, Backlog, CredentialSlot, Found, Member, Outbox, Place, Registration, Registry};
 use crate::shutdown::Shutdown;
 use clock::Clock;
@@ -61,6 +63,8 @@ pub struct Context {
     pub registry: Arc<Registry>,
     /// What their users' stored notifications are.
     pub history: Arc<History>,
+    /// Their read positions.
+    pub acks: Arc<Acks>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Tells when to leave.
@@ -265,6 +269,10 @@ impl Connection {
         });
         self.release(found);
         member.outbox.open((!greeting.is_empty()).then(|| greeting.into()));
+    }
+
+    fn device(&self) -> &str {
+        self.device.as_deref().unwrap_or(DEFAULT_DEVICE)
     }
 
     fn release(&self, found: Option<Found>) {

@@ -4,6 +4,8 @@
 //! A client's place is kept in its outbox (`registry/level.rs`). What lies behind it is read here, in pages of which each
 //! client holds one; so it is bounded by what all may read at once, and by what the clients take.
 
+mod acks;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +17,9 @@ use crate::backoff::Backoff;
 use crate::backplane::{Backplane, BackplaneError, PageSize, ReadFrom, Reading};
 use crate::config::Outbox as Bound;
 use crate::metrics::Metrics;
-use crate::protocol::{Resume, Start, UserId};
+use crate::protocol::{DEFAULT_DEVICE, Resume, Start, UserId};
 use crate::registry::{Member, Place, Registry};
+pub use acks::Acks;
 
 /// Most entries of a page.
 const PAGE_ENTRIES: usize = 100;
@@ -79,14 +82,14 @@ impl History {
     }
 
     /// Reads what follows a client's place; until that can be read.
-    pub async fn follow(&self, user: &UserId, place: Place, device: &str) -> Reading {
+    pub async fn follow(&self, user: &UserId, place: Place) -> Reading {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let from = match place {
                 Place::At(cursor) => ReadFrom::After(cursor),
                 Place::Since(at) => ReadFrom::Since(at.elapsed() + ON_THE_WAY),
             };
-            match self.read(user, &from, device).await {
+            match self.read(user, &from, DEFAULT_DEVICE).await {
                 Ok(reading) => return reading,
                 // Counted and logged where it happened.
                 Err(_) => sleep(backoff.next_delay()).await,

@@ -17,5 +17,5 @@ pub use cursor::{BadCursorText, Cursor, Following};
 pub use dialect::{BadEventName, DEFAULT_EVENT, Dialect, Encoded, Event, check_event_name};
 pub use frame::{BAD_FRAME, ClientFrame, FrameError, ServerFrame, is_json, text_frame};
 pub use id::{ConnectionId, CredentialId, InstanceId, UserId, UserIdError};
-pub use stamp::{MAX_STAMP_BYTES, STAMP, Stamped, stamp};
+pub use stamp::{MAX_STAMP_BYTES, STAMP, Stamped, stamp, stamp_stored};
 pub use start::{BadDevice, DEFAULT_DEVICE, Resume, Start, check_device};

@@ -52,6 +52,13 @@ pub fn stamp(event: &str, data: &str) -> String {
     format!("{}{event} {data}", char::from(STAMP))
 }
 
+/// The stamp of a stored event, the fleet's `count`th.
+#[must_use]
+pub fn stamp_stored(count: u64, cursor: &Cursor, event: &str, data: &str) -> String {
+    let event = serde_json::to_string(event).unwrap_or_default();
+    format!("{}{count} {cursor} {event} {data}", char::from(STAMP))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +67,7 @@ mod tests {
     fn a_stamp_is_taken_off_whatever_the_name_is() {
         let cursor: Cursor = "0000000000000abc-1795000000123-17".parse().unwrap();
         let text = format!(r#"~12 {cursor} "a \"b\" é" {{"n":1}}"#);
+        assert_eq!(stamp_stored(12, &cursor, r#"a "b" é"#, r#"{"n":1}"#), text);
         let stamped = Stamped::parse(&text).unwrap();
         assert_eq!(stamped, Stamped { stored: Some((12, cursor)), event: r#"a "b" é"#.into(), data: r#"{"n":1}"# });
         let text = stamp("a \"b\"", " 1 ");

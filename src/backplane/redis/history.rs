@@ -3,11 +3,13 @@
 use redis::{Cmd, FromRedisValue, Script, Value, pipe};
 
 use super::link::{Link, Pipelined};
-use crate::backplane::history::{Entry, KEY_KEPT, PageSize, Publication, Published, ReadFrom, Reading};
+use crate::backplane::history::{
+    Acked, Entry, KEY_KEPT, MAX_DEVICES, Move, PageSize, Publication, Published, ReadFrom, Reading,
+};
 use crate::backplane::memory::millis;
 use crate::backplane::{BackplaneError, USER_CHANNEL};
 use crate::config;
-use crate::protocol::{Cursor, DEFAULT_EVENT, UserId, stamp};
+use crate::protocol::{Cursor, UserId};
 
 /// Most publications sent to Redis at once.
 const PUBLISH_STEP: usize = 500;
@@ -18,6 +20,9 @@ const PUBLISH_BYTES: usize = 1 << 20;
 /// Users asked for in one script: it has the newest notification of each in memory.
 const NEWEST_STEP: usize = 100;
 
+/// Read positions sent at once.
+const ACK_STEP: usize = 500;
+
 pub(super) struct History {
     prefix: String,
     kept: config::History,
@@ -25,6 +30,7 @@ pub(super) struct History {
     publish_once: Pipelined,
     read: Script,
     newest: Pipelined,
+    ack: Pipelined,
 }
 
 impl History {
@@ -36,6 +42,7 @@ impl History {
             publish_once: Pipelined::new(include_str!("scripts/publish_once.lua")),
             read: Script::new(include_str!("scripts/read.lua")),
             newest: Pipelined::new(include_str!("scripts/newest.lua")),
+            ack: Pipelined::new(include_str!("scripts/ack.lua")),
         }
     }
 
@@ -81,13 +88,12 @@ impl History {
         users: &[UserId],
         publication: &Publication<'_>,
     ) -> Result<Vec<Published>, BackplaneError> {
-        let Publication { event, data, durable, key, .. } = *publication;
+        let Publication { durable, key, .. } = *publication;
         if !durable && key.is_none() {
             let mut publishes = pipe();
-            let named = (event != DEFAULT_EVENT).then(|| stamp(event, data));
-            let message = named.as_deref().unwrap_or(data);
+            let message = publication.message();
             for user in users {
-                publishes.cmd("PUBLISH").arg(format!("{USER_CHANNEL}{user}")).arg(message).ignore();
+                publishes.cmd("PUBLISH").arg(format!("{USER_CHANNEL}{user}")).arg(message.as_ref()).ignore();
             }
             link.pipeline::<()>(&publishes).await?;
             return Ok(vec![Ok(None); users.len()]);
@@ -103,7 +109,7 @@ impl History {
         let once = key.map(|key| self.once(user, key));
         if !durable {
             let mut call = self.publish_once.call(&[once.unwrap_or_default()]);
-            call.arg(user.as_str()).arg(stamp(event, data)).arg(millis(KEY_KEPT));
+            call.arg(user.as_str()).arg(publication.message().as_ref()).arg(millis(KEY_KEPT));
             return call;
         }
         let mut keys = vec![self.key(), self.stream(user)];
@@ -168,6 +174,38 @@ impl History {
     }
 }
 
+impl History {
+    /// Moves read positions; gives what became of each, in their order.
+    pub(super) async fn ack(
+        &self,
+        link: &Link,
+        acks: &[(UserId, String, Cursor)],
+        how: Move,
+    ) -> Result<Vec<Acked>, BackplaneError> {
+        let call = |(user, device, cursor): &(UserId, String, Cursor)| {
+            let mut call = self.ack.call(&[self.key(), self.stream(user), self.positions(user)]);
+            call.arg(user.as_str()).arg(device).arg(cursor.to_string());
+            call.arg(if how == Move::Forward { "forward" } else { "exactly" });
+            call.arg(MAX_DEVICES).arg(millis(self.kept.ttl));
+            call
+        };
+        let mut acked = Vec::with_capacity(acks.len());
+        for some in acks.chunks(ACK_STEP) {
+            let calls: Vec<_> = some.iter().map(call).collect();
+            let answers: Vec<redis::RedisResult<String>> = link.scripts(&self.ack, &calls).await?;
+            for answer in answers {
+                acked.push(match answer?.as_str() {
+                    "kept" => Acked::Kept,
+                    "foreign" => Acked::Foreign,
+                    "full" => Acked::TooManyDevices,
+                    other => return Err(BackplaneError::Answer(other.chars().take(80).collect())),
+                });
+            }
+        }
+        if acked.len() == acks.len() { Ok(acked) } else { Err(BackplaneError::Answer("of another length".into())) }
+    }
+}
+
 /// For a Redis that has none, or has lost it.
 fn fresh_epoch() -> String {
     format!("{:016x}", fastrand::u64(..))
@@ -183,7 +221,7 @@ fn place(answer: redis::RedisResult<String>) -> Result<Option<Cursor>, Backplane
 
 fn reading(answer: &[Value]) -> Option<Reading> {
     let text = |value: &Value| String::from_redis_value_ref(value).ok();
-    let [epoch, whole, from, upto, newest, unread, entries @ ..] = answer else { return None };
+    let [epoch, whole, from, upto, newest, acked, unread, entries @ ..] = answer else { return None };
     let epoch = text(epoch)?;
     let cursor = |value: &Value| format!("{epoch}-{}", text(value)?).parse::<Cursor>().ok();
     let (triples, []) = entries.as_chunks::<3>() else { return None };
@@ -197,6 +235,7 @@ fn reading(answer: &[Value]) -> Option<Reading> {
         upto: cursor(upto)?,
         newest: cursor(newest)?,
         entries: triples.iter().map(entry).collect::<Option<_>>()?,
+        acked: cursor(acked),
         unread: u64::from_redis_value_ref(unread).ok()?,
     })
 }

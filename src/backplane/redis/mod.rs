@@ -22,7 +22,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
-use super::history::{PageSize, Publication, Published, ReadFrom, Reading};
+use super::history::{Acked, Move, PageSize, Publication, Published, ReadFrom, Reading};
 use super::memory::EVENTS_KEPT;
 use super::{Applied, BackplaneError, Batch, LiveInstance, Page, PageCursor, Sink, Stored, USER_CHANNEL, UserPresence};
 use crate::config::Config;
@@ -215,6 +215,10 @@ impl Redis {
 
     pub(super) async fn newest(&self, users: &[UserId]) -> Result<Vec<Cursor>, BackplaneError> {
         self.counted(self.history.newest(&self.history_link, users).await)
+    }
+
+    pub(super) async fn ack(&self, acks: &[(UserId, String, Cursor)], how: Move) -> Result<Vec<Acked>, BackplaneError> {
+        self.counted(self.history.ack(&self.history_link, acks, how).await)
     }
 
     pub(super) async fn publish_command(&self, json: &str) -> Result<(), BackplaneError> {

@@ -23,7 +23,7 @@ end
 
 local time = redis.call('TIME')
 local ms, number = time[1] * 1000 + math.floor(time[2] / 1000), 1
-local oldest = ms - tonumber(ARGV[6])
+local oldest = math.max(ms - tonumber(ARGV[6]), 0)
 local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
 if last then
   local last_ms, last_number = string.match(last[1], '^(%d+)-(%d+)$')

@@ -5,13 +5,13 @@
 -- ARGV  1 user   2 an epoch, should there be none   3 kept for, in ms   4 device   5 most entries   6 most bytes
 --       7 from: newest, oldest, after, acked or since   8.. after: epoch, ms, number; acked: device; since: ms
 -- Answers the user's epoch; '1' where all is stored, else '0'; the places from, up to which was read, and of the newest;
--- how many the device has not read; then event and data of each, behind its place.
+-- the device's read position, or ''; how many it has not read; then event and data of each, behind its place.
 --
 -- What is older than it is kept for counts as gone, also while it is still there.
 local history, stream, positions = KEYS[1], KEYS[2], KEYS[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local kept_since = now - tonumber(ARGV[3])
+local kept_since = math.max(now - tonumber(ARGV[3]), 0)
 local epoch = redis.call('HGET', history, 'epoch')
 if not epoch then
   epoch = ARGV[2]
@@ -72,8 +72,11 @@ elseif kind == 'acked' then
     whole = not first or first.number == 1
   end
 else
-  local since = now - tonumber(ARGV[8])
-  local before = place_of(redis.call('XREVRANGE', stream, string.format('(%.0f', since), '-', 'COUNT', 1)[1])
+  local since = math.max(now - tonumber(ARGV[8]), 0)
+  local before = nil
+  if since >= kept_since then
+    before = place_of(redis.call('XREVRANGE', stream, string.format('(%.0f', since), '-', 'COUNT', 1)[1])
+  end
   from = before or at(since, 0)
   whole = before ~= nil or not first or first.number == 1
 end
@@ -81,9 +84,8 @@ if not whole then
   from = newest
 end
 
-local unread = 0
+local unread, read = 0, own(redis.call('HGET', positions, ARGV[4]))
 if first then
-  local read = own(redis.call('HGET', positions, ARGV[4]))
   if read and (read.ms > first.ms or (read.ms == first.ms and read.number >= first.number)) then
     unread = math.max(newest.number - read.number, 0)
   else
@@ -121,4 +123,5 @@ while whole and left > 0 and room > 0 and upto.number < newest.number do
   end
   start = behind(upto)
 end
-return { epoch, whole and '1' or '0', text(from), text(upto), text(newest), unread, unpack(entries) }
+return { epoch, whole and '1' or '0', text(from), text(upto), text(newest), read and text(read) or '', unread,
+  unpack(entries) }

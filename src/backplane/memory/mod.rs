@@ -1,5 +1,9 @@
 //! The in-process backplane: one instance, nothing to install, nothing survives the process.
 
+mod histories;
+mod history;
+mod keys;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -8,11 +12,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
+use super::history::Move;
 use super::{
-    BackplaneError, Batch, Heard, Page, PageCursor, PageSize, Publication, Published, ReadFrom, Reading, Sink,
-    USER_CHANNEL, UserPresence,
+    Acked, Batch, Heard, Page, PageCursor, PageSize, Publication, Published, ReadFrom, Reading, Sink, USER_CHANNEL,
+    UserPresence,
 };
-use crate::protocol::{DEFAULT_EVENT, UserId, stamp};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::protocol::{Cursor, UserId};
+use histories::{Histories, Outcome};
 
 /// Presence events that a slow reader may lag behind before it is told to start over.
 pub(super) const EVENTS_KEPT: usize = 256;
@@ -22,8 +30,9 @@ const LAST_SEEN_USERS: usize = 100_000;
 
 /// See the module.
 pub struct Memory {
-    /// Locked while it delivers, which keeps the publishing order.
+    /// Locked while it stores and delivers, which keeps the publishing order.
     sink: Mutex<Option<Sink>>,
+    histories: Mutex<Histories>,
     directory: Mutex<Directory>,
     events: broadcast::Sender<Arc<str>>,
     subscriptions: watch::Sender<u64>,
@@ -45,16 +54,17 @@ impl std::fmt::Debug for Memory {
 }
 
 impl Memory {
-    /// Nobody is online, nobody hears.
+    /// Nobody is online, nobody hears, nothing is stored.
     #[must_use]
-    pub fn new(offline_delay: Duration) -> Self {
+    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         Self {
             sink: Mutex::default(),
+            histories: Mutex::new(Histories::new(config.history, metrics)),
             directory: Mutex::default(),
             events,
             subscriptions: watch::Sender::default(),
-            offline_delay,
+            offline_delay: config.presence.offline_delay,
         }
     }
 
@@ -63,28 +73,37 @@ impl Memory {
     }
 
     pub(super) fn publish(&self, user: &UserId, publication: &Publication<'_>) -> Published {
-        if publication.durable || publication.key.is_some() {
-            return Err("refused");
-        }
-        let channel = format!("{USER_CHANNEL}{user}");
-        let named = (publication.event != DEFAULT_EVENT).then(|| stamp(publication.event, publication.data));
-        let message = named.as_deref().unwrap_or(publication.data);
-        if let Some(sink) = self.sink.lock().as_ref() {
+        let sink = self.sink.lock();
+        let outcome = if publication.durable || publication.key.is_some() {
+            // Let go of before anybody hears of it.
+            self.histories.lock().publish(user, publication)
+        } else {
+            Outcome::New { message: publication.message(), place: None }
+        };
+        let (message, place) = match outcome {
+            Outcome::Known { place } => return Ok(place),
+            Outcome::New { message, place } => (message, place),
+        };
+        if let Some(sink) = sink.as_ref() {
+            let channel = format!("{USER_CHANNEL}{user}");
             sink(Heard::Message { channel: channel.as_bytes(), payload: message.as_bytes() });
             sink(Heard::Pause);
         }
-        Ok(None)
+        Ok(place)
     }
 
-    #[allow(clippy::unused_self, reason = "to be made")]
-    pub(super) fn read_history(
-        &self,
-        _user: &UserId,
-        _from: &ReadFrom,
-        _device: &str,
-        _page: PageSize,
-    ) -> Result<Reading, BackplaneError> {
-        Err(BackplaneError::Answer("nothing is stored".into()))
+    pub(super) fn read_history(&self, user: &UserId, from: &ReadFrom, device: &str, page: PageSize) -> Reading {
+        self.histories.lock().read(user, from, device, page)
+    }
+
+    pub(super) fn newest(&self, users: &[UserId]) -> Vec<Cursor> {
+        self.histories.lock().newest(users)
+    }
+
+    pub(super) fn ack(&self, acks: &[(UserId, String, Cursor)], how: Move) -> Vec<Acked> {
+        let one =
+            |(user, device, cursor): &(UserId, String, Cursor)| self.histories.lock().ack(user, device, cursor, how);
+        acks.iter().map(one).collect()
     }
 
     pub(super) fn publish_command(&self, json: &str) {

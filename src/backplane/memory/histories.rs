@@ -1,0 +1,196 @@
+//! Every user's [`History`], within a bound.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::history::{History, Moment, Place};
+use super::keys::Keys;
+use super::{millis, wall_clock_ms};
+use crate::backplane::history::{Acked, Move, PageSize, Publication, ReadFrom, Reading};
+use crate::config;
+use crate::log::LogRate;
+use crate::metrics::Metrics;
+use crate::protocol::{Cursor, UserId, stamp_stored};
+
+/// Most bytes of all histories together, about; beyond, the one that did not change for longest goes.
+const MAX_BYTES: usize = 64 << 20;
+
+/// What became of a publication.
+pub(super) enum Outcome<'a> {
+    /// To be published as this message.
+    New { message: Cow<'a, str>, place: Option<Cursor> },
+    /// Its key was published before, with this place.
+    Known { place: Option<Cursor> },
+}
+
+pub(super) struct Histories {
+    kept: config::History,
+    max_bytes: usize,
+    /// Makes the users' epochs: those of another process are others.
+    epochs: RandomState,
+    /// Of all durable publications.
+    count: u64,
+    users: HashMap<UserId, History>,
+    /// The one that did not change for longest first.
+    by_change: BTreeMap<u64, UserId>,
+    changes: u64,
+    bytes: usize,
+    /// When the newest of the notifications that went with their whole history was stored. Whatever is stored later has a
+    /// later time, so that no earlier cursor is taken for one of a history that began anew.
+    lost_upto: u64,
+    keys: Keys,
+    metrics: Arc<Metrics>,
+    losses: LogRate,
+}
+
+impl Histories {
+    pub(super) fn new(kept: config::History, metrics: Arc<Metrics>) -> Self {
+        Self {
+            kept,
+            max_bytes: MAX_BYTES,
+            epochs: RandomState::new(),
+            count: 0,
+            users: HashMap::new(),
+            by_change: BTreeMap::new(),
+            changes: 0,
+            bytes: 0,
+            lost_upto: 0,
+            keys: Keys::default(),
+            metrics,
+            losses: LogRate::new(),
+        }
+    }
+
+    /// Stores what is durable, and remembers a key.
+    pub(super) fn publish<'a>(&mut self, user: &UserId, publication: &Publication<'a>) -> Outcome<'a> {
+        let at = self.moment();
+        if let Some(key) = publication.key
+            && let Some(place) = self.keys.get(user, key, at.now)
+        {
+            return Outcome::Known { place };
+        }
+        let (message, place) = if publication.durable {
+            let cursor = self.store(user, publication, at);
+            self.count += 1;
+            let message = stamp_stored(self.count, &cursor, publication.event, publication.data);
+            (message.into(), Some(cursor))
+        } else {
+            (publication.message(), None)
+        };
+        if let Some(key) = publication.key
+            && self.keys.insert(user, key, place, at.now)
+        {
+            self.lost("keys", 1);
+        }
+        Outcome::New { message, place }
+    }
+
+    fn store(&mut self, user: &UserId, publication: &Publication<'_>, at: Moment) -> Cursor {
+        let max_len = self.kept.max_len;
+        let place = self.change(user, |history| history.add(publication, max_len, at));
+        self.make_room(at);
+        place.cursor(self.epoch(user))
+    }
+
+    pub(super) fn read(&self, user: &UserId, from: &ReadFrom, device: &str, page: PageSize) -> Reading {
+        let (epoch, at) = (self.epoch(user), self.moment());
+        self.look(user, |history| history.read(epoch, from, device, page, at))
+    }
+
+    /// Where the newest of each is, in their order.
+    pub(super) fn newest(&self, users: &[UserId]) -> Vec<Cursor> {
+        let at = self.moment();
+        let none = Place { ms: 0, number: 0 };
+        let place = |user| self.users.get(user).and_then(|history| history.last_kept(at)).unwrap_or(none);
+        users.iter().map(|user| place(user).cursor(self.epoch(user))).collect()
+    }
+
+    /// Moves a device's read position.
+    pub(super) fn ack(&mut self, user: &UserId, device: &str, cursor: &Cursor, how: Move) -> Acked {
+        let at = self.moment();
+        let Some(place) = Place::of(self.epoch(user), cursor) else { return Acked::Foreign };
+        if let Some(settled) = self.look(user, |history| history.without_a_move(device, place, how, at)) {
+            return settled;
+        }
+        self.change(user, |history| history.move_position(device, place, at));
+        self.make_room(at);
+        Acked::Kept
+    }
+
+    fn epoch(&self, user: &UserId) -> NonZeroU64 {
+        NonZeroU64::new(self.epochs.hash_one(user.as_str())).unwrap_or(NonZeroU64::MIN)
+    }
+
+    fn moment(&self) -> Moment {
+        let now = wall_clock_ms().max(self.lost_upto + 1);
+        Moment { now, kept_since: now.saturating_sub(millis(self.kept.ttl)) }
+    }
+
+    fn look<T>(&self, user: &UserId, look: impl FnOnce(&History) -> T) -> T {
+        match self.users.get(user) {
+            Some(history) => look(history),
+            None => look(&History::new(user, self.lost_upto)),
+        }
+    }
+
+    fn change<T>(&mut self, user: &UserId, change: impl FnOnce(&mut History) -> T) -> T {
+        self.changes += 1;
+        let (mut history, bytes) = match self.users.remove(user) {
+            Some(history) => {
+                let bytes = history.bytes();
+                (history, bytes)
+            }
+            None => (History::new(user, self.lost_upto), 0),
+        };
+        let outcome = change(&mut history);
+        self.bytes = self.bytes - bytes + history.bytes();
+        self.by_change.remove(&std::mem::replace(&mut history.change, self.changes));
+        self.by_change.insert(self.changes, user.clone());
+        self.users.insert(user.clone(), history);
+        outcome
+    }
+
+    /// Lets go of what has ended, and of more while all is too much: the one that just changed last, and never whole.
+    fn make_room(&mut self, at: Moment) {
+        while let Some(first) = self.by_change.first_entry() {
+            let Some(history) = self.users.get_mut(first.get()) else { break };
+            let excess = self.bytes.saturating_sub(self.max_bytes);
+            let (ended, bytes) = (history.has_ended(at), history.bytes());
+            if excess == 0 && !ended {
+                break;
+            }
+            if *first.key() == self.changes {
+                let dropped = history.shrink(excess);
+                self.bytes = self.bytes - bytes + history.bytes();
+                self.lost("notifications", dropped);
+                break;
+            }
+            let (last, stored) = (history.last_kept(at), history.len());
+            self.users.remove(&first.remove());
+            self.bytes -= bytes;
+            if let Some(last) = last {
+                self.lost_upto = self.lost_upto.max(last.ms);
+                self.lost("notifications", stored);
+            }
+            if !ended {
+                self.lost("users", 1);
+            }
+        }
+    }
+
+    /// Counts and logs what went for want of room.
+    fn lost(&self, what: &str, count: usize) {
+        if count == 0 {
+            return;
+        }
+        self.metrics.history_dropped.with_label_values(&[what]).inc_by(count as u64);
+        if let Some(held_back) = self.losses.admit() {
+            warn!(what, count, held_back, "no room in memory: dropped the oldest of the stored notifications or keys");
+        }
+    }
+}

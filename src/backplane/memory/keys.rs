@@ -1,0 +1,51 @@
+//! What was published under a key, so that it is published once.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::backplane::history::KEY_KEPT;
+use crate::backplane::memory::millis;
+use crate::protocol::{Cursor, UserId};
+
+/// Most keys remembered; beyond, the oldest are forgotten early.
+pub(super) const MAX_KEYS: usize = 65_536;
+
+#[derive(Debug, Default)]
+pub(super) struct Keys {
+    places: HashMap<Arc<str>, Option<Cursor>>,
+    /// When each ends, oldest first.
+    ends: VecDeque<(u64, Arc<str>)>,
+}
+
+impl Keys {
+    /// What was published under it; the inner is none for what is not stored.
+    pub(super) fn get(&mut self, user: &UserId, key: &str, now: u64) -> Option<Option<Cursor>> {
+        while self.ends.front().is_some_and(|(end, _)| *end <= now) {
+            self.forget_oldest();
+        }
+        self.places.get(name(user, key).as_str()).copied()
+    }
+
+    /// Remembers a new one; whether another had to be forgotten for it.
+    pub(super) fn insert(&mut self, user: &UserId, key: &str, place: Option<Cursor>, now: u64) -> bool {
+        let full = self.places.len() >= MAX_KEYS;
+        if full {
+            self.forget_oldest();
+        }
+        let name: Arc<str> = name(user, key).into();
+        self.places.insert(Arc::clone(&name), place);
+        self.ends.push_back((now + millis(KEY_KEPT), name));
+        full
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, oldest)) = self.ends.pop_front() {
+            self.places.remove(&oldest);
+        }
+    }
+}
+
+/// One text for both: no user id has a line feed.
+fn name(user: &UserId, key: &str) -> String {
+    format!("{user}\n{key}")
+}

@@ -1,0 +1,624 @@
+//! What every backplane owes of stored notifications, held against each of them: memory and Redis.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use parking_lot::Mutex;
+use tidings::backplane::{
+    Acked, Backplane, Heard, MAX_DEVICES, PageSize, Publication, Published, ReadFrom, ReadPosition, Reading,
+};
+use tidings::config::{Config, Layers};
+use tidings::history::Acks;
+use tidings::metrics::Metrics;
+use tidings::protocol::{Cursor, InstanceId, Stamped, UserId};
+use tidings::shutdown::Shutdown;
+
+use crate::support::{RedisServer, eventually, within};
+
+const ALL: PageSize = PageSize { entries: 10_000, bytes: 1 << 30 };
+
+/// A backplane with nothing stored, and the Redis that it needs, if it needs one.
+pub struct Store {
+    pub backplane: Arc<Backplane>,
+    pub redis: Option<Arc<RedisServer>>,
+    pub metrics: Arc<Metrics>,
+    prefix: String,
+}
+
+impl Store {
+    /// In memory, or under a prefix of its own in this Redis.
+    pub fn new(redis: Option<&Arc<RedisServer>>, settings: &[(&str, &str)]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("store{}:", NUMBER.fetch_add(1, Ordering::Relaxed));
+        Self::under(prefix, redis, settings)
+    }
+
+    /// Another instance's.
+    fn beside(&self, settings: &[(&str, &str)]) -> Self {
+        Self::under(self.prefix.clone(), self.redis.as_ref(), settings)
+    }
+
+    fn under(prefix: String, redis: Option<&Arc<RedisServer>>, settings: &[(&str, &str)]) -> Self {
+        let set = |(key, value): &(&str, &str)| ("--set".to_owned(), (*key).to_owned(), (*value).to_owned());
+        let mut flags: Vec<_> = settings.iter().map(set).collect();
+        flags.push(set(&("redis.prefix", &prefix)));
+        if let Some(redis) = redis {
+            flags.push(set(&("redis.url", &redis.url())));
+        }
+        let config = Config::load(Layers { flags, ..Layers::default() }).unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let backplane = Backplane::new(&config, &InstanceId::random(), &metrics).unwrap().into();
+        Self { backplane, redis: redis.cloned(), metrics, prefix }
+    }
+
+    pub async fn publish(&self, user: &str, publication: Publication<'_>) -> Published {
+        let published = self.backplane.publish(&[UserId::new(user).unwrap()], &publication).await;
+        let [published] = published.try_into().unwrap();
+        published
+    }
+
+    /// Stores one; gives its place.
+    pub async fn store(&self, user: &str, data: &str) -> Cursor {
+        self.publish(user, durable(data)).await.unwrap().unwrap()
+    }
+
+    pub async fn store_numbers(&self, user: &str, numbers: std::ops::RangeInclusive<u32>) -> Vec<Cursor> {
+        let mut places = Vec::new();
+        for number in numbers {
+            places.push(self.store(user, &number.to_string()).await);
+        }
+        places
+    }
+
+    pub async fn read(&self, user: &str, from: ReadFrom) -> Reading {
+        self.read_as(user, from, "default", ALL).await
+    }
+
+    pub async fn read_as(&self, user: &str, from: ReadFrom, device: &str, page: PageSize) -> Reading {
+        self.backplane.read_history(&UserId::new(user).unwrap(), &from, device, page).await.unwrap()
+    }
+
+    /// The data behind a place; none where some of it is gone.
+    async fn behind(&self, user: &str, place: Cursor) -> Option<Vec<String>> {
+        let reading = self.read(user, ReadFrom::After(place)).await;
+        assert!(reading.whole || reading.entries.is_empty(), "nothing is given in part");
+        assert_eq!(reading.from, if reading.whole { place } else { reading.newest });
+        reading.whole.then(|| reading.entries.into_iter().map(|entry| entry.data).collect())
+    }
+
+    async fn is_whole_behind(&self, user: &str, place: Cursor) -> bool {
+        self.behind(user, place).await.is_some()
+    }
+
+    /// Where a client is that connects now.
+    async fn here(&self, user: &str) -> Cursor {
+        self.read(user, ReadFrom::Newest).await.upto
+    }
+
+    pub async fn ack(&self, user: &str, device: &str, cursor: Cursor) -> Acked {
+        let acks = [(UserId::new(user).unwrap(), device.to_owned(), cursor)];
+        let [acked] = self.backplane.ack(&acks).await.unwrap().try_into().unwrap();
+        acked
+    }
+
+    async fn set_position(&self, user: &str, device: &str, cursor: Cursor) -> Acked {
+        self.backplane.set_read_position(&UserId::new(user).unwrap(), device, cursor).await.unwrap()
+    }
+
+    pub async fn position(&self, user: &str, device: &str) -> ReadPosition {
+        self.backplane.read_position(&UserId::new(user).unwrap(), device).await.unwrap()
+    }
+
+    /// What is heard on users' channels, from now on.
+    async fn hear(&self, shutdown: &Shutdown) -> Arc<Mutex<Vec<String>>> {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&heard);
+        let sink = move |event: Heard<'_>| {
+            if let Heard::Message { payload, .. } = event {
+                kept.lock().push(String::from_utf8(payload.to_vec()).unwrap());
+            }
+        };
+        self.backplane.subscribe(Arc::new(sink), shutdown);
+        eventually("it is subscribed", async || self.backplane.not_ready().is_none()).await;
+        heard
+    }
+}
+
+pub fn durable(data: &str) -> Publication<'_> {
+    Publication { event: "notification", data, durable: true, ttl: None, key: None }
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract_of_the_store() {
+    checks(|settings| Store::new(None, settings)).await;
+}
+
+#[tokio::test]
+async fn redis_keeps_the_contract_of_the_store() {
+    let redis = Arc::new(RedisServer::start().await);
+    checks(|settings| Store::new(Some(&redis), settings)).await;
+}
+
+/// Every check, each in a store of its own.
+async fn checks(store: impl Fn(&[(&str, &str)]) -> Store) {
+    numbers_have_no_hole_and_times_never_go_back(&store(&[])).await;
+    what_is_heard_is_what_is_stored_in_one_order(&store(&[])).await;
+    data_and_names_are_kept_byte_for_byte(&store(&[])).await;
+    at_most_two_hundred_more_than_max_len_are_kept(&store(&[("history.max_len", "10")])).await;
+    who_is_max_len_behind_misses_nothing(&store(&[("history.max_len", "10")])).await;
+    who_has_the_newest_misses_nothing(&store(&[])).await;
+    another_users_cursor_is_nobodys(&store(&[])).await;
+    who_never_had_anything_misses_nothing(&store(&[])).await;
+    what_is_older_than_ttl_is_gone_and_said_to_be(&store(&[("history.ttl", "700ms")])).await;
+    what_ended_by_its_own_ttl_is_not_missed(&store(&[])).await;
+    a_key_publishes_once(&store(&[])).await;
+    a_key_publishes_once_however_many_try(&store(&[])).await;
+    a_page_ends_by_entries_or_by_bytes(&store(&[])).await;
+    the_last_while_is_read_by_its_length(&store(&[])).await;
+    the_newest_of_many_are_told_in_their_order(&store(&[])).await;
+    a_read_position_never_goes_back_by_an_ack(&store(&[])).await;
+    a_foreign_cursor_is_no_read_position(&store(&[])).await;
+    a_user_has_so_many_devices(&store(&[])).await;
+    a_device_resumes_from_its_read_position(&store(&[])).await;
+    read_positions_end_after_ttl(&store(&[("history.ttl", "700ms")])).await;
+    acks_are_written_behind(&store(&[])).await;
+    a_lost_memory_makes_every_cursor_foreign(&store(&[])).await;
+}
+
+async fn numbers_have_no_hole_and_times_never_go_back(store: &Store) {
+    let mut earlier = store.here("42").await;
+    assert_eq!(earlier.number, 0);
+    for number in 1..=50 {
+        let place = store.store("42", "1").await;
+        assert_eq!((place.number, place.epoch), (number, earlier.epoch));
+        assert!(place.ms >= earlier.ms);
+        earlier = place;
+    }
+    assert_eq!(store.store("43", "1").await.number, 1, "each user has an own history");
+    assert_eq!(store.here("42").await, earlier);
+    let all = store.read("42", ReadFrom::Oldest).await;
+    assert_eq!(all.entries.iter().map(|entry| entry.cursor.number).collect::<Vec<_>>(), (1..=50).collect::<Vec<_>>());
+    assert!(all.whole && all.is_level());
+}
+
+async fn what_is_heard_is_what_is_stored_in_one_order(store: &Store) {
+    let shutdown = Shutdown::default();
+    let heard = store.hear(&shutdown).await;
+    let kinds = [
+        durable(r#"{"n":1}"#),
+        Publication { durable: false, ..durable("2") },
+        Publication { durable: false, event: r#"a "b""#, ..durable("3") },
+        Publication { durable: false, key: Some("k"), ..durable("4") },
+        Publication { event: "é", ttl: Some(Duration::from_secs(60)), key: Some("l"), ..durable("5") },
+    ];
+    let mut places = Vec::new();
+    for publication in kinds.into_iter().chain(kinds) {
+        places.push(store.publish("42", publication).await.unwrap());
+    }
+    eventually("the last is heard", async || heard.lock().len() == 8).await;
+    let text = |at: usize| places[at].unwrap().to_string();
+    let count = |count: u32, at: usize| format!("~{count} {}", text(at));
+    let expected = [
+        format!(r#"{} "notification" {{"n":1}}"#, count(1, 0)),
+        "2".into(),
+        r#"~"a \"b\"" 3"#.into(),
+        "4".into(),
+        format!(r#"{} "é" 5"#, count(2, 4)),
+        format!(r#"{} "notification" {{"n":1}}"#, count(3, 5)),
+        "2".into(),
+        r#"~"a \"b\"" 3"#.into(),
+    ];
+    assert_eq!(*heard.lock(), expected);
+    assert_eq!(places[9], places[4]);
+
+    // Of many at once, what is heard is in the order of the numbers, and the count has no hole either.
+    let users: Vec<_> = (0..5).map(|user| UserId::new(&format!("many{user}")).unwrap()).collect();
+    let publishing = (0..20).map(|_| store.backplane.publish(&users, const { &durable_null() }));
+    join_all(publishing).await;
+    eventually("all are heard", async || heard.lock().len() == 108).await;
+    let heard = heard.lock();
+    let stamps: Vec<_> = heard[8..].iter().map(|text| Stamped::parse(text).unwrap().stored.unwrap()).collect();
+    assert_eq!(stamps.iter().map(|(count, _)| *count).collect::<Vec<_>>(), (4..104).collect::<Vec<_>>());
+    for first in &stamps[..5] {
+        let own = stamps.iter().filter(|(_, cursor)| cursor.epoch == first.1.epoch);
+        assert_eq!(own.map(|(_, cursor)| cursor.number).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+    }
+    drop(heard);
+    within("the subscriber ends", shutdown.stop(Duration::from_secs(5))).await;
+}
+
+const fn durable_null() -> Publication<'static> {
+    Publication { event: "notification", data: "null", durable: true, ttl: None, key: None }
+}
+
+async fn data_and_names_are_kept_byte_for_byte(store: &Store) {
+    let long = format!("\"{}\"", "é".repeat(32 * 1024));
+    let data = [r#"{ "n" : 9007199254740993, "n":1.0 }"#, r#""\u00e9é☂\/\u0000""#, "null", "[1E400]", "-0", &long];
+    let names = ["notification", "a \"b\" \\ ☂", "chat.message", "'", "{}", "~"];
+    for (data, event) in data.into_iter().zip(names) {
+        store.publish("☂:a\"b", Publication { event, ..durable(data) }).await.unwrap();
+    }
+    let read = store.read("☂:a\"b", ReadFrom::Oldest).await.entries;
+    let read: Vec<_> = read.iter().map(|entry| (entry.data.as_str(), entry.event.as_str())).collect();
+    assert_eq!(read, data.into_iter().zip(names).collect::<Vec<_>>());
+}
+
+async fn at_most_two_hundred_more_than_max_len_are_kept(store: &Store) {
+    let mut most = 0;
+    for number in 1..=600 {
+        store.store("42", &number.to_string()).await;
+        if number % 20 == 0 {
+            let entries = store.read("42", ReadFrom::Oldest).await.entries;
+            most = most.max(entries.len());
+            let data: Vec<_> = entries.iter().map(|entry| entry.data.parse::<usize>().unwrap()).collect();
+            assert_eq!(data, (number + 1 - data.len()..=number).collect::<Vec<_>>(), "the newest are kept");
+        }
+    }
+    assert!((10..=210).contains(&most), "{most}");
+}
+
+async fn who_is_max_len_behind_misses_nothing(store: &Store) {
+    let mut places = vec![store.here("42").await];
+    places.extend(store.store_numbers("42", 1..=400).await);
+    let data = |numbers: std::ops::RangeInclusive<u32>| Some(numbers.map(|number| number.to_string()).collect());
+    assert_eq!(store.behind("42", places[390]).await, data(391..=400));
+    assert_eq!(store.behind("42", places[399]).await, data(400..=400));
+    assert_eq!(store.behind("42", places[150]).await, None);
+    assert_eq!(store.behind("42", places[1]).await, None);
+    assert_eq!(store.behind("42", places[0]).await, None);
+}
+
+async fn who_has_the_newest_misses_nothing(store: &Store) {
+    let places = store.store_numbers("42", 1..=3).await;
+    let reading = store.read("42", ReadFrom::After(places[2])).await;
+    assert!(reading.whole && reading.entries.is_empty() && reading.is_level());
+    assert_eq!((reading.from, reading.upto, reading.newest), (places[2], places[2], places[2]));
+    let ahead = Cursor { number: 4, ..places[2] };
+    assert!(!store.is_whole_behind("42", ahead).await, "what was never given out");
+    assert!(!store.is_whole_behind("42", Cursor { ms: places[2].ms + 1, ..places[2] }).await);
+}
+
+async fn another_users_cursor_is_nobodys(store: &Store) {
+    let (own, others) = (store.here("43").await, store.store("42", "1").await);
+    assert!(!store.is_whole_behind("43", others).await);
+    assert!(!store.is_whole_behind("43", Cursor { number: 0, ..others }).await);
+    store.store("43", "2").await;
+    assert!(!store.is_whole_behind("43", others).await);
+    assert!(store.is_whole_behind("43", own).await);
+}
+
+async fn who_never_had_anything_misses_nothing(store: &Store) {
+    let start = store.here("42").await;
+    assert_eq!(store.behind("42", start).await, Some(vec![]));
+    assert_eq!(store.position("42", "default").await, ReadPosition { cursor: None, unread: 0 });
+    store.store_numbers("42", 1..=3).await;
+    assert_eq!(store.behind("42", start).await, Some(vec!["1".into(), "2".into(), "3".into()]));
+}
+
+async fn what_is_older_than_ttl_is_gone_and_said_to_be(store: &Store) {
+    let (start, first) = (store.here("42").await, store.store("42", "1").await);
+    let second = store.store("42", "2").await;
+    assert!(store.is_whole_behind("42", first).await);
+    eventually("the end", async || !store.is_whole_behind("42", first).await).await;
+    eventually("nothing is left", async || store.read("42", ReadFrom::Oldest).await.entries.is_empty()).await;
+    // Whoever comes with an earlier place cannot know what else there was.
+    eventually("it has ended", async || store.here("42").await.number == 0).await;
+    assert!(!store.is_whole_behind("42", second).await && !store.is_whole_behind("42", start).await);
+    assert_eq!(store.read("42", ReadFrom::Newest).await.unread, 0);
+
+    // Numbers begin anew, and nobody takes an earlier cursor for one of these.
+    eventually("a new beginning", async || {
+        store.backplane.newest(&[UserId::new("42").unwrap()]).await.unwrap()[0].number == 0
+    })
+    .await;
+    let start_anew = store.here("42").await;
+    let anew = store.store("42", "3").await;
+    assert_eq!((anew.number, anew.epoch), (1, first.epoch));
+    assert!(anew.ms > second.ms);
+    for earlier in [start, first, second] {
+        assert!(!store.is_whole_behind("42", earlier).await);
+    }
+    assert_eq!(store.behind("42", start_anew).await, Some(vec!["3".into()]));
+}
+
+async fn what_ended_by_its_own_ttl_is_not_missed(store: &Store) {
+    let start = store.here("42").await;
+    let short = Publication { ttl: Some(Duration::from_millis(400)), ..durable("1") };
+    let place = store.publish("42", short).await.unwrap().unwrap();
+    let long = Publication { ttl: Some(Duration::from_secs(600)), ..durable("2") };
+    let other = store.publish("42", long).await.unwrap().unwrap();
+    let last = store.publish("42", Publication { data: "3", ..short }).await.unwrap().unwrap();
+    assert_eq!(store.behind("42", start).await.unwrap().len(), 3);
+    eventually("two end", async || store.behind("42", start).await.unwrap() == ["2"]).await;
+    assert_eq!(store.behind("42", place).await.unwrap(), ["2"]);
+    let reading = store.read("42", ReadFrom::After(other)).await;
+    assert!(reading.whole && reading.entries.is_empty() && reading.is_level());
+    assert_eq!(reading.upto, last, "one that has ended is passed");
+}
+
+async fn a_key_publishes_once(store: &Store) {
+    let publish = async |user: &str, data: &str, key: &str, durable: bool| {
+        let publication = Publication { event: "notification", data, durable, ttl: None, key: Some(key) };
+        store.publish(user, publication).await.unwrap()
+    };
+    let place = publish("42", "1", "a", true).await.unwrap();
+    assert_eq!(publish("42", "2", "a", true).await, Some(place));
+    assert_eq!(publish("42", "3", "a", false).await, Some(place), "whichever kind it is");
+    assert_eq!(publish("42", "4", "b", false).await, None);
+    assert_eq!(publish("42", "5", "b", true).await, None);
+    assert_ne!(publish("43", "6", "a", true).await, None, "of each user");
+    assert_ne!(publish("42", "7", "c d ☂", true).await, Some(place));
+    let read = store.read("42", ReadFrom::Oldest).await.entries;
+    assert_eq!(read.iter().map(|entry| entry.data.as_str()).collect::<Vec<_>>(), ["1", "7"]);
+}
+
+async fn a_key_publishes_once_however_many_try(store: &Store) {
+    let numbers: Vec<_> = (0..50).map(|number: u32| number.to_string()).collect();
+    let publishing = numbers.iter().map(|data| {
+        let (data, backplane) = (data.clone(), Arc::clone(&store.backplane));
+        #[allow(clippy::disallowed_methods, reason = "at the same time, on other threads")]
+        tokio::spawn(async move {
+            let publication = Publication { key: Some("order-1"), ..durable(&data) };
+            backplane.publish(&[UserId::new("42").unwrap()], &publication).await[0].unwrap().unwrap()
+        })
+    });
+    let places: Vec<_> = join_all(publishing).await.into_iter().map(Result::unwrap).collect();
+    assert!(places.iter().all(|place| place == &places[0] && place.number == 1), "{places:?}");
+    assert_eq!(store.read("42", ReadFrom::Oldest).await.entries.len(), 1);
+}
+
+async fn a_page_ends_by_entries_or_by_bytes(store: &Store) {
+    let start = store.here("42").await;
+    for number in 0..50 {
+        store.store("42", &format!("\"{number:098}\"")).await;
+    }
+    let page = async |from: Cursor, entries, bytes| {
+        let reading = store.read_as("42", ReadFrom::After(from), "default", PageSize { entries, bytes }).await;
+        assert!(reading.whole);
+        assert_eq!(reading.upto, reading.entries.last().map_or(from, |last| last.cursor));
+        assert_eq!(reading.newest.number, 50);
+        assert_eq!(reading.is_level(), reading.upto.number == 50);
+        reading
+    };
+    assert_eq!(page(start, 20, 1 << 20).await.entries.len(), 20);
+    assert_eq!(page(start, 20, 500).await.entries.len(), 5);
+    assert_eq!(page(start, 20, 501).await.entries.len(), 6, "the one that passes it is the last");
+    assert_eq!(page(start, 20, 1).await.entries.len(), 1, "one at least");
+    assert_eq!(page(start, 0, 500).await.entries.len(), 0);
+    let (mut from, mut read) = (start, Vec::new());
+    while read.len() < 50 {
+        let reading = page(from, 7, 1 << 20).await;
+        assert!(!reading.entries.is_empty());
+        from = reading.upto;
+        read.extend(reading.entries.into_iter().map(|entry| entry.cursor.number));
+    }
+    assert_eq!(read, (1..=50).collect::<Vec<_>>());
+}
+
+async fn the_last_while_is_read_by_its_length(store: &Store) {
+    let since = async |age| store.read("42", ReadFrom::Since(age)).await;
+    assert!(since(Duration::from_secs(60)).await.whole);
+    store.store_numbers("42", 1..=3).await;
+    let reading = since(Duration::from_secs(60)).await;
+    assert!(reading.whole);
+    assert_eq!(reading.entries.len(), 3);
+    assert_eq!(since(Duration::from_secs(1 << 32)).await.entries.len(), 3, "since before 1970");
+    eventually("they are older", async || since(Duration::from_millis(50)).await.entries.is_empty()).await;
+    assert!(since(Duration::from_millis(50)).await.whole);
+}
+
+async fn the_newest_of_many_are_told_in_their_order(store: &Store) {
+    let users: Vec<_> = (0..250).map(|number| UserId::new(&number.to_string()).unwrap()).collect();
+    let places = store.store_numbers("7", 1..=3).await;
+    let other = store.store("201", "1").await;
+    let newest = store.backplane.newest(&users).await.unwrap();
+    assert_eq!(newest.len(), 250);
+    assert_eq!((newest[7], newest[201]), (places[2], other));
+    assert_eq!(newest.iter().filter(|cursor| cursor.number == 0).count(), 248);
+    assert_eq!(newest[8].epoch, store.here("8").await.epoch);
+}
+
+async fn a_read_position_never_goes_back_by_an_ack(store: &Store) {
+    let places = store.store_numbers("42", 1..=5).await;
+    let at = |index: usize, unread| ReadPosition { cursor: Some(places[index]), unread };
+    assert_eq!(store.position("42", "phone").await, ReadPosition { cursor: None, unread: 5 });
+    assert_eq!(store.ack("42", "phone", places[2]).await, Acked::Kept);
+    assert_eq!(store.position("42", "phone").await, at(2, 2));
+    assert_eq!(store.ack("42", "phone", places[0]).await, Acked::Kept, "it is further");
+    assert_eq!(store.position("42", "phone").await, at(2, 2));
+    assert_eq!(store.position("42", "default").await, ReadPosition { cursor: None, unread: 5 });
+    assert_eq!(store.position("43", "phone").await, ReadPosition { cursor: None, unread: 0 });
+    assert_eq!(store.read_as("42", ReadFrom::Newest, "phone", ALL).await.unread, 2);
+
+    // Several at once, of several, in any order.
+    let ack = |device: &str, index: usize| (UserId::new("42").unwrap(), device.to_owned(), places[index]);
+    let foreign = (UserId::new("43").unwrap(), "phone".to_owned(), places[0]);
+    let acks = [ack("phone", 4), ack("phone", 3), foreign, ack("default", 1)];
+    let acked = store.backplane.ack(&acks).await.unwrap();
+    assert_eq!(acked, [Acked::Kept, Acked::Kept, Acked::Foreign, Acked::Kept]);
+    assert_eq!(store.position("42", "phone").await, at(4, 0));
+    assert_eq!(store.position("42", "default").await, at(1, 3));
+
+    // A backend marks as unread.
+    assert_eq!(store.set_position("42", "phone", places[1]).await, Acked::Kept);
+    assert_eq!(store.position("42", "phone").await, at(1, 3));
+    store.store("42", "6").await;
+    assert_eq!(store.position("42", "phone").await, at(1, 4));
+}
+
+async fn a_foreign_cursor_is_no_read_position(store: &Store) {
+    let (start, empty) = (store.here("42").await, store.here("43").await);
+    let places = store.store_numbers("42", 1..=3).await;
+    let epoch = places[0].epoch.checked_add(1).unwrap();
+    let foreign = [
+        store.store("44", "1").await,
+        Cursor { epoch, ..places[0] },
+        Cursor { number: 4, ..places[2] },
+        Cursor { ms: places[2].ms + 1, ..places[2] },
+    ];
+    for cursor in foreign {
+        assert_eq!(store.ack("42", "default", cursor).await, Acked::Foreign, "{cursor}");
+        assert_eq!(store.set_position("42", "default", cursor).await, Acked::Foreign, "{cursor}");
+    }
+    let ahead = Cursor { ms: empty.ms + 3_600_000, ..empty };
+    assert_eq!(store.ack("43", "default", ahead).await, Acked::Foreign, "ahead of now");
+    assert_eq!(store.position("42", "default").await, ReadPosition { cursor: None, unread: 3 });
+    assert_eq!(store.ack("43", "default", empty).await, Acked::Kept, "from a welcome");
+    assert_eq!(store.ack("42", "default", start).await, Acked::Kept);
+    assert_eq!(store.position("42", "default").await, ReadPosition { cursor: Some(start), unread: 3 });
+}
+
+async fn a_user_has_so_many_devices(store: &Store) {
+    let place = store.store("42", "1").await;
+    for device in 0..MAX_DEVICES {
+        assert_eq!(store.ack("42", &format!("☂ {device}"), place).await, Acked::Kept);
+    }
+    assert_eq!(store.ack("42", "one more", place).await, Acked::TooManyDevices);
+    assert_eq!(store.set_position("42", "one more", place).await, Acked::TooManyDevices);
+    let next = store.store("42", "2").await;
+    assert_eq!(store.ack("42", "☂ 0", next).await, Acked::Kept, "a known one may move");
+    assert_eq!(store.position("42", "☂ 0").await.cursor, Some(next));
+    assert_eq!(store.position("42", "one more").await, ReadPosition { cursor: None, unread: 2 });
+}
+
+async fn a_device_resumes_from_its_read_position(store: &Store) {
+    let acked = async |device: &str| {
+        let reading = store.read_as("42", ReadFrom::Acked(device.into()), device, ALL).await;
+        reading.whole.then(|| reading.entries.into_iter().map(|entry| entry.data).collect::<Vec<_>>())
+    };
+    assert_eq!(acked("phone").await, Some(vec![]));
+    let places = store.store_numbers("42", 1..=3).await;
+    assert_eq!(acked("phone").await.unwrap(), ["1", "2", "3"], "it never read anything");
+    store.ack("42", "phone", places[1]).await;
+    assert_eq!(acked("phone").await.unwrap(), ["3"]);
+    assert_eq!(acked("other").await.unwrap(), ["1", "2", "3"]);
+
+    let trimming = store.beside(&[("history.max_len", "10")]);
+    if store.redis.is_some() {
+        trimming.store_numbers("42", 4..=400).await;
+        assert_eq!(acked("phone").await, None);
+        assert_eq!(acked("other").await, None);
+        let unread = store.position("42", "phone").await.unread;
+        assert!((10..=210).contains(&unread), "those that are there: {unread}");
+    }
+}
+
+async fn read_positions_end_after_ttl(store: &Store) {
+    let place = store.store("42", "1").await;
+    store.ack("42", "phone", place).await;
+    assert_eq!(store.position("42", "phone").await.cursor, Some(place));
+    eventually("it ends", async || store.position("42", "phone").await.cursor.is_none()).await;
+    for device in 0..MAX_DEVICES {
+        let place = store.store("42", "1").await;
+        assert_eq!(store.ack("42", &format!("{device}"), place).await, Acked::Kept, "with room for all again");
+    }
+}
+
+async fn acks_are_written_behind(store: &Store) {
+    let places = store.store_numbers("42", 1..=5).await;
+    let foreign = store.store("43", "1").await;
+    let shutdown = Shutdown::default();
+    let acks = Arc::new(Acks::new(Arc::clone(&store.backplane), Arc::clone(&store.metrics)));
+    let stopping = shutdown.stopping().clone().cancelled_owned();
+    shutdown.spawn_service(Arc::clone(&acks).run(stopping, Duration::from_secs(5)));
+    let user = UserId::new("42").unwrap();
+    for index in [2, 4, 3] {
+        acks.note(&user, "phone", places[index]);
+    }
+    acks.note(&user, "other", foreign);
+    eventually("the furthest is written", async || store.position("42", "phone").await.cursor == Some(places[4])).await;
+    let count = |result: &str| store.metrics.acks.with_label_values(&[result]).get();
+    eventually("both are counted", async || (count("kept"), count("foreign")) == (1, 1)).await;
+
+    acks.note(&user, "late", places[1]);
+    within("the task ends", shutdown.stop(Duration::from_secs(10))).await;
+    assert_eq!(store.position("42", "late").await.cursor, Some(places[1]), "written at the stop");
+}
+
+async fn a_lost_memory_makes_every_cursor_foreign(store: &Store) {
+    let (start, place) = (store.here("42").await, store.store("42", "1").await);
+    store.ack("42", "phone", place).await;
+    if let Some(redis) = &store.redis {
+        let () = redis.command(&["FLUSHALL"]).await;
+    }
+    let fresh = store.beside(&[]);
+    assert!(!fresh.is_whole_behind("42", place).await && !fresh.is_whole_behind("42", start).await);
+    assert_eq!(fresh.ack("42", "phone", place).await, Acked::Foreign);
+    assert_eq!(fresh.position("42", "phone").await.cursor, None);
+    let anew = fresh.store("42", "2").await;
+    assert_eq!(anew.number, 1);
+    assert_ne!(anew.epoch, place.epoch);
+    assert!(!fresh.is_whole_behind("42", place).await && !fresh.is_whole_behind("42", start).await);
+}
+
+#[tokio::test]
+async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_cursor_is_believed() {
+    let store = Store::new(None, &[]);
+    let mebibyte = format!("\"{}\"", "x".repeat(1 << 20));
+    let (start, never) = (store.here("42").await, store.here("43").await);
+    let places = store.store_numbers("42", 1..=3).await;
+    store.ack("42", "phone", places[2]).await;
+    let kept = store.store("45", "1").await;
+    for _ in 0..40 {
+        store.store("44", &mebibyte).await;
+    }
+    let kept_too = store.store("45", "2").await;
+    assert!(store.is_whole_behind("42", start).await, "there is room yet");
+    for _ in 0..24 {
+        store.store("44", &mebibyte).await;
+    }
+    let dropped = |what: &str| store.metrics.history_dropped.with_label_values(&[what]).get();
+    assert_eq!((dropped("users"), dropped("notifications")), (1, 3));
+    for earlier in [start, places[0], places[1], places[2]] {
+        assert!(!store.is_whole_behind("42", earlier).await);
+    }
+    let acked = |device: &str| store.read_as("42", ReadFrom::Acked(device.into()), "phone", ALL);
+    assert!(!acked("phone").await.whole && !store.read("42", ReadFrom::Since(Duration::from_secs(60))).await.whole);
+    assert!(!store.is_whole_behind("43", never).await, "nobody knows that there was nothing");
+
+    let here = store.here("42").await;
+    assert!(here.ms > kept.ms && store.is_whole_behind("42", here).await);
+    let anew = store.store("42", "4").await;
+    assert!(anew.number == 1 && anew.ms > places[2].ms);
+    for earlier in [start, places[0], places[1], places[2]] {
+        assert!(!store.is_whole_behind("42", earlier).await);
+    }
+    assert!(!acked("other").await.whole, "what it never read is gone");
+    assert_eq!(store.behind("42", here).await.unwrap(), ["4"]);
+    assert_eq!(store.behind("45", kept).await.unwrap(), ["2"]);
+
+    // One alone that is too much keeps its newest.
+    for _ in 0..70 {
+        store.store("44", &mebibyte).await;
+    }
+    assert_eq!(dropped("users"), 3);
+    assert!(!store.is_whole_behind("45", kept_too).await);
+    let left = store.read("44", ReadFrom::Oldest).await.entries;
+    assert!((60..64).contains(&left.len()) && left.last().unwrap().cursor.number == 134, "{}", left.len());
+}
+
+#[tokio::test]
+async fn acks_that_cannot_be_written_wait_for_redis() {
+    let redis = Arc::new(RedisServer::start().await);
+    let store = Store::new(Some(&redis), &[]);
+    let places = store.store_numbers("42", 1..=3).await;
+    redis.config_set("maxmemory", "1").await;
+
+    let acks = [(UserId::new("42").unwrap(), "phone".to_owned(), places[0])];
+    let refused = store.backplane.ack(&acks).await.unwrap_err();
+    assert_eq!(refused.kind(), "OOM");
+    assert_eq!(store.position("42", "phone").await, ReadPosition { cursor: None, unread: 3 }, "nothing half done");
+
+    let shutdown = Shutdown::default();
+    let writer = Arc::new(Acks::new(Arc::clone(&store.backplane), Arc::clone(&store.metrics)));
+    let stopping = shutdown.stopping().clone().cancelled_owned();
+    shutdown.spawn_service(Arc::clone(&writer).run(stopping, Duration::from_secs(5)));
+    writer.note(&UserId::new("42").unwrap(), "phone", places[1]);
+    let refusals = || store.metrics.backplane_errors.with_label_values(&["OOM"]).get();
+    eventually("it is tried again and again", async || refusals() >= 3).await;
+    redis.config_set("maxmemory", "0").await;
+    eventually("it is written", async || store.position("42", "phone").await.cursor == Some(places[1])).await;
+    within("the task ends", shutdown.stop(Duration::from_secs(10))).await;
+}
