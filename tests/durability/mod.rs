@@ -27,7 +27,7 @@ use self::client::{Habits, MARKER, wander};
 use self::nemesis::{Nemesis, Trouble};
 use self::publisher::publish;
 use self::record::{Entry, Notification, Publication, Seen, User, Way};
-use self::world::{Reader, World};
+use self::world::{Reader, World, listen};
 use crate::support::{Gateway, Listed, RedisServer, within};
 
 /// A run, but for its seed.
@@ -43,6 +43,13 @@ struct Plan {
     habits: Habits,
     troubles: Vec<Trouble>,
     length: Duration,
+}
+
+impl Plan {
+    /// Whether what is stored goes before the end, though Redis loses nothing.
+    fn trims(&self) -> bool {
+        self.max_len < 1_000
+    }
 }
 
 /// What all of a run came to.
@@ -87,10 +94,13 @@ async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
     let names: Vec<_> = (0..plan.users).map(|user| format!("u{user}")).collect();
     let world = Arc::new(World::new(&redis.url(), &names));
     let mut nemesis = Nemesis::start(Arc::clone(&world), redis, plan.max_len, rng.fork()).await;
+    let mut listening = JoinSet::new();
+    if plan.trims() {
+        let subscription = nemesis.redis.subscribe_all().await;
+        listening.spawn(listen(Arc::clone(&world), subscription));
+    }
     let mut publishers = publishers(&world, plan, &names, &mut rng);
     let mut clients = clients(&world, plan, &names, &mut rng);
-    let mut reading = JoinSet::new();
-    reading.spawn(read_now_and_then(Arc::clone(&world)));
     nemesis.reign(&plan.troubles, Instant::now() + plan.length).await;
 
     world.silent.cancel();
@@ -158,13 +168,6 @@ async fn all<T: 'static>(tasks: &mut JoinSet<T>) -> Vec<T> {
     done
 }
 
-async fn read_now_and_then(world: Arc<World>) {
-    while !world.healed.is_cancelled() {
-        world.reader.lock().await.read(&world, false).await;
-        sleep(Duration::from_millis(250)).await;
-    }
-}
-
 /// Publishes the marker to everybody, again and again: who is not there yet takes the next.
 async fn mark(redis: &RedisServer, names: &[String]) -> Infallible {
     loop {
@@ -202,7 +205,7 @@ fn is_enough(outcome: &Outcome, plan: &Plan) -> String {
     assert!(stored as f64 > plan.rate * plan.length.as_secs_f64() / 3.0, "little was published");
     assert!(recovered > 2 * outcome.users.len(), "few clients came back");
     assert!(plan.troubles.iter().all(|trouble| outcome.done.contains_key(trouble)), "{:?}", outcome.done);
-    let gaps = plan.max_len < 1_000 || plan.troubles.contains(&Trouble::Flush);
+    let gaps = plan.trims() || plan.troubles.contains(&Trouble::Flush);
     assert_eq!(told > 0, gaps, "gaps that were told");
     format!(
         "{stored} stored, {heard} heard, {recovered} resumes, {told} gaps told; ended {ended:?}; {:?}",

@@ -2,19 +2,20 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Script, ScriptInvocation};
-use tidings::protocol::Cursor;
+use tidings::protocol::{Cursor, Stamped};
 use tokio::sync::RwLock;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::record::Notification;
-use crate::support::Gateway;
+use crate::support::{Gateway, Subscription};
 
 pub const SLOTS: usize = 3;
 
@@ -48,7 +49,7 @@ pub struct World {
     pub http: reqwest::Client,
     redis: redis::Client,
     connection: Mutex<Option<MultiplexedConnection>>,
-    /// What is stored, read now and then, before it is trimmed.
+    /// What was ever stored.
     pub reader: tokio::sync::Mutex<Reader>,
     /// What was done to the instances and Redis, and when.
     tale: Mutex<Vec<(u64, String)>>,
@@ -173,6 +174,23 @@ impl Reader {
         for (stored, (epoch, fresh)) in self.stored.iter_mut().zip(answer) {
             stored.extend(fresh.iter().map(|entry| notification(&epoch, entry)));
         }
+    }
+}
+
+/// Hears what is stored, before it is trimmed. Of a link of its own that nothing breaks, and the count shows that nothing
+/// was missed.
+pub async fn listen(world: Arc<World>, mut subscription: Subscription) {
+    let mut heard = 0;
+    loop {
+        let message = subscription.next_message().await;
+        let text: String = message.get_payload().unwrap();
+        let Some(Stamped { stored: Some((count, id)), event, data }) = Stamped::parse(&text) else { continue };
+        heard += 1;
+        assert_eq!(count, heard, "{text}");
+        let user = message.get_channel_name().strip_prefix("user:").unwrap();
+        let mut reader = world.reader.lock().await;
+        let index = reader.users.iter().position(|name| name == user).unwrap();
+        reader.stored[index].push(Notification { id, ts: id.ms, event, data: data.to_owned() });
     }
 }
 
