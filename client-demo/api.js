@@ -29,6 +29,7 @@ export async function fetchToken(user) {
   return (await post('demo/token', { user })).token;
 }
 
-export function publish(user, data) {
-  return post('demo/publish', { user, data });
+/** @param {{ event?: string, durable?: boolean, ttl_s?: number }} [more] */
+export function publish(user, data, more = {}) {
+  return post('demo/publish', { user, data, ...more });
 }

@@ -37,17 +37,17 @@ export function summary(event, data) {
 }
 
 /** One row of the list. Data that is more than its words is shown whole. */
-export function row({ event, data }) {
+export function row({ event, data, id, ts }) {
   const words = wordsOf(event, data);
   const saysAll = words && (isText(data) || Object.keys(data).every((key) => key === 'title' || key === 'body'));
   return el(
-    'li.notification',
+    id === undefined ? 'li.notification' : 'li.notification.unread',
     { 'data-testid': 'notification' },
     el(
       'div.notification-head',
       {},
       el('h3', {}, words?.title ?? nameOf(event)),
-      time(new Date()),
+      time(new Date(ts ?? Date.now())),
     ),
     words && event !== 'notification' ? el('p', {}, el('span.event', {}, event)) : null,
     words?.body ? el('p', {}, words.body) : null,

@@ -1,8 +1,10 @@
 import { fetchToken, Refusal } from './api.js';
 import { command, el, shellWord } from './dom.js';
+import { network, networkSwitch } from './network.js';
 import { row } from './notification.js';
 import { Tidings } from './tidings.js';
 import { toast } from './toasts.js';
+import { unread } from './unread.js';
 
 const MOST_ROWS = 200;
 const EXAMPLE = '{"title":"Hello","body":"From a terminal"}';
@@ -59,35 +61,51 @@ function emptyState(user) {
   );
 }
 
-/** The bounded list of what has arrived, newest first. */
-function notificationList(user) {
+/** The bounded list of what has arrived, newest first, those not yet read marked. */
+function notificationList(user, client) {
   const list = el('ol.notifications', { tabindex: '0', 'aria-label': `Notifications of ${user}` });
   const empty = emptyState(user);
-  const count = el('span.count', { 'aria-label': 'notifications received' }, '0');
+  const count = el('span.count', { 'aria-label': 'notifications received' });
   const clear = el('button.link', { type: 'button' }, 'Clear');
-  const head = el('div.list-head', { hidden: true }, el('span.list-title', {}, 'Notifications'), count, clear);
   let received = 0;
-  list.hidden = true;
+  let waiting = 0;
+  const show = () => {
+    count.textContent = received.toLocaleString();
+    clear.hidden = list.hidden = received === 0;
+    empty.hidden = received > 0;
+    head.hidden = received === 0 && waiting === 0;
+  };
+  const { pill, mark, news } = unread(client, {
+    user,
+    changed(number) {
+      waiting = number;
+      show();
+    },
+  });
+  const actions = el('span.list-actions', {}, mark, clear);
+  const head = el('div.list-head', {}, el('span.list-title', {}, 'Notifications'), count, pill, actions);
+  mark.addEventListener('click', () => {
+    for (const node of list.querySelectorAll('.unread')) node.classList.remove('unread');
+  });
   clear.addEventListener('click', () => {
     list.replaceChildren();
     received = 0;
-    head.hidden = list.hidden = true;
-    empty.hidden = false;
+    show();
   });
   const add = (frame) => {
     received += 1;
-    count.textContent = received.toLocaleString();
-    empty.hidden = true;
-    head.hidden = list.hidden = false;
     list.prepend(row(frame));
     while (list.childElementCount > MOST_ROWS) list.lastElementChild.remove();
+    show();
   };
-  return { nodes: [head, list, empty], add };
+  show();
+  return { nodes: [news, head, list, empty], add };
 }
 
-/** The user's token: the one signed in with first, then a fresh one each time. */
-function tokens(user, first) {
+/** The user's token: the one signed in with first, then a fresh one each time; none without a network. */
+function tokens(user, first, net) {
   return async () => {
+    if (!net.isOn()) throw new Error('the network is off');
     const token = first ?? (await fetchToken(user).catch((failure) => {
       // Asking again for what was refused is of no use, but for a limit of how often.
       if (failure instanceof Refusal && failure.status < 500 && failure.status !== 429) return null;
@@ -100,9 +118,10 @@ function tokens(user, first) {
 
 /** One user's connection and what arrives over it. */
 export function userPanel(user, token, { signOut }) {
-  const client = new Tidings('ws', { token: tokens(user, token) });
+  const net = network();
+  const client = new Tidings('ws', { token: tokens(user, token, net), resume: 'acked', WebSocket: net.WebSocket });
   const { line, again } = stateLine(client);
-  const list = notificationList(user);
+  const list = notificationList(user, client);
   const ids = el('p.ids', {}, ' '); // The connection's names while there is one, else why there is none.
   const problem = el('p.result.bad', { role: 'status' });
 
@@ -114,13 +133,14 @@ export function userPanel(user, token, { signOut }) {
     );
   });
   client.on('state', (state) => {
-    if (state.name === 'waiting' || state.name === 'closed') ids.textContent = why(state);
+    if (state.name !== 'waiting' && state.name !== 'closed') return;
+    ids.textContent = net.isOn() ? why(state) : 'Its network is switched off.';
   });
   client.on('event', (data, frame) => {
     list.add(frame);
     toast(user, frame.event, data);
   });
-  client.on('gap', () => (problem.textContent = 'Some notifications were missed and are gone from the history.'));
+  client.on('gap', () => (problem.textContent = 'Some notifications were missed: the history no longer has them.'));
   client.on('error', (error) => {
     if (client.state.name === 'live') problem.textContent = `${error.message} (${error.code})`;
   });
@@ -138,7 +158,7 @@ export function userPanel(user, token, { signOut }) {
   const node = el(
     'article.card.panel',
     { 'aria-label': `User ${user}`, 'data-user': user },
-    el('div.card-head', {}, title, leave),
+    el('div.card-head', {}, title, el('div.card-actions', {}, networkSwitch(user, net, client), leave)),
     el('div.status', {}, line, again),
     ids,
     problem,

@@ -29,7 +29,7 @@ function complaint(text, { message }) {
  */
 export function publishForm({ isOnline }) {
   const form = document.getElementById('publish');
-  const { user, data } = form.elements;
+  const { user, data, event: name, durable, ttl } = form.elements;
   const send = form.querySelector('button');
   const result = document.getElementById('publish-result');
   data.value = JSON.stringify(FRIENDLY, null, 2);
@@ -66,10 +66,19 @@ export function publishForm({ isOnline }) {
       say('bad', problem);
       return data.focus();
     }
+    if (durable.checked && !/^([1-9]\d*)?$/.test(ttl.value.trim())) {
+      say('bad', 'How long it is kept is a whole number of seconds, from 1.');
+      return ttl.focus();
+    }
     send.disabled = true;
     try {
-      await publish(to, value);
-      if (isOnline(to)) say('good', `Published to ${to}.`);
+      await publish(to, value, {
+        event: name.value.trim() || undefined,
+        durable: durable.checked,
+        ttl_s: durable.checked && ttl.value.trim() !== '' ? Number(ttl.value) : undefined,
+      });
+      if (isOnline(to)) say('good', durable.checked ? `Stored for ${to}, and sent.` : `Published to ${to}.`);
+      else if (durable.checked) say('good', `Stored for ${to}, who is not online: it waits.`);
       else say('', `Published, but ${to} is not online, so nobody has received it.`);
     } catch (failure) {
       say('bad', `Not published: ${failure.message}`);
@@ -78,6 +87,9 @@ export function publishForm({ isOnline }) {
     }
   }
 
+  const showTtl = () => (ttl.closest('label').hidden = !durable.checked);
+  durable.addEventListener('change', showTtl);
+  showTtl(); // A browser may bring back what was chosen before a reload.
   form.addEventListener('submit', submit);
   data.addEventListener('change', check);
   data.addEventListener('input', () => result.classList.contains('bad') && check());

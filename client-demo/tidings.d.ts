@@ -6,8 +6,17 @@ export interface TidingsOptions {
   token: () => Promise<string | null | undefined> | string | null | undefined;
   /** Connect at construction. Default true. */
   autoConnect?: boolean;
-  /** A cursor kept from an earlier page, to resume from. Default null. */
+  /** A cursor kept from an earlier page, to resume from. Goes before the two below. Default null. */
   cursor?: string | null;
+  /** `acked`: begin behind what this device of the user has acked, until there is a cursor. Default null. */
+  resume?: 'acked' | null;
+  /**
+   * Keep the cursor of each user in localStorage, under names that begin with this, and resume from it on the next
+   * page. Default null: in memory only.
+   */
+  storageKey?: string | null;
+  /** Whose read position acks move, and `unread` counts from: 1 to 64 bytes. Default null: the one named `default`. */
+  device?: string | null;
   /** Ceiling of the first backoff, doubled at each attempt. Default 500. */
   baseDelayMs?: number;
   /** Highest ceiling of the backoff. Default 30,000. */
@@ -37,6 +46,7 @@ export type TidingsCode =
   | 'no_token'
   | 'bad_token'
   | 'bad_frame'
+  | 'storage_failed'
   | 'refused_here';
 
 export type TidingsState =
@@ -62,6 +72,8 @@ export interface WelcomeFrame {
   readonly instance: string;
   readonly cursor: string | null;
   readonly recovered: boolean;
+  /** Stored notifications behind this device's read position, those that follow by a resume among them. */
+  readonly unread?: number | null;
   readonly heartbeat_ms: number;
 }
 
@@ -80,9 +92,10 @@ export interface ReconnectFrame {
   after_ms: number;
 }
 
-/** What lay between the two is gone: refetch it. */
+/** Some of what lay between the two is gone: refetch it. */
 export interface Gap {
-  since: string;
+  /** Null where it was `acked`. */
+  since: string | null;
   cursor: string | null;
 }
 
@@ -101,6 +114,8 @@ export class Tidings {
   connect(): void;
   retryNow(): void;
   close(): void;
+  /** The durable events up to this one are handled; default: the last that listeners have been given. */
+  ack(id?: string | null): void;
   on(name: 'state', listener: Listener<[TidingsState]>): () => void;
   on(name: 'welcome', listener: Listener<[WelcomeFrame]>): () => void;
   on(name: 'error', listener: Listener<[TidingsError]>): () => void;

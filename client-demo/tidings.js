@@ -4,6 +4,7 @@
  *     const c = new Tidings('/ws', { token: async () => jwt });
  *     c.on('notification', (data, frame) => show(data));
  *     c.on('state', (state) => paint(state));
+ *     c.ack();
  *     c.close();
  *
  * It connects when constructed (or at `connect()`, with `autoConnect: false`), stays connected, and says through
@@ -12,6 +13,9 @@
 
 /** What a timer can count; a longer wait is made of several. */
 const MAX_TIMEOUT_MS = 2 ** 31 - 1;
+
+/** Acks are told this often at most, the furthest of them: a gateway bounds what a client may send in a second. */
+const ACK_EVERY_MS = 100;
 
 /** Names this client emits itself. A published event of the same name reaches listeners of `event` only. */
 const OWN_EVENTS = new Set(['event', 'welcome', 'state', 'error', 'reconnect', 'gap']);
@@ -22,6 +26,9 @@ const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/;
 const DEFAULTS = {
   autoConnect: true,
   cursor: null,
+  resume: null,
+  storageKey: null,
+  device: null,
   baseDelayMs: 500,
   maxDelayMs: 30_000,
   promptDelayMs: 1_000,
@@ -55,6 +62,25 @@ export function backoff(attempt, { baseDelayMs, maxDelayMs, random }) {
   return random() * Math.min(maxDelayMs, baseDelayMs * 2 ** attempt);
 }
 
+/** What a token says, or nothing: the gateway may read what we cannot, and we only plan with it. */
+function claims(token) {
+  try {
+    const bytes = atob(token.split('.')[1].replaceAll('-', '+').replaceAll('_', '/'));
+    return JSON.parse(new TextDecoder().decode(Uint8Array.from(bytes, (byte) => byte.charCodeAt(0)))) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+/** Whether one cursor lies before another of the same history; those of two histories cannot be compared. */
+function isBefore(cursor, other) {
+  const [epoch, ms, number] = cursor.split('-');
+  const [otherEpoch, otherMs, otherNumber] = other.split('-');
+  return epoch === otherEpoch && (Number(ms) - Number(otherMs) || Number(number) - Number(otherNumber)) < 0;
+}
+
+const isOfSameHistory = (cursor, other) => cursor.split('-')[0] === other.split('-')[0];
+
 /**
  * How long to wait before a token should be replaced: 80% of what is left of it and at least 10 s before its end, or
  * half of what is left where it is that short. Null without a readable `exp`, or when it is too late to matter.
@@ -63,12 +89,7 @@ export function backoff(attempt, { baseDelayMs, maxDelayMs, random }) {
  * @returns {number | null}
  */
 export function refreshDelay(token, now) {
-  let exp;
-  try {
-    ({ exp } = JSON.parse(atob(token.split('.')[1].replaceAll('-', '+').replaceAll('_', '/'))));
-  } catch {
-    return null; // The gateway may read what we cannot; without `exp` there is only nothing to plan.
-  }
+  const { exp } = claims(token);
   const left = exp * 1000 - now;
   if (typeof exp !== 'number' || !(left >= 2_000)) return null;
   return Math.max(left / 2, Math.min(left * 0.8, left - 10_000));
@@ -81,6 +102,17 @@ function socketUrl(url) {
   resolved.hash = '';
   if (!/^wss?:$/.test(resolved.protocol)) throw new TypeError(`tidings: no WebSocket address: ${resolved.protocol}`);
   return resolved;
+}
+
+/** A handshake refused for one of these would not say so to a browser, so they are refused here. */
+function check({ token, device, resume }) {
+  if (typeof token !== 'function') throw new TypeError('tidings: options.token must be a function');
+  if (resume !== null && resume !== 'acked') throw new TypeError("tidings: options.resume is 'acked' or left out");
+  const named = typeof device === 'string' && !/\p{Cc}/u.test(device);
+  const bytes = named ? new TextEncoder().encode(device).length : 0;
+  if (device !== null && (bytes < 1 || bytes > 64)) {
+    throw new TypeError('tidings: options.device is a text of 1 to 64 bytes without control characters');
+  }
 }
 
 /** Hands over what a listener threw without letting it disturb the client. */
@@ -102,14 +134,20 @@ export class Tidings {
   #token = null; // The one the connection lives under.
   #offered = null; // The one sent to replace it, not yet answered.
   #refused = null; // The one a 4009 turned down.
-  #resuming = null; // The cursor this connection asked to resume from.
+  #resuming = null; // What this connection asked to resume from: a cursor, or `acked`.
   #reconnectAt = null; // When the gateway asked us to come back.
   #silentAt = Infinity; // When a silent gateway counts as gone.
   #refreshAt = Infinity;
 
   #welcome = null;
+  #user = null; // Whose the rest of these are, once that is known.
   #cursor;
   #seen = new Set();
+  #handed = null; // The last durable event that listeners have been given.
+  #acked = null; // The furthest that the page has acked.
+  #ackPlanned = false;
+  #ackSentAt = -Infinity;
+  #storageFailed = false;
 
   /**
    * Starts connecting at once, unless `autoConnect` is false.
@@ -117,10 +155,10 @@ export class Tidings {
    * @param {import('./tidings.d.ts').TidingsOptions} options
    */
   constructor(url, options) {
-    if (typeof options?.token !== 'function') throw new TypeError('tidings: options.token must be a function');
     this.#url = socketUrl(url);
-    const given = Object.entries(options).filter(([, value]) => value !== undefined);
+    const given = Object.entries(options ?? {}).filter(([, value]) => value !== undefined);
     this.#options = { WebSocket: globalThis.WebSocket, ...DEFAULTS, ...Object.fromEntries(given) };
+    check(this.#options);
     if (typeof this.#options.WebSocket !== 'function') throw new TypeError('tidings: no WebSocket here; pass one');
     // Called a moment later, so that the callback may use what is being assigned from this constructor.
     this.#fetchToken = () => Promise.resolve().then(options.token);
@@ -133,12 +171,12 @@ export class Tidings {
     return this.#state;
   }
 
-  /** The place in the user's durable history up to which this client has got, or null. */
+  /** The place in the user's durable history up to which listeners have been given everything, or null. */
   get cursor() {
     return this.#cursor;
   }
 
-  /** The last `welcome` frame: connection, user, instance. Null before the first. */
+  /** The last `welcome` frame: connection, user, instance, unread. Null before the first. */
   get welcome() {
     return this.#welcome;
   }
@@ -162,6 +200,34 @@ export class Tidings {
   /** Closes for good: nothing is delivered any more, until `connect()`. */
   close() {
     if (this.#state.name !== 'closed') this.#end(1000, 'closed by this client');
+  }
+
+  /**
+   * Says that the durable events up to this one are handled: it becomes the read position of the user's device. Told
+   * soon, and after each welcome again, as nothing says that it arrived; only the furthest counts.
+   * @param {string | null} [id] default: the last durable event that listeners have been given
+   */
+  ack(id = this.#handed) {
+    if (id === null) return;
+    if (typeof id !== 'string') throw new TypeError('tidings: what is acked is an id or a cursor');
+    if (this.#acked !== null && (id === this.#acked || isBefore(id, this.#acked))) return;
+    this.#acked = id;
+    this.#planAck();
+  }
+
+  #planAck() {
+    if (this.#ackPlanned || this.#acked === null || this.#state.name !== 'live') return;
+    this.#ackPlanned = true;
+    const wait = Math.max(0, this.#ackSentAt + ACK_EVERY_MS - Date.now());
+    this.#after('ack', wait, () => this.#sendAck());
+  }
+
+  /** Sends the ack that is planned, if one is. */
+  #sendAck() {
+    if (!this.#ackPlanned) return;
+    this.#ackPlanned = false;
+    this.#ackSentAt = Date.now();
+    this.#send({ type: 'ack', id: this.#acked });
   }
 
   /**
@@ -210,6 +276,7 @@ export class Tidings {
 
   /** Lets go of the socket and every timer: nothing of the connection so far can be heard again. */
   #drop() {
+    this.#sendAck();
     this.#turn += 1;
     for (const timer of this.#timers.values()) clearTimeout(timer);
     this.#timers.clear();
@@ -243,9 +310,48 @@ export class Tidings {
     else this.#dial(token);
   }
 
+  /** Where to begin: behind what this client has handled, else where the page wants to, else what the browser keeps. */
+  #place(token) {
+    if (this.#cursor !== null) return this.#cursor;
+    if (this.#options.resume !== null) return this.#options.resume;
+    const { sub } = claims(token);
+    const user = this.#user ?? (Number.isInteger(sub) ? String(sub) : sub);
+    const kept = this.#stored(user, (storage, key) => storage.getItem(key)) ?? null;
+    if (kept === null) return null;
+    this.#user = user; // A guess until the welcome, where the gateway takes the user from another claim.
+    this.#cursor = kept;
+    return kept;
+  }
+
+  /** Uses what the browser keeps for a user. The client does without it where that fails, and says so once. */
+  #stored(user, use) {
+    if (this.#options.storageKey === null || user === undefined) return undefined;
+    const { origin, pathname } = this.#url; // Not its query, which may hold secrets.
+    try {
+      return use(globalThis.localStorage, `${this.#options.storageKey} ${origin}${pathname} ${user}`);
+    } catch (cause) {
+      if (!this.#storageFailed) {
+        this.#storageFailed = true;
+        this.#emitError('storage_failed', 'the browser stores no cursor: the next page will not resume', cause);
+      }
+      return undefined;
+    }
+  }
+
+  /** Moves the cursor, and the stored one with it unless another tab is further. */
+  #moveTo(cursor) {
+    this.#cursor = cursor;
+    this.#stored(this.#user, (storage, key) => {
+      const kept = storage.getItem(key);
+      if (kept === null || !isBefore(cursor, kept)) storage.setItem(key, cursor);
+    });
+  }
+
   #dial(token) {
     const url = new URL(this.#url);
-    if (this.#cursor !== null) url.searchParams.set('resume', this.#cursor);
+    const resuming = this.#place(token);
+    if (resuming !== null) url.searchParams.set('resume', resuming);
+    if (this.#options.device !== null) url.searchParams.set('device', this.#options.device);
     let socket;
     try {
       socket = new this.#options.WebSocket(url.href, ['tidings.v1', `bearer.${token}`]);
@@ -258,7 +364,7 @@ export class Tidings {
     socket.onerror = () => {}; // Always followed by a close, which says more.
     this.#socket = socket;
     this.#token = token;
-    this.#resuming = this.#cursor;
+    this.#resuming = resuming;
   }
 
   /** A connection or an attempt has ended: decides whether, and when, to try again. */
@@ -341,11 +447,18 @@ export class Tidings {
 
   #onWelcome(frame) {
     clearTimeout(this.#timers.get('connect'));
-    const missed = this.#resuming !== null && !frame.recovered;
-    const since = this.#resuming;
-    // What was recovered is still to come: our own cursor moves with it, one event after the other.
-    if (!frame.recovered) this.#cursor = frame.cursor ?? null;
-    if (frame.user !== this.#welcome?.user) this.#seen.clear();
+    const mine = this.#user === null || this.#user === frame.user;
+    if (!mine) this.#forget();
+    this.#user = frame.user;
+    // Only now is it known who the user is: what we resumed from may be another's, or have been left out.
+    if ((!mine || this.#resuming === null) && this.#place(this.#token) !== null) return this.#again();
+    const missed = mine && this.#resuming !== null && !frame.recovered;
+    const since = this.#resuming === 'acked' ? null : this.#resuming;
+    // What was recovered is still to come: our own cursor moves with it, one event after the other. One that the
+    // gateway cannot tell just now is no reason to lose ours.
+    if (frame.cursor && (!frame.recovered || this.#cursor === null)) this.#moveTo(frame.cursor);
+    // It would be refused each time.
+    if (this.#acked !== null && frame.cursor && !isOfSameHistory(this.#acked, frame.cursor)) this.#acked = null;
     this.#welcome = Object.freeze(frame);
     this.#after('stable', this.#options.stableAfterMs, () => {
       this.#attempt = 0;
@@ -357,6 +470,20 @@ export class Tidings {
     this.#heard();
     this.#emit('welcome', frame);
     if (missed) this.#emit('gap', { since, cursor: this.#cursor });
+    this.#planAck();
+  }
+
+  #forget() {
+    this.#seen.clear();
+    this.#cursor = this.#handed = this.#acked = null;
+  }
+
+  /** Dials anew, to begin elsewhere: at once, unless it comes to that again and again. */
+  #again() {
+    const delay = this.#attempt === 0 ? 0 : backoff(this.#attempt, this.#options);
+    this.#drop();
+    this.#attempt += 1;
+    this.#after('retry', delay, () => this.#open());
   }
 
   #onEvent(frame) {
@@ -365,10 +492,12 @@ export class Tidings {
       if (this.#seen.has(id)) return;
       this.#seen.add(id);
       if (this.#seen.size > this.#options.rememberedIds) this.#seen.delete(this.#seen.values().next().value);
-      this.#cursor = id;
+      this.#handed = id;
     }
     if (!OWN_EVENTS.has(event)) this.#emit(event, data, frame);
     this.#emit('event', data, frame);
+    // Only now: a page that ends within a listener is given the event again.
+    if (id !== undefined) this.#moveTo(id);
   }
 
   /** Comes back when asked to. One that is asked again and again without ever settling backs off all the same. */
@@ -418,6 +547,7 @@ export class Tidings {
 
   /** Timers stand still while a machine sleeps, and a network that returns is worth a try at once. */
   #wake = ({ type }) => {
+    this.#sendAck(); // Timers of a page that is left may never fire.
     const now = Date.now();
     const { name, retryAt } = this.#state;
     if (name === 'waiting' && (type === 'online' || now >= retryAt)) this.#open();

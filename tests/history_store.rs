@@ -1,5 +1,6 @@
 //! What every backplane owes of stored notifications, held against each of them: memory and Redis.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -130,12 +131,12 @@ pub fn durable(data: &str) -> Publication<'_> {
     Publication { event: "notification", data, durable: true, ttl: None, key: None }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn memory_keeps_the_contract_of_the_store() {
     checks(|settings| Store::new(None, settings)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn redis_keeps_the_contract_of_the_store() {
     let redis = Arc::new(RedisServer::start().await);
     checks(|settings| Store::new(Some(&redis), settings)).await;
@@ -214,23 +215,24 @@ async fn what_is_heard_is_what_is_stored_in_one_order(store: &Store) {
     assert_eq!(places[9], places[4]);
 
     // Of many at once, what is heard is in the order of the numbers, and the count has no hole either.
-    let users: Vec<_> = (0..5).map(|user| UserId::new(&format!("many{user}")).unwrap()).collect();
-    let publishing = (0..20).map(|_| store.backplane.publish(&users, const { &durable_null() }));
+    let publishing = (0..50).map(|_| {
+        let backplane = Arc::clone(&store.backplane);
+        let users: Vec<_> = (0..20).map(|user| UserId::new(&format!("many{user}")).unwrap()).collect();
+        #[allow(clippy::disallowed_methods, reason = "at the same time, on other threads")]
+        tokio::spawn(async move { backplane.publish(&users, &durable("null")).await })
+    });
     join_all(publishing).await;
-    eventually("all are heard", async || heard.lock().len() == 108).await;
-    let heard = heard.lock();
+    eventually("all are heard", async || heard.lock().len() == 1_008).await;
+    let heard = std::mem::take(&mut *heard.lock());
     let stamps: Vec<_> = heard[8..].iter().map(|text| Stamped::parse(text).unwrap().stored.unwrap()).collect();
-    assert_eq!(stamps.iter().map(|(count, _)| *count).collect::<Vec<_>>(), (4..104).collect::<Vec<_>>());
-    for first in &stamps[..5] {
-        let own = stamps.iter().filter(|(_, cursor)| cursor.epoch == first.1.epoch);
-        assert_eq!(own.map(|(_, cursor)| cursor.number).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+    assert_eq!(stamps.iter().map(|(count, _)| *count).collect::<Vec<_>>(), (4..1_004).collect::<Vec<_>>());
+    let mut newest = HashMap::new();
+    for (_, cursor) in &stamps {
+        let number = newest.insert(cursor.epoch, cursor.number).unwrap_or_default();
+        assert_eq!(cursor.number, number + 1);
     }
-    drop(heard);
+    assert_eq!(newest.len(), 20);
     within("the subscriber ends", shutdown.stop(Duration::from_secs(5))).await;
-}
-
-const fn durable_null() -> Publication<'static> {
-    Publication { event: "notification", data: "null", durable: true, ttl: None, key: None }
 }
 
 async fn data_and_names_are_kept_byte_for_byte(store: &Store) {
@@ -558,7 +560,8 @@ async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_c
     let store = Store::new(None, &[]);
     let mebibyte = format!("\"{}\"", "x".repeat(1 << 20));
     let (start, never) = (store.here("42").await, store.here("43").await);
-    let places = store.store_numbers("42", 1..=3).await;
+    let mut places = store.store_numbers("42", 1..=2).await;
+    places.push(store.store("42", &mebibyte).await);
     store.ack("42", "phone", places[2]).await;
     let kept = store.store("45", "1").await;
     for _ in 0..40 {
@@ -566,7 +569,7 @@ async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_c
     }
     let kept_too = store.store("45", "2").await;
     assert!(store.is_whole_behind("42", start).await, "there is room yet");
-    for _ in 0..24 {
+    for _ in 0..23 {
         store.store("44", &mebibyte).await;
     }
     let dropped = |what: &str| store.metrics.history_dropped.with_label_values(&[what]).get();
@@ -596,7 +599,7 @@ async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_c
     assert_eq!(dropped("users"), 3);
     assert!(!store.is_whole_behind("45", kept_too).await);
     let left = store.read("44", ReadFrom::Oldest).await.entries;
-    assert!((60..64).contains(&left.len()) && left.last().unwrap().cursor.number == 134, "{}", left.len());
+    assert!((60..64).contains(&left.len()) && left.last().unwrap().cursor.number == 133, "{}", left.len());
 }
 
 #[tokio::test]
@@ -621,4 +624,22 @@ async fn acks_that_cannot_be_written_wait_for_redis() {
     redis.config_set("maxmemory", "0").await;
     eventually("it is written", async || store.position("42", "phone").await.cursor == Some(places[1])).await;
     within("the task ends", shutdown.stop(Duration::from_secs(10))).await;
+}
+
+#[tokio::test]
+async fn acks_that_find_no_room_are_counted_and_known_devices_still_move() {
+    let store = Store::new(None, &[]);
+    let places = store.store_numbers("42", 1..=2).await;
+    let acks = Arc::new(Acks::new(Arc::clone(&store.backplane), Arc::clone(&store.metrics)));
+    let user = UserId::new("42").unwrap();
+    acks.note(&user, "phone", places[0]);
+    for number in 1..=100_005 {
+        acks.note(&UserId::new(&format!("user {number}")).unwrap(), "default", places[0]);
+    }
+    acks.note(&user, "phone", places[1]);
+    let count = |result: &str| store.metrics.acks.with_label_values(&[result]).get();
+    assert_eq!(count("dropped"), 6);
+    Arc::clone(&acks).run(async {}, Duration::from_secs(20)).await;
+    assert_eq!(store.position("42", "phone").await.cursor, Some(places[1]));
+    assert_eq!((count("kept"), count("foreign")), (1, 99_999));
 }

@@ -25,21 +25,13 @@ mod footprint;
 mod frames;
 mod handshake;
 mod hello;
-<<<<<<< HEAD
-=======
-mod history_http;
->>>>>>> 2aaf249 (wip tests)
+mod history_model;
 mod history_store;
 mod jwks;
 mod leaving;
 mod limits;
 mod link_faults;
 mod load;
-<<<<<<< HEAD
-=======
-mod openapi;
-mod outbox;
->>>>>>> 2aaf249 (wip tests)
 mod presence;
 mod presence_cost;
 mod presence_http;

@@ -106,25 +106,10 @@ async fn a_stored_event_that_was_not_heard_is_found_by_the_next_and_by_itself() 
     let gateway = Options::redis(&redis).set("redis.probe_interval", "200ms").start().await;
     let store = Store::on(&redis);
     let mut client = Client::connect(&gateway, "42").await;
-    let unheard = async |data: u32| {
-        // Stored as the script would, and never published.
-        let cursor = store.publish("nobody-here", [data]).await.remove(0);
-        let last: Vec<(String, Vec<String>)> =
-            redis.command(&["XREVRANGE", "tidings:history:{42}", "+", "-", "COUNT", "1"]).await;
-        let (ms, number) = last.first().map_or(("0", 0), |(id, _)| {
-            let (ms, number) = id.split_once('-').unwrap();
-            (ms, number.parse::<u64>().unwrap())
-        });
-        let ms = ms.parse::<u64>().unwrap().max(cursor.split('-').nth(1).unwrap().parse().unwrap());
-        let (id, data) = (format!("{ms}-{}", number + 1), data.to_string());
-        let entry = ["XADD", "tidings:history:{42}", &id, "event", "\"notification\"", "data", &data];
-        redis.command::<String>(&entry).await;
-        redis.command::<u64>(&["HINCRBY", "tidings:history", "count", "1"]).await;
-    };
-    unheard(1).await;
+    store_unheard(&redis, 1).await;
     store.publish("42", [2]).await;
     assert_eq!(events(&mut client, 2).await, [1, 2]);
-    unheard(3).await;
+    store_unheard(&redis, 3).await;
     assert_eq!(events(&mut client, 1).await, [3]);
     assert!(gateway.metric("tidings_gaps_found_total").await > 0.0);
 }
@@ -148,4 +133,114 @@ async fn a_redis_that_went_back_begins_another_epoch_and_clients_are_told() {
     let (_, welcome) = resume(&gateway, "42", &cursors[4]).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
     assert!(gateway.log().contains("another epoch"), "{}", gateway.log());
+}
+
+/// Stores one for user 42 as the script would, but publishes nothing.
+async fn store_unheard(redis: &RedisServer, data: u32) {
+    let last: Vec<(String, Vec<String>)> =
+        redis.command(&["XREVRANGE", "tidings:history:{42}", "+", "-", "COUNT", "1"]).await;
+    let (ms, number) = last.first().map_or(("1", "0"), |(id, _)| id.split_once('-').unwrap());
+    let now: (u64, u64) = redis.command(&["TIME"]).await;
+    let ms = ms.parse::<u64>().unwrap().max(now.0 * 1_000 + now.1 / 1_000);
+    let (id, data) = (format!("{ms}-{}", number.parse::<u64>().unwrap() + 1), data.to_string());
+    let entry = ["XADD", "tidings:history:{42}", &id, "event", "\"notification\"", "data", &data];
+    redis.command::<String>(&entry).await;
+    redis.command::<u64>(&["HINCRBY", "tidings:history", "count", "1"]).await;
+}
+
+#[tokio::test]
+async fn a_gap_that_cannot_be_filled_closes_with_4205_and_the_resume_tells_it() {
+    let redis = RedisServer::start().await;
+    let (gateway, store) = (Gateway::redis(&redis).await, Store::on(&redis));
+    let mut client = Client::connect(&gateway, "42").await;
+    let cursors = store.publish("42", [1]).await;
+    assert_eq!(events(&mut client, 1).await, [1]);
+    store_unheard(&redis, 2).await;
+    // Trimmed before anybody read it.
+    store_unheard(&redis, 3).await;
+    redis.command::<u64>(&["XTRIM", "tidings:history:{42}", "MAXLEN", "1"]).await;
+    store.publish("42", [4]).await;
+    assert_eq!(client.close_code().await, 4205);
+    let (_, welcome) = resume(&gateway, "42", &cursors[0]).await;
+    assert_eq!(welcome["recovered"], false, "{welcome}");
+}
+
+#[tokio::test]
+async fn a_slow_client_whose_oldest_are_dropped_gets_every_stored_event_all_the_same() {
+    const COUNT: u32 = 900;
+    let redis = RedisServer::start().await;
+    let gateway =
+        Options::redis(&redis).set("outbox.slow_client", "drop_oldest").set("outbox.write_timeout", "1h").start().await;
+    let store = Store::on(&redis);
+    let mut slow = Client::connect_narrow(&gateway, "42").await;
+    let mut pace = Client::connect(&gateway, "43").await;
+    let filling = format!("\"{}\"", ".".repeat(10_000));
+    for number in 0..COUNT {
+        store.publish("42", [number]).await;
+        redis.publish("42", &filling).await;
+        redis.publish("43", "1").await;
+        pace.event().await;
+    }
+    assert!(gateway.metric("tidings_deliveries_dropped_total").await > 0.0);
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&u64::from(COUNT - 1)) {
+        numbers.extend(slow.event().await.as_u64());
+    }
+    assert_eq!(numbers, (0..u64::from(COUNT)).collect::<Vec<_>>());
+    assert!(gateway.metric("tidings_replayed_total").await > 0.0);
+}
+
+#[tokio::test]
+async fn without_its_history_a_resume_is_put_off_with_4102_and_everybody_else_is_let_in() {
+    let redis = RedisServer::start().await;
+    let (gateway, store) = (Gateway::redis(&redis).await, Store::on(&redis));
+    let cursors = store.publish("42", 1..=2).await;
+    redis.freeze();
+    let bearer = format!("Bearer {}", token("42"));
+    let path = format!("/ws?resume={}", cursors[0]);
+    let mut put_off = handshake(gateway.public, &path, &[("Authorization", &bearer)]).await.expect("admitted");
+    assert_eq!(put_off.close_code().await, 4102);
+    let (mut client, welcome) = Client::connect_with_welcome(&gateway, "42").await;
+    assert_eq!((&welcome["cursor"], &welcome["unread"]), (&Value::Null, &Value::Null), "{welcome}");
+    let (_, welcome) = resume(&gateway, "42", "garbage").await;
+    assert_eq!(welcome["recovered"], false, "{welcome}");
+    redis.thaw();
+    gateway.ready().await;
+    // Stored after its welcome: whether it was heard or not.
+    store_unheard(&redis, 3).await;
+    store.publish("42", [4]).await;
+    let mut numbers = events(&mut client, 1).await;
+    while numbers.last() != Some(&4) {
+        numbers.extend(events(&mut client, 1).await);
+    }
+    assert!(numbers.ends_with(&[3, 4]), "{numbers:?}");
+}
+
+#[tokio::test]
+async fn a_device_resumes_from_what_it_acknowledged_and_is_told_what_is_unread() {
+    let redis = RedisServer::start().await;
+    let (gateway, store) = (Gateway::redis(&redis).await, Store::on(&redis));
+    let bearer = format!("Bearer {}", token("42"));
+    let connect = async |query: &str| {
+        let path = format!("/ws?{query}");
+        let mut client = handshake(gateway.public, &path, &[("Authorization", &bearer)]).await.expect("admitted");
+        let welcome = client.frame().await;
+        (client, welcome)
+    };
+    let (mut phone, _) = connect("device=phone").await;
+    let cursors = store.publish("42", 1..=5).await;
+    assert_eq!(events(&mut phone, 5).await, [1, 2, 3, 4, 5]);
+    for cursor in [&cursors[2], &cursors[0]] {
+        phone.send(&format!(r#"{{"type":"ack","id":"{cursor}"}}"#)).await;
+    }
+    eventually("the read position is kept", async || connect("device=phone").await.1["unread"] == 2).await;
+    let (mut again, welcome) = connect("device=phone&resume=acked").await;
+    let told = (&welcome["recovered"], text(&welcome["cursor"]));
+    assert_eq!(told, (&true.into(), cursors[2].as_str()), "{welcome}");
+    assert_eq!(events(&mut again, 2).await, [4, 5]);
+    let (mut other, welcome) = connect("resume=acked").await;
+    assert_eq!((&welcome["recovered"], &welcome["unread"]), (&true.into(), &5.into()), "{welcome}");
+    assert_eq!(events(&mut other, 5).await, [1, 2, 3, 4, 5]);
+    let refused = crate::support::refused(gateway.public, "/ws?device=", &[("Authorization", &bearer)]).await;
+    assert_eq!((refused.status, refused.code.as_str()), (400, "bad_request"));
 }

@@ -50,9 +50,12 @@ export class FakeSocket {
   }
 }
 
+let mocking = false;
+
 /** Mocked timers and clock, a client on fake sockets, and a record of what it said. */
 export async function start(t, options = {}) {
-  mock.timers.enable({ apis: ['setTimeout', 'Date'], now: START });
+  if (!mocking) mock.timers.enable({ apis: ['setTimeout', 'Date'], now: START });
+  mocking = true;
   const sockets = [];
   class Socket extends FakeSocket {
     static all = sockets;
@@ -64,6 +67,7 @@ export async function start(t, options = {}) {
   t.after(() => {
     client.close();
     mock.timers.reset();
+    mocking = false;
   });
   const heard = { state: [client.state], error: [], notification: [], event: [], welcome: [], reconnect: [], gap: [] };
   for (const name of Object.keys(heard)) client.on(name, (value) => heard[name].push(value));

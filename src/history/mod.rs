@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use crate::backoff::Backoff;
@@ -32,6 +32,10 @@ const READERS: usize = 64;
 
 /// Users compared with the store at once.
 const COMPARED: usize = 500;
+
+/// How long a client that comes waits for its place; and one that resumes, for what it missed, among many who do.
+const START_DEADLINE: Duration = Duration::from_secs(3);
+const RESUME_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How much earlier a client is taken to have come than it did, where only its time is known: what the question for it
 /// may take on its way.
@@ -68,7 +72,10 @@ impl History {
         // With a backplane that is away, nobody waits for the answer that does not come.
         let reading = match self.backplane.not_ready() {
             Some(_) if !start.resumes() => None,
-            _ => self.read(user, &from, start.device()).await.ok(),
+            _ => {
+                let deadline = if start.resumes() { RESUME_DEADLINE } else { START_DEADLINE };
+                timeout(deadline, self.read(user, &from, start.device())).await.ok().and_then(Result::ok)
+            }
         };
         if let Some(resume) = start.resume {
             let result = match &reading {

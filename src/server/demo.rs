@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::handshake::check_origin;
-use super::notifications::from_page;
+use super::notifications::{Notification, from_page};
 use super::reply::{Refusal, check_loopback_host, not_found};
 use super::request::{bad_user, object};
 use crate::auth::mint;
@@ -59,6 +59,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("app.js", SCRIPT, include_str!("../../client-demo/app.js")),
     ("api.js", SCRIPT, include_str!("../../client-demo/api.js")),
     ("dom.js", SCRIPT, include_str!("../../client-demo/dom.js")),
+    ("network.js", SCRIPT, include_str!("../../client-demo/network.js")),
     ("notification.js", SCRIPT, include_str!("../../client-demo/notification.js")),
     ("panel.js", SCRIPT, include_str!("../../client-demo/panel.js")),
     ("presence.js", SCRIPT, include_str!("../../client-demo/presence.js")),
@@ -66,6 +67,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("signin.js", SCRIPT, include_str!("../../client-demo/signin.js")),
     ("tidings.js", SCRIPT, include_str!("../../client-demo/tidings.js")),
     ("toasts.js", SCRIPT, include_str!("../../client-demo/toasts.js")),
+    ("unread.js", SCRIPT, include_str!("../../client-demo/unread.js")),
 ];
 
 pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
@@ -113,11 +115,15 @@ async fn sign_in(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection
 struct Message {
     user: String,
     data: Box<RawValue>,
+    event: Option<String>,
+    #[serde(default)]
+    durable: bool,
+    ttl_s: Option<u64>,
 }
 
 async fn send(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {
-    let Message { user, data } = object(body)?;
-    from_page(&app, &user, &data).await
+    let Message { user, data, event, durable, ttl_s } = object(body)?;
+    from_page(&app, &user, &Notification { data, users: None, event, durable, ttl_s }).await
 }
 
 /// Pages of other origins may not use the demo's open sign-in; nor, on a development machine, pages that were led here

@@ -1,6 +1,7 @@
 //! Publishing over HTTP, for backends without a Redis client.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -16,7 +17,7 @@ use super::App;
 use super::reply::Refusal;
 use super::request::{UserPath, bad_user, object};
 use crate::backplane::Publication;
-use crate::protocol::{DEFAULT_EVENT, UserId};
+use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name};
 
 /// Most users of one request.
 const MAX_USERS: usize = 10_000;
@@ -24,14 +25,14 @@ const MAX_USERS: usize = 10_000;
 /// A notification as a backend sends it; the data is kept byte for byte.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Notification {
-    data: Box<RawValue>,
+pub(super) struct Notification {
+    pub(super) data: Box<RawValue>,
     /// Only where it is for many.
-    users: Option<Vec<String>>,
-    event: Option<String>,
+    pub(super) users: Option<Vec<String>>,
+    pub(super) event: Option<String>,
     #[serde(default)]
-    durable: bool,
-    ttl_s: Option<u64>,
+    pub(super) durable: bool,
+    pub(super) ttl_s: Option<u64>,
 }
 
 impl Notification {
@@ -123,9 +124,20 @@ fn not_published(kind: &str) -> Refusal {
 }
 
 /// From the demo page, for one user.
-pub(super) async fn from_page(app: &App, user: &str, data: &RawValue) -> Result<Response, Refusal> {
+pub(super) async fn from_page(app: &App, user: &str, notification: &Notification) -> Result<Response, Refusal> {
     let user = UserId::new(user).map_err(bad_user)?;
-    publish(app, user, check_size(app, data.get())?).await
+    let Notification { data, event, durable, ttl_s, .. } = notification;
+    let event = event.as_deref().unwrap_or(DEFAULT_EVENT);
+    check_event_name(event).map_err(|error| Refusal::bad_request(format!("\"event\": {error}")))?;
+    if ttl_s.is_some_and(|seconds| seconds == 0 || !durable) {
+        return Err(Refusal::bad_request("\"ttl_s\": accepted is a whole number from 1, with \"durable\":true"));
+    }
+    let ttl = ttl_s.map(Duration::from_secs);
+    let publication = Publication { event, data: check_size(app, data.get())?, durable: *durable, ttl, key: None };
+    let published = app.backplane.publish(&[user], &publication).await;
+    let cursor = published.into_iter().next().transpose().map_err(not_published)?.flatten();
+    app.context.metrics.published.inc();
+    Ok((StatusCode::ACCEPTED, Json(json!({"id": cursor.map(|cursor| cursor.to_string())}))).into_response())
 }
 
 /// Publishes one notification; 202 and its cursor, which an ephemeral one does not have.

@@ -53,10 +53,29 @@ for (const colorScheme of ['light', 'dark']) {
     await page.getByTestId('toast').filter({ hasText: 'short' }).waitFor();
     assert.equal(await overflow(page), 0, 'with notifications');
     assert.deepEqual(await faintTexts(page), []);
+    await page.getByTestId('publish-durable').check();
+    await ada.network();
+    await ada.is('waiting');
+    assert.equal(await overflow(page), 0, 'switched off');
+    assert.deepEqual(await faintTexts(page), []);
     const [red] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number));
     assert.ok(colorScheme === 'dark' ? red < 60 : red > 200, `background ${red}`);
   });
 }
+
+scenario('a phone shows what is unread and what came back, nothing sideways', async (stage) => {
+  const gateway = await stage.gateway();
+  const page = await stage.page(gateway.url, { ...PHONE, reducedMotion: 'reduce' });
+  const mine = await signIn(page, LONG.slice(0, 200));
+  await mine.network();
+  await mine.is('waiting');
+  for (let number = 1; number <= 100; number += 1) await gateway.store(LONG.slice(0, 200), { title: LONG, number });
+  await mine.network();
+  await mine.unread(100);
+  await mine.node.getByTestId('recovered').filter({ hasText: 'Back: 100' }).waitFor();
+  assert.equal(await overflow(page), 0);
+  assert.deepEqual(await faintTexts(page), []);
+});
 
 scenario('the keyboard alone signs in and reaches every control', async (stage) => {
   const gateway = await stage.gateway();

@@ -29,7 +29,7 @@ try {
   await online(page, '42', 'ada', 'alan', 'grace', 'linus');
   for (const [user, data] of NOTIFICATIONS) {
     const address = `http://${gateway.admin}/v1/users/${user}/notifications`;
-    await fetch(address, { method: 'POST', body: JSON.stringify({ data }) });
+    await fetch(address, { method: 'POST', body: JSON.stringify({ data, durable: user === 'ada' }) });
     await panel(page, user).row(data.title ?? (typeof data === 'string' ? data : 'Notification'));
   }
   const toasts = page.getByTestId('toast');

@@ -130,7 +130,7 @@ export class Stage {
     return { port, cli, subscribe };
   }
 
-  /** An instance. `listen` may name the address of one that is gone, `set` holds further keys. */
+  /** An instance, and the calls of a backend. `listen` may name the address of one that is gone, `set` holds keys. */
   async gateway({ redis, secret, set = [], listen = '127.0.0.1:0' } = {}) {
     const readyFile = path.join(await this.#folder(), 'ready');
     const keys = ['drain.window=500ms', 'presence.offline_delay=100ms', ...set].flatMap((pair) => ['--set', pair]);
@@ -145,12 +145,22 @@ export class Stage {
     });
     const ready = JSON.parse(await readFile(readyFile, 'utf8'));
     await until('readyz', async () => (await fetch(`http://${ready.public}/readyz`)).ok);
+    const ask = async (path, body) => {
+      const post = body && { method: 'POST', body: JSON.stringify(body) };
+      const response = await fetch(`http://${ready.admin}/v1/${path}`, post);
+      assert.ok(response.ok, `${path}: ${response.status} ${await response.clone().text()}`);
+      return response.json();
+    };
     return {
       ...ready,
       url: `http://${ready.public}/`,
       end: child.end,
       publish: (user, data) =>
         answer(BINARY, ['publish', user, JSON.stringify(data), '--admin', `http://${ready.admin}`]),
+      store: async (user, data, more) =>
+        (await ask(`users/${encodeURIComponent(user)}/notifications`, { data, durable: true, ...more })).id,
+      info: () => ask('info'),
+      unread: async (user) => (await ask(`users/${encodeURIComponent(user)}/read-position`)).unread,
     };
   }
 
@@ -210,6 +220,8 @@ export function panel(page, user) {
     titles: () => rows.locator('h3').allTextContents(),
     row: (text) => rows.filter({ hasText: text }).waitFor(),
     is: (state) => node.locator(`[data-testid=state][data-state=${state}]`).waitFor(),
+    unread: (number) => node.getByTestId('unread').filter({ hasText: new RegExp(`^${number} unread$`) }).waitFor(),
+    network: () => node.getByTestId('network').click(),
   };
 }
 

@@ -8,7 +8,7 @@ use crate::backplane::memory::millis;
 use crate::protocol::{Cursor, UserId};
 
 /// Most keys remembered; beyond, the oldest are forgotten early.
-pub(super) const MAX_KEYS: usize = 65_536;
+const MAX_KEYS: usize = 65_536;
 
 #[derive(Debug, Default)]
 pub(super) struct Keys {
@@ -48,4 +48,28 @@ impl Keys {
 /// One text for both: no user id has a line feed.
 fn name(user: &UserId, key: &str) -> String {
     format!("{user}\n{key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_remembered_for_a_day() {
+        let (user, day) = (UserId::new("42").unwrap(), millis(KEY_KEPT));
+        let mut keys = Keys::default();
+        assert!(!keys.insert(&user, "a", None, 1_000) && !keys.insert(&user, "b", None, 2_000));
+        assert_eq!(keys.get(&user, "a", 999 + day), Some(None));
+        assert_eq!(keys.get(&user, "a", 1_000 + day), None);
+        assert_eq!(keys.get(&user, "b", 1_000 + day), Some(None));
+    }
+
+    #[test]
+    fn beyond_a_bound_the_oldest_key_goes() {
+        let user = UserId::new("42").unwrap();
+        let mut keys = Keys::default();
+        let lost = (0..MAX_KEYS + 2).filter(|key| keys.insert(&user, &key.to_string(), None, 0)).count();
+        assert_eq!((lost, keys.places.len(), keys.ends.len()), (2, MAX_KEYS, MAX_KEYS));
+        assert_eq!((keys.get(&user, "1", 0), keys.get(&user, "2", 0)), (None, Some(None)));
+    }
 }

@@ -1,0 +1,33 @@
+import { el } from './dom.js';
+
+/** One client's own network, with a switch: switched off, its socket is closed and no other can be opened. */
+export function network() {
+  let isOn = true;
+  let socket = null;
+  class Switched extends WebSocket {
+    constructor(...address) {
+      super(...address);
+      socket = this;
+    }
+  }
+  return {
+    WebSocket: Switched,
+    isOn: () => isOn,
+    set(on) {
+      isOn = on;
+      if (!on) socket?.close();
+    },
+  };
+}
+
+/** Switched on again, a client that waits tries at once. */
+export function networkSwitch(user, net, client) {
+  const label = { 'aria-label': `Network of ${user}`, 'data-testid': 'network' };
+  const button = el('button.switch', { type: 'button', role: 'switch', 'aria-checked': 'true', ...label }, 'Network');
+  button.addEventListener('click', () => {
+    net.set(!net.isOn());
+    button.setAttribute('aria-checked', String(net.isOn()));
+    if (net.isOn()) client.retryNow();
+  });
+  return button;
+}

@@ -1,0 +1,373 @@
+// What a client keeps of a user's history: where it is, what it has acked, and both across pages.
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { Tidings } from '../tidings.js';
+import { FakeSocket, START, start, startLive } from './support.js';
+
+const EPOCH = '00000000000000aa';
+const at = (number, ms = 1_000, epoch = EPOCH) => `${epoch}-${ms}-${number}`;
+const event = (number, more) => ({ type: 'event', event: 'notification', data: number, id: at(number), ts: 1, ...more });
+const asked = (socket, name = 'resume') => new URL(socket.url).searchParams.get(name);
+const acks = (socket) => socket.sent.filter(({ type }) => type === 'ack').map(({ id }) => id);
+const KEY = 'tidings wss://gateway.test/ws';
+
+/** A browser's storage, for as long as the test runs. */
+function browser(t, kept = {}, broken = () => {}) {
+  const items = new Map(Object.entries(kept));
+  const storage = {
+    getItem: (key) => (broken('get'), items.get(key) ?? null),
+    setItem: (key, value) => (broken('set'), void items.set(key, value)),
+  };
+  const had = Object.getOwnPropertyDescriptor(globalThis, 'localStorage');
+  Object.defineProperty(globalThis, 'localStorage', { value: storage, configurable: true });
+  t.after(() => (had ? Object.defineProperty(globalThis, 'localStorage', had) : delete globalThis.localStorage));
+  return items;
+}
+
+const tokenOf = (sub) => `x.${Buffer.from(JSON.stringify({ sub, exp: START / 1000 + 3600 })).toString('base64url')}.x`;
+
+test('ack() tells the last durable event that listeners have been given, once a turn', async (t) => {
+  const { client, pass, last } = await startLive(t);
+  client.on('notification', () => client.ack());
+  for (const number of [1, 2, 3]) last().frame(event(number));
+  assert.deepEqual(acks(last()), []);
+  await pass(0);
+  last().frame({ type: 'event', event: 'notification', data: 'stored nowhere' });
+  await pass(100);
+  assert.deepEqual(last().sent, [{ type: 'ack', id: at(3) }]);
+});
+
+test('acks that follow each other are told now and then, the last of them always', async (t) => {
+  const { client, pass, last } = await startLive(t);
+  for (let number = 1; number <= 20; number += 1) {
+    client.ack(at(number));
+    await pass(10);
+  }
+  assert.equal(acks(last()).length, 2);
+  await pass(100);
+  assert.deepEqual(acks(last()), [at(1), at(11), at(20)]);
+});
+
+test('an ack never goes back', async (t) => {
+  const { client, pass, last } = await startLive(t);
+  client.ack(at(10));
+  client.ack(at(9));
+  client.ack(at(12, 900));
+  await pass(0);
+  assert.deepEqual(acks(last()), [at(10)]);
+  client.ack(at(1, 2_000)); // A history that has ended begins again, later.
+  await pass(100);
+  assert.equal(acks(last()).at(-1), at(1, 2_000));
+});
+
+test('ack() with nothing to ack does nothing, and what is no id is refused', async (t) => {
+  const { client, pass, last } = await startLive(t);
+  client.ack();
+  client.ack(null);
+  client.ack(client.cursor);
+  await pass(100);
+  assert.deepEqual(last().sent, []);
+  assert.throws(() => client.ack(7), TypeError);
+  assert.throws(() => client.ack({ id: at(1) }), TypeError);
+});
+
+test('what is acked while away is told after the next welcome, the furthest only', async (t) => {
+  const { client, pass, last } = await startLive(t);
+  last().frame(event(5));
+  last().drop(1006);
+  client.ack();
+  client.ack(at(3));
+  await pass(250);
+  assert.deepEqual(acks(last()), []);
+  last().welcome({ cursor: at(5), recovered: true });
+  assert.deepEqual(acks(last()), []);
+  await pass(0);
+  assert.deepEqual(acks(last()), [at(5)]);
+});
+
+test('an ack is told again after each welcome: the connection that took it may have been dead', async (t) => {
+  const { client, pass, last } = await startLive(t);
+  last().frame(event(5));
+  client.ack();
+  for (const welcome of [{ cursor: at(5), recovered: true }, { cursor: null }]) {
+    await pass(0);
+    last().drop(1006);
+    await pass(1_000);
+    last().welcome(welcome);
+    await pass(100);
+    assert.deepEqual(acks(last()), [at(5)]);
+  }
+});
+
+test('an ack that waits is sent before the client leaves, or the page is', async (t) => {
+  globalThis.window = new EventTarget();
+  t.after(() => delete globalThis.window);
+  const { client, last } = await startLive(t);
+  client.ack(at(1));
+  window.dispatchEvent(new Event('visibilitychange'));
+  assert.deepEqual(acks(last()), [at(1)]);
+  const socket = last();
+  client.ack(at(2));
+  client.close();
+  assert.deepEqual(acks(socket), [at(1), at(2)]);
+});
+
+test('an ack of a history that is no more, or of another user, is forgotten', async (t) => {
+  for (const welcome of [{ cursor: at(1, 2_000, 'ffff000000000000') }, { user: '43', cursor: at(5) }]) {
+    const { client, pass, last } = await startLive(t);
+    client.ack(at(5));
+    await pass(0);
+    last().drop(1006);
+    await pass(250);
+    last().welcome(welcome);
+    await pass(1_000);
+    assert.deepEqual(acks(last()), []);
+    client.close();
+  }
+});
+
+test('the cursor moves once the listeners of an event have run, also where one of them throws', async (t) => {
+  globalThis.reportError = () => {};
+  t.after(() => delete globalThis.reportError);
+  const kept = browser(t);
+  const { client, last } = await startLive(t, { storageKey: 'tidings' });
+  const seen = [];
+  client.on('event', () => {
+    seen.push([client.cursor, kept.get(`${KEY} 42`)]);
+    throw new Error('thrown');
+  });
+  last().frame(event(1));
+  last().frame(event(2));
+  assert.deepEqual(seen, [[null, undefined], [at(1), at(1)]]);
+  assert.deepEqual([client.cursor, kept.get(`${KEY} 42`)], [at(2), at(2)]);
+});
+
+test('an event that comes while its listeners run is no second one', async (t) => {
+  const { client, heard, last } = await startLive(t);
+  client.on('event', () => heard.event.length < 5 && last().frame(event(1)));
+  last().frame(event(1));
+  assert.deepEqual(heard.event, [1]);
+});
+
+test('a welcome without a cursor takes none away, but is a gap where a resume was asked for', async (t) => {
+  const { client, heard, last } = await start(t, { cursor: at(4) });
+  last().welcome({ cursor: null });
+  assert.equal(client.cursor, at(4));
+  assert.deepEqual(heard.gap, [{ since: at(4), cursor: at(4) }]);
+});
+
+for (const [code, delay] of [[4102, 250], [4205, 500]]) {
+  test(`a close with ${code} resumes from the cursor`, async (t) => {
+    const { client, heard, pass, last } = await startLive(t);
+    last().frame(event(7));
+    last().drop(code);
+    assert.equal(client.state.retryInMs, delay);
+    await pass(delay);
+    assert.equal(asked(last()), at(7));
+    last().drop(code); // Before any welcome.
+    await pass(1_000);
+    assert.equal(asked(last()), at(7));
+    last().welcome({ cursor: at(7), recovered: true });
+    assert.deepEqual(heard.gap, []);
+  });
+}
+
+test('the unread count of the welcome is handed over', async (t) => {
+  const { client, last } = await start(t);
+  last().welcome({ unread: 3 });
+  assert.equal(client.welcome.unread, 3);
+});
+
+test('a device is named in the address, and a name that the gateway would refuse is refused here', async (t) => {
+  const { sockets } = await start(t, { device: 'work & home', url: 'wss://gateway.test/ws?a=1' });
+  assert.deepEqual([asked(sockets[0], 'device'), asked(sockets[0], 'a')], ['work & home', '1']);
+  const options = { token: () => null, autoConnect: false, WebSocket: FakeSocket };
+  for (const device of ['', 'a\u0000', 'a\u0085', 'x'.repeat(65), 'ä'.repeat(33), 7]) {
+    assert.throws(() => new Tidings('wss://gateway.test/ws', { ...options, device }), /1 to 64 bytes/);
+  }
+  for (const device of ['x'.repeat(64), 'ä'.repeat(32)]) new Tidings('wss://gateway.test/ws', { ...options, device });
+});
+
+test('resume acked begins behind what the device has acked, and goes on from the own cursor', async (t) => {
+  const { client, heard, pass, last } = await start(t, { resume: 'acked' });
+  assert.equal(asked(last()), 'acked');
+  last().drop(1006);
+  await pass(250);
+  assert.equal(asked(last()), 'acked');
+  last().welcome({ cursor: at(3), recovered: true });
+  assert.equal(client.cursor, at(3)); // Where the replay begins.
+  last().frame(event(4));
+  last().drop(1006);
+  await pass(1_000);
+  assert.equal(asked(last()), at(4));
+  assert.deepEqual(heard.gap, []);
+});
+
+test('resume acked that is not recovered is a gap from nowhere known', async (t) => {
+  const { client, heard, last } = await start(t, { resume: 'acked' });
+  last().welcome({ cursor: at(9) });
+  assert.deepEqual(heard.gap, [{ since: null, cursor: at(9) }]);
+  assert.equal(client.cursor, at(9));
+  assert.throws(() => new Tidings('wss://h/ws', { token: () => null, resume: at(9) }), /options.resume/);
+});
+
+test('a stored cursor is where the next page of the same user resumes', async (t) => {
+  const kept = browser(t);
+  const first = await start(t, { storageKey: 'tidings' });
+  assert.equal(asked(first.last()), null);
+  first.last().welcome({ cursor: at(0) });
+  assert.deepEqual(Object.fromEntries(kept), { [`${KEY} 42`]: at(0) });
+  first.last().frame(event(1));
+  first.client.close();
+
+  const next = await start(t, { storageKey: 'tidings', url: 'wss://gateway.test/ws?secret=1#x' });
+  assert.equal(asked(next.last()), at(1));
+  next.last().welcome({ cursor: at(1), recovered: true });
+  assert.deepEqual([next.heard.gap, next.client.cursor], [[], at(1)]);
+  assert.equal(kept.size, 1);
+  for (const other of [{ url: 'wss://gateway.test/other' }, { storageKey: 'mine' }, { token: () => tokenOf('43') }, {}]) {
+    const { last } = await start(t, { storageKey: other.url || other.token ? 'tidings' : undefined, ...other });
+    assert.equal(asked(last()), null);
+  }
+});
+
+test('a user with a number or foreign letters for a name finds the own cursor', async (t) => {
+  for (const [sub, user] of [[7, '7'], ['Grüße €', 'Grüße €']]) {
+    browser(t, { [`${KEY} ${user}`]: at(4) });
+    const { client, sockets, pass, last } = await start(t, { storageKey: 'tidings', token: () => tokenOf(sub) });
+    assert.deepEqual([asked(last()), client.cursor], [at(4), at(4)]);
+    last().welcome({ user, cursor: at(4), recovered: true });
+    await pass(1_000);
+    assert.equal(sockets.length, 1);
+  }
+});
+
+test('another user\'s cursor is no gap to a page that never had anything', async (t) => {
+  const kept = browser(t, { [`${KEY} 42`]: at(4) });
+  const { client, heard, sockets, last } = await start(t, { storageKey: 'tidings' }); // Its token says 42.
+  assert.equal(asked(last()), at(4));
+  last().welcome({ user: '43', cursor: at(9, 1, 'bb') });
+  assert.deepEqual([heard.gap, heard.welcome.length, sockets.length], [[], 1, 1]);
+  assert.equal(client.cursor, at(9, 1, 'bb'));
+  last().frame(event(10, { id: at(10, 1, 'bb') }));
+  assert.deepEqual(Object.fromEntries(kept), { [`${KEY} 42`]: at(4), [`${KEY} 43`]: at(10, 1, 'bb') });
+});
+
+for (const guessed of [undefined, '42']) {
+  test(`a user known only from the welcome resumes from the own cursor, after ${guessed ?? 'nobody'}'s`, async (t) => {
+    const kept = browser(t, { [`${KEY} 42`]: at(4), [`${KEY} 43`]: at(9, 1, 'bb'), [`${KEY} undefined`]: at(1) });
+    const { client, heard, sockets, pass, last } = await start(t, {
+      storageKey: 'tidings', token: () => tokenOf(guessed),
+    });
+    assert.equal(asked(sockets[0]), guessed ? at(4) : null);
+    sockets[0].welcome({ user: '43', cursor: at(20, 1, 'bb') });
+    assert.ok(sockets[0].closedByClient);
+    sockets[0].frame(event(21));
+    await pass(0);
+    assert.equal(asked(last()), at(9, 1, 'bb'));
+    last().welcome({ user: '43', cursor: at(9, 1, 'bb'), recovered: true });
+    last().frame(event(10, { id: at(10, 1, 'bb') }));
+    assert.deepEqual([heard.welcome.length, heard.notification, heard.gap, heard.error], [1, [10], [], []]);
+    assert.equal(client.cursor, at(10, 1, 'bb'));
+    assert.equal(kept.get(`${KEY} 42`), at(4));
+  });
+}
+
+test('a token callback that goes from user to user is not hammered with', async (t) => {
+  browser(t, { [`${KEY} 1`]: at(1, 1, 'a1'), [`${KEY} 2`]: at(2, 2, 'a2') });
+  const { sockets, pass, last } = await start(t, { storageKey: 'tidings', token: () => tokenOf('1') });
+  const waits = [];
+  for (const user of ['2', '1', '2', '1', '2']) {
+    const before = sockets.length;
+    last().welcome({ user });
+    let waited = 0;
+    for (; sockets.length === before; waited += 250) await pass(waited === 0 ? 0 : 250);
+    waits.push(waited);
+  }
+  assert.deepEqual(waits, [250, 750, 1_250, 2_250, 4_250]);
+});
+
+test('a switch of user takes nothing of the other along', async (t) => {
+  const { client, heard, pass, last } = await startLive(t);
+  last().frame(event(5));
+  last().drop(1006);
+  await pass(250);
+  assert.equal(asked(last()), at(5));
+  last().welcome({ user: '43', cursor: null });
+  assert.deepEqual([heard.gap, client.cursor], [[], null]);
+  client.ack();
+  await pass(100);
+  assert.deepEqual(acks(last()), []);
+});
+
+test('a switch of user with resume acked begins where that user has acked', async (t) => {
+  const { heard, pass, last } = await start(t, { resume: 'acked' });
+  last().welcome({ cursor: at(1), recovered: true });
+  await pass(5_000);
+  last().drop(1006);
+  await pass(250);
+  last().welcome({ user: '43', cursor: at(9, 1, 'bb') });
+  await pass(500); // backoff(1)
+  assert.equal(asked(last()), 'acked');
+  last().welcome({ user: '43', cursor: at(7, 1, 'bb'), recovered: true });
+  assert.deepEqual([heard.gap, heard.welcome.length], [[], 2]);
+});
+
+test('tabs that share a cursor never move it back', async (t) => {
+  const kept = browser(t);
+  const ahead = await startLive(t, { storageKey: 'tidings' });
+  const behind = await startLive(t, { storageKey: 'tidings' });
+  ahead.last().frame(event(9));
+  behind.last().frame(event(8));
+  assert.equal(kept.get(`${KEY} 42`), at(9));
+  assert.equal(behind.client.cursor, at(8)); // A reconnect of that tab misses nothing.
+  behind.last().frame(event(10));
+  assert.equal(kept.get(`${KEY} 42`), at(10));
+  ahead.last().frame(event(1, { id: at(1, 2_000) }));
+  assert.equal(kept.get(`${KEY} 42`), at(1, 2_000));
+  ahead.last().frame(event(2, { id: at(2, 900, 'another epoch') }));
+  assert.equal(kept.get(`${KEY} 42`), at(2, 900, 'another epoch'));
+});
+
+test('a stored cursor that is none is asked for, answered, and replaced', async (t) => {
+  const kept = browser(t, { [`${KEY} 42`]: 'garbage' });
+  const { heard, last } = await start(t, { storageKey: 'tidings' });
+  assert.equal(asked(last()), 'garbage');
+  last().welcome({ cursor: at(3) });
+  assert.deepEqual(heard.gap, [{ since: 'garbage', cursor: at(3) }]);
+  assert.equal(kept.get(`${KEY} 42`), at(3));
+});
+
+for (const part of ['get', 'set']) {
+  test(`a storage that cannot ${part} is told once and harms nothing`, async (t) => {
+    const full = new Error('full');
+    browser(t, {}, (doing) => {
+      if (doing === part) throw full;
+    });
+    const { client, heard, pass, last } = await start(t, { storageKey: 'tidings' });
+    last().welcome({ cursor: at(0) });
+    for (const number of [1, 2, 3]) last().frame(event(number));
+    assert.deepEqual(heard.error.map(({ code, cause }) => [code, cause]), [['storage_failed', full]]);
+    assert.deepEqual([heard.notification, client.cursor, client.state.name], [[1, 2, 3], at(3), 'live']);
+    last().drop(1006);
+    await pass(1_000);
+    assert.equal(asked(last()), at(3));
+  });
+}
+
+test('a browser that forbids its storage is one whose storage fails', async (t) => {
+  browser(t);
+  Object.defineProperty(globalThis, 'localStorage', { get: () => { throw new Error('denied'); }, configurable: true });
+  const { heard, last } = await startLive(t, { storageKey: 'tidings' });
+  last().frame(event(1));
+  assert.deepEqual(heard.error.map(({ cause }) => cause.message), ['denied']);
+});
+
+test('without a storage key nothing is stored, and a given cursor goes before a stored one', async (t) => {
+  const kept = browser(t, { [`${KEY} 42`]: at(4) });
+  const plain = await startLive(t);
+  plain.last().frame(event(9));
+  assert.equal(kept.get(`${KEY} 42`), at(4));
+  const { last } = await start(t, { storageKey: 'tidings', cursor: at(2) });
+  assert.equal(asked(last()), at(2));
+});
