@@ -59,14 +59,19 @@ struct Wanderer {
     before: Option<Cursor>,
 }
 
-/// Comes and goes until everything is healed, then stays for the end; gives all that it saw.
+/// Comes and goes until everything is healed, then stays, or comes once more, for the end; gives all that it saw.
 pub async fn wander(world: Arc<World>, user: String, habits: Habits, rng: Rng) -> Vec<Entry> {
     let mut wanderer = Wanderer { world, user, rng, log: Vec::new(), held: None, before: None };
     let healed = wanderer.world.healed.clone();
     while !healed.is_cancelled() {
         if let Some(mut light) = wanderer.connect().await {
             let stay = Duration::from_millis(wanderer.rng.u64(0..=habits.stay));
-            healed.run_until_cancelled(timeout(stay, wanderer.live(&mut light))).await;
+            let stayed = healed.run_until_cancelled(timeout(stay, wanderer.live(&mut light))).await;
+            if stayed.is_none() && wanderer.rng.bool() {
+                // Level by now, though it may have been on an instance that was deaf.
+                wanderer.live(&mut light).await;
+                break;
+            }
             match wanderer.rng.bool() {
                 true => light.close().await,
                 false => light.vanish(),

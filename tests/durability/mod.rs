@@ -30,6 +30,9 @@ use self::record::{Entry, Notification, Publication, Seen, User, Way};
 use self::world::{Reader, World, listen};
 use crate::support::{Gateway, Listed, RedisServer, within};
 
+/// Until a client has what its instance did not hear: 2 s from its new subscription.
+const LEVEL: Duration = Duration::from_secs(2);
+
 /// A run, but for its seed.
 struct Plan {
     users: usize,
@@ -103,12 +106,16 @@ async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
     let mut clients = clients(&world, plan, &names, &mut rng);
     nemesis.reign(&plan.troubles, Instant::now() + plan.length).await;
 
+    // One instance does not hear the last of it.
+    let deaf = nemesis.deafen().await;
     world.silent.cancel();
     let mut users: Vec<_> = names.iter().map(|name| User { name: name.clone(), ..User::default() }).collect();
     for (to, published) in within("what is published is confirmed", all(&mut publishers)).await {
         to.into_iter().for_each(|user| users[user].published.extend(published.iter().cloned()));
     }
     nemesis.relayed().await;
+    nemesis.heal(deaf).await;
+    sleep(LEVEL).await;
     world.healed.cancel();
     let heard = async {
         tokio::select! {

@@ -203,6 +203,21 @@ impl Nemesis {
             self.strike(trouble).await;
         }
         self.all_ready().await;
+    }
+
+    /// Takes an instance's link away, for long enough that it misses something of every user; gives its slot.
+    pub async fn deafen(&mut self) -> usize {
+        let slot = self.rng.usize(0..SLOTS);
+        self.tell(slot, "has no link");
+        self.proxies[slot].refuse();
+        sleep(Duration::from_secs(2)).await;
+        slot
+    }
+
+    /// Gives it back, for good.
+    pub async fn heal(&self, slot: usize) {
+        self.proxies[slot].heal();
+        self.all_ready().await;
         self.world.tell("nothing fails any more");
     }
 }
