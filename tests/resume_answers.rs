@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Gateway, Options, RedisServer, eventually, handshake, token};
+use crate::support::{Client, Gateway, Options, Proxy, RedisServer, eventually, handshake, token};
 
 const PERSISTENT: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
@@ -326,4 +326,32 @@ async fn a_thousand_are_resumed_by_a_client_that_reads_slowly_within_the_bound_o
         assert_eq!(stored_event(&mut slow).await.1[0], number);
     }
     goes_on(&redis, &mut slow).await;
+}
+
+#[tokio::test]
+async fn what_redis_lost_before_a_deaf_instance_heard_it_is_told_with_4205() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port());
+    let (deaf, other) = tokio::join!(Options::redis_at(&proxy.url()).start(), Gateway::redis(&redis));
+    // Whoever hears of the loss, be it by the next event, or at the new subscription.
+    for next in [true, false] {
+        let mut client = Client::connect(&deaf, "42").await;
+        let (mut newcomer, _) = Client::connect_with_welcome(&deaf, "43").await;
+        let id = other.store("42", 1).await;
+        assert_eq!(stored_event(&mut client).await, (id.clone(), 1.into()));
+        proxy.refuse();
+        deaf.not_ready().await;
+        other.store("42", 2).await;
+        let () = redis.command(&["FLUSHALL"]).await;
+        if next {
+            other.store("42", 3).await;
+        }
+        proxy.heal();
+        assert_eq!(client.close_code().await, 4205);
+        deaf.ready().await;
+        assert_eq!(Client::resume(&deaf, "42", &id).await.1["recovered"], false);
+        // Who had nothing stored lost nothing that it knew of.
+        redis.publish("43", "1").await;
+        assert_eq!(newcomer.event().await, 1);
+    }
 }

@@ -150,15 +150,18 @@ impl Nemesis {
         self.world.tell("redis is there again");
     }
 
-    /// When nothing is on its way, so that what is lost had been delivered to whoever was connected.
+    /// When nothing is waiting to be stored; but one instance may not have heard it.
     async fn flush(&mut self) {
         let world = Arc::clone(&self.world);
+        let deaf = if self.rng.bool() { Some(self.deafen().await) } else { None };
         let _quiet = world.publishing.write().await;
         self.relayed().await;
-        self.all_ready().await;
-        sleep(Duration::from_secs(3)).await;
         world.reader.lock().await.read(&world, true).await;
         world.tell("redis lost everything");
+        if let Some(deaf) = deaf {
+            self.proxies[deaf].heal();
+            self.tell(deaf, "has links again");
+        }
     }
 
     /// Waits until nothing of the outbox is to be stored.
