@@ -6,7 +6,7 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::{Client, Gateway, Options, Proxy, RedisServer, eventually};
+use crate::support::{Client, Gateway, Options, Proxy, RedisServer, eventually, handshake, within};
 
 /// The next frame, which must be a stored event: its id and its data.
 async fn stored_event(client: &mut Client) -> (String, Value) {
@@ -240,4 +240,69 @@ async fn a_client_that_resumes_and_does_not_read_delays_nobody() {
         }
     }
     assert_eq!(gateway.metric("tidings_connections_closed_total{code=\"4203\"}").await, 0.0);
+}
+
+/// The blocks of one language on the page, in their order.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    let begun = include_str!("../docs/delivery.md").split(fence.as_str()).skip(1);
+    begun.map(|rest| rest.split("```").next().unwrap()).collect()
+}
+
+async fn run(program: &str, args: &[&str]) -> String {
+    let output = within(program, tokio::process::Command::new(program).args(args).output()).await.unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_commands_of_the_page_on_delivery_do_what_it_says() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).arg("--dev").start().await;
+    let here = |block: &str| {
+        let block = block.replace("redis-cli ", &format!("redis-cli -p {} ", redis.port()));
+        let block = block.replace("127.0.0.1:9090", &gateway.admin.to_string());
+        block.replace("127.0.0.1:8080", &gateway.public.to_string())
+    };
+    let [publish, _serve, connect, store, position] = blocks("sh").try_into().unwrap();
+    run("sh", &["-ec", &here(publish)]).await;
+    eventually("all three are stored", async || gateway.listed("42", 100).await.len() == 3).await;
+    let events = gateway.listed("42", 100).await.into_iter().map(|one| one.event).collect::<Vec<_>>();
+    assert_eq!(events.iter().filter(|event| *event == "paid").count(), 2, "{events:?}");
+    // All but wscat, of which every line begins with `npx`: it is not there.
+    let without_wscat = |block: &str| {
+        let lines = block.lines().filter(|line| !line.starts_with("npx"));
+        here(&lines.map(|line| format!("{line}\n")).collect::<String>())
+    };
+    let token = run("sh", &["-ec", &(without_wscat(connect) + "printf %s \"$TOKEN\"")]).await;
+    crate::support::secrets::keep_token(&token);
+    let bearer = format!("Bearer {token}");
+    let mut client = handshake(gateway.public, "/ws", &[("Authorization", &bearer)]).await.expect("admitted");
+    let welcome = client.frame().await;
+    assert_eq!((&welcome["type"], &welcome["unread"]), (&json!("welcome"), &json!(3)), "{welcome}");
+    client.close().await;
+    run("sh", &["-ec", &without_wscat(store)]).await;
+    let path = format!("/ws?resume={}", text(&welcome["cursor"]));
+    let mut client = handshake(gateway.public, &path, &[("Authorization", &bearer)]).await.expect("admitted");
+    assert_eq!(client.frame().await["recovered"], true);
+    let (_, first) = stored_event(&mut client).await;
+    let (id, second) = stored_event(&mut client).await;
+    assert_eq!((&first["text"], &second["text"]), (&json!("while you were away"), &json!("this too")));
+    client.send(&json!({"type": "ack", "id": id}).to_string()).await;
+    eventually("it is acked", async || run("sh", &["-ec", &here(position)]).await.contains(&id)).await;
+}
+
+#[tokio::test]
+async fn a_backend_takes_the_data_out_of_what_it_hears_as_the_page_says() {
+    let messages = [
+        (r#"{"text":"hello"}"#, r#"{"text":"hello"}"#),
+        (r#"~"paid" {"order":7}"#, r#"{"order":7}"#),
+        (r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#, r#"{"order":7}"#),
+        (r#"~1 a1b2c3d4e5f60718-1-1 "a \"b\" 1 c" "~x \"y\" z""#, r#""~x \"y\" z""#),
+        (r#"~"12 x " 5"#, "5"),
+    ];
+    let (heard, data): (Vec<&str>, Vec<&str>) = messages.into_iter().unzip();
+    let javascript = format!("{}\nconsole.log(JSON.stringify({}.map(dataOf)))", blocks("js")[0], json!(heard));
+    let taken: Vec<String> = serde_json::from_str(&run("node", &["-e", &javascript]).await).unwrap();
+    assert_eq!(taken, data);
 }
