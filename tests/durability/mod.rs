@@ -67,7 +67,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn seconds() -> u64 {
-    number("DURABILITY_SECONDS").unwrap_or(25)
+    number("DURABILITY_SECONDS").unwrap_or(15)
 }
 
 #[allow(clippy::print_stdout, reason = "what repeats a run, and what came of it")]
@@ -274,7 +274,7 @@ async fn who_missed_what_was_trimmed_is_told_and_nobody_else() {
         max_len: 20,
         habits: Habits { stay: 1_500, away: 7_000 },
         troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Kill],
-        length: Duration::from_secs(seconds() / 2),
+        length: Duration::from_secs(seconds() * 2 / 3),
     };
     run(plan).await;
 }
@@ -289,7 +289,7 @@ async fn who_had_something_that_redis_lost_is_told() {
         max_len: 1_000_000,
         habits: Habits { stay: 3_000, away: 3_000 },
         troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Flush],
-        length: Duration::from_secs(seconds() / 2),
+        length: Duration::from_secs(seconds() * 2 / 3),
     };
     run(plan).await;
 }

@@ -201,7 +201,7 @@ impl Nemesis {
     pub async fn reign(&mut self, troubles: &[Trouble], end: Instant) {
         let mut first = troubles.to_vec();
         self.rng.shuffle(&mut first);
-        while Instant::now() < end {
+        while Instant::now() < end || !first.is_empty() {
             let trouble = first.pop().unwrap_or_else(|| troubles[self.rng.usize(0..troubles.len())]);
             self.strike(trouble).await;
         }
