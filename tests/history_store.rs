@@ -617,6 +617,18 @@ async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_c
 }
 
 #[tokio::test]
+async fn keys_that_somebody_else_wrote_to_hold_up_no_other_users_acks() {
+    let redis = Arc::new(RedisServer::start().await);
+    let store = Store::new(Some(&redis), &[]);
+    let (broken, sound) = (store.store("41", "1").await, store.store("42", "1").await);
+    let () = redis.command(&["SET", &format!("{}read:{{41}}", store.prefix), "x"]).await;
+    let acks = [("41", broken), ("42", sound)];
+    let acks = acks.map(|(user, place)| (UserId::new(user).unwrap(), "phone".to_owned(), place));
+    assert_eq!(store.backplane.ack(&acks).await.unwrap(), [Acked::Foreign, Acked::Kept]);
+    assert_eq!(store.position("42", "phone").await.cursor, Some(sound));
+}
+
+#[tokio::test]
 async fn acks_that_cannot_be_written_wait_for_redis() {
     let redis = Arc::new(RedisServer::start().await);
     let store = Store::new(Some(&redis), &[]);
