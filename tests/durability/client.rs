@@ -46,6 +46,8 @@ fn cursor<'de, D: Deserializer<'de>>(text: D) -> Result<Option<Cursor>, D::Error
 pub struct Habits {
     pub stay: u64,
     pub away: u64,
+    /// Stays wherever it is, until it is sent away.
+    pub steady: bool,
 }
 
 struct Wanderer {
@@ -65,9 +67,12 @@ pub async fn wander(world: Arc<World>, user: String, habits: Habits, rng: Rng) -
     let healed = wanderer.world.healed.clone();
     while !healed.is_cancelled() {
         if let Some(mut light) = wanderer.connect().await {
-            let stay = Duration::from_millis(wanderer.rng.u64(0..=habits.stay));
+            let stay = match habits.steady {
+                true => Duration::from_secs(3_600),
+                false => Duration::from_millis(wanderer.rng.u64(0..=habits.stay)),
+            };
             let stayed = healed.run_until_cancelled(timeout(stay, wanderer.live(&mut light))).await;
-            if stayed.is_none() && wanderer.rng.bool() {
+            if stayed.is_none() && (habits.steady || wanderer.rng.bool()) {
                 // Level by now, though it may have been on an instance that was deaf.
                 wanderer.live(&mut light).await;
                 break;

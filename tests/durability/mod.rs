@@ -43,7 +43,9 @@ struct Plan {
     /// Publications to all users in a second, by all ways together.
     rate: f64,
     max_len: usize,
-    habits: Habits,
+    /// How long clients stay and are away, in milliseconds, at most.
+    stay: u64,
+    away: u64,
     troubles: Vec<Trouble>,
     length: Duration,
 }
@@ -161,7 +163,8 @@ fn clients(world: &Arc<World>, plan: &Plan, names: &[String], rng: &mut Rng) -> 
     let mut clients = JoinSet::new();
     for number in 0..plan.users + plan.more_clients {
         let user = number % plan.users;
-        let wandering = wander(Arc::clone(world), names[user].clone(), plan.habits, rng.fork());
+        let habits = Habits { stay: plan.stay, away: plan.away, steady: number % 5 == 0 };
+        let wandering = wander(Arc::clone(world), names[user].clone(), habits, rng.fork());
         clients.spawn(async move { (user, wandering.await) });
     }
     clients
@@ -257,7 +260,8 @@ async fn nothing_stored_is_lost_nor_twice_nor_out_of_order_whatever_fails() {
         group: 10,
         rate: 300.0,
         max_len: 1_000_000,
-        habits: Habits { stay: 6_000, away: 4_000 },
+        stay: 6_000,
+        away: 4_000,
         troubles,
         length: Duration::from_secs(seconds()),
     };
@@ -272,7 +276,8 @@ async fn who_missed_what_was_trimmed_is_told_and_nobody_else() {
         group: 4,
         rate: 400.0,
         max_len: 20,
-        habits: Habits { stay: 1_500, away: 7_000 },
+        stay: 1_500,
+        away: 7_000,
         troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Kill],
         length: Duration::from_secs(seconds() * 2 / 3),
     };
@@ -287,7 +292,8 @@ async fn who_had_something_that_redis_lost_is_told() {
         group: 10,
         rate: 150.0,
         max_len: 1_000_000,
-        habits: Habits { stay: 3_000, away: 3_000 },
+        stay: 3_000,
+        away: 3_000,
         troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Flush],
         length: Duration::from_secs(seconds() * 2 / 3),
     };
