@@ -35,13 +35,14 @@ impl Cursor {
     /// What a client that is here should do about the event at `event`.
     #[must_use]
     pub fn followed_by(&self, event: &Self) -> Following {
-        // The first of a history: nothing of it can be missing before it. But where Redis lost the one that the client
-        // knows, the end of that may be missing.
-        let fresh = event.number == 1 && (self.number == 0 || (self.epoch == event.epoch && event.ms > self.ms));
-        let next = event.epoch == self.epoch && event.number == self.number + 1;
-        if fresh || next {
+        // In another epoch nobody knows what this one had at its end.
+        if event.epoch != self.epoch {
+            return Following::Gap;
+        }
+        // Where all have ended a history begins anew, and nothing can be missing before its first.
+        if event.number == self.number + 1 || (event.number == 1 && event.ms > self.ms) {
             Following::Next
-        } else if event.epoch == self.epoch && (event.ms, event.number) <= (self.ms, self.number) {
+        } else if (event.ms, event.number) <= (self.ms, self.number) {
             Following::Known
         } else {
             Following::Gap
@@ -137,7 +138,7 @@ mod tests {
         assert_eq!(here.followed_by(&at(2, 1_100, 6)), Following::Gap);
         let nothing = at(1, 1_000, 0);
         assert_eq!(nothing.followed_by(&at(1, 999, 1)), Following::Next, "whatever the clock says");
-        assert_eq!(nothing.followed_by(&at(2, 1_001, 1)), Following::Next, "it had nothing to lose");
+        assert_eq!(nothing.followed_by(&at(2, 1_001, 1)), Following::Gap, "what came in between is lost");
         assert_eq!(nothing.followed_by(&at(1, 1_001, 2)), Following::Gap);
     }
 

@@ -300,13 +300,12 @@ fn another_epoch_with_the_same_newest_event_disturbs_nobody() {
 }
 
 #[test]
-fn who_knew_what_redis_lost_is_behind_and_who_knew_nothing_is_not() {
+fn who_knew_what_redis_lost_is_behind_at_once_and_who_knew_nothing_with_the_next_event() {
     let lost = Cursor { epoch: NonZeroU64::MAX, ms: 9_000, number: 0 };
     for (number, behind) in [(5, true), (0, false)] {
         let mut level = Level::new();
         level.set(Place::At(Cursor { epoch: EPOCH, ms: 1_000, number }));
-        let next = if behind { Following::Gap } else { Following::Next };
-        assert_eq!(level.followed_by(&Cursor { number: 1, ..lost }), next);
+        assert_eq!(level.followed_by(&Cursor { number: 1, ..lost }), Following::Gap);
         assert_eq!((level.compare(&lost), level.wants_reading()), (behind, behind));
         assert!(!level.compare(&Cursor { epoch: EPOCH, ..lost }), "it has ended by its ttl");
     }
