@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Gateway, Options, Proxy, RedisServer, eventually, handshake, token};
+use crate::support::{Client, Gateway, Options, Proxy, RedisServer, Store, eventually, handshake, token};
 
 const PERSISTENT: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
@@ -274,6 +274,41 @@ async fn resume_acked_goes_on_behind_what_the_device_has_handled() {
     all_follows(&redis, Client::with_query(&other, "42", "?resume=acked").await, 0, &ids).await;
 }
 
+/// Numbers, each stored, and then the same in brackets, not stored.
+async fn publish_both_kinds(redis: &RedisServer, numbers: Range<u32>) {
+    let (store, mut plain) = (Store::on(redis), redis.connection().await);
+    for number in numbers {
+        store.publish("42", [number]).await;
+        let publish = redis::cmd("PUBLISH").arg("user:42").arg(format!("[{number}]")).to_owned();
+        let _: u64 = publish.query_async(&mut plain).await.unwrap();
+    }
+}
+
+/// What a client has heard of both kinds: each in its order, and one that is not stored never before the stored one that
+/// was published before it. (The other way round may be, where the history is read.)
+struct BothKinds {
+    stored: u32,
+    plain: Option<u32>,
+    between: usize,
+}
+
+impl BothKinds {
+    /// Hears one; gives its id, where it is stored.
+    async fn hear(&mut self, client: &mut Client) -> Option<String> {
+        let frame = client.frame().await;
+        if let Some(id) = frame["id"].as_str() {
+            self.stored += 1;
+            assert_eq!(frame["data"], self.stored);
+            return Some(id.to_owned());
+        }
+        let number = u32::try_from(frame["data"][0].as_u64().unwrap()).unwrap();
+        assert!(number <= self.stored && self.plain < Some(number), "{number} behind {} {:?}", self.stored, self.plain);
+        self.plain = Some(number);
+        self.between += 1;
+        None
+    }
+}
+
 #[tokio::test]
 async fn replayed_and_live_ones_come_in_one_order_with_those_that_are_not_stored_between() {
     let (redis, gateway) = home().await;
@@ -281,23 +316,38 @@ async fn replayed_and_live_ones_come_in_one_order_with_those_that_are_not_stored
     let first = gateway.listed("42", 1_000).await[0].id.clone();
     let (mut client, welcome) = Client::resume(&gateway, "42", &first).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    let publishing = async {
-        for number in 600..650_u32 {
-            gateway.store("42", number).await;
-            redis.publish("42", &format!("\"behind {number}\"")).await;
-        }
-    };
+    let mut heard = BothKinds { stored: 0, plain: None, between: 0 };
     let reading = async {
-        for number in 1..600_u32 {
-            assert_eq!(stored_event(&mut client).await.1, number);
-        }
-        for number in 600..650_u32 {
-            assert_eq!(stored_event(&mut client).await.1, number);
-            let frame = client.frame().await;
-            assert_eq!((&frame["data"], &frame["id"]), (&json!(format!("behind {number}")), &Value::Null));
+        while heard.plain != Some(649) {
+            heard.hear(&mut client).await;
         }
     };
-    tokio::join!(publishing, reading);
+    tokio::join!(publish_both_kinds(&redis, 600..650), reading);
+    assert_eq!((heard.stored, heard.between), (649, 50));
+}
+
+#[tokio::test]
+async fn clients_that_come_in_the_middle_of_it_get_both_kinds_in_one_order() {
+    const LAST: u32 = 1_500;
+    let (redis, gateway) = home().await;
+    let welcome = Client::connect_with_welcome(&gateway, "42").await.1;
+    let mut cursor = welcome["cursor"].as_str().unwrap().to_owned();
+    let mut heard = BothKinds { stored: 0, plain: None, between: 0 };
+    let reading = async {
+        while heard.stored < LAST {
+            let (mut client, welcome) = Client::resume(&gateway, "42", &cursor).await;
+            assert_eq!(welcome["recovered"], true, "{welcome}");
+            for _ in 0..30 {
+                if heard.stored < LAST
+                    && let Some(id) = heard.hear(&mut client).await
+                {
+                    cursor = id;
+                }
+            }
+        }
+    };
+    tokio::join!(publish_both_kinds(&redis, 1..LAST + 1), reading);
+    assert!(heard.between > 100, "only {}", heard.between);
 }
 
 #[tokio::test]
