@@ -8,7 +8,7 @@ use fastrand::Rng;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::world::{Place, SLOTS, World};
-use crate::support::{Gateway, Options, Proxy, RedisServer, eventually};
+use crate::support::{Gateway, Options, Proxy, RedisServer, eventually, free_port};
 
 /// One way to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,8 +56,16 @@ impl Nemesis {
     }
 
     async fn another(&self, slot: usize) -> Gateway {
-        let options = Options::redis_at(&self.proxies[slot].url()).set("history.max_len", &self.max_len.to_string());
-        let gateway = options.set("presence.lease", "2s").set("server.heartbeat", "4s").start().await;
+        // Ports that nobody gets after it: who asks it a moment after its end asks nobody else.
+        let at_port = || format!("127.0.0.1:{}", free_port());
+        let gateway = Options::redis_at(&self.proxies[slot].url())
+            .set("server.listen", &at_port())
+            .set("server.admin_listen", &at_port())
+            .set("history.max_len", &self.max_len.to_string())
+            .set("presence.lease", "2s")
+            .set("server.heartbeat", "4s")
+            .start()
+            .await;
         self.world.tell(format!("{} is there", gateway.instance));
         gateway
     }
