@@ -14,6 +14,9 @@ const LONGEST_NS: u64 = 60_000_000_000;
 /// How long to wait for the last deliveries.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How exactly it is known when they have come.
+const POLL: Duration = Duration::from_millis(2);
+
 /// What all clients received.
 pub(super) struct Tally {
     /// The moment that times in messages count from.
@@ -123,7 +126,7 @@ impl Tally {
     pub(super) async fn settled(&self, expected: u64) {
         let (mut last, mut since) = (self.delivered(), Instant::now());
         while self.delivered() < expected && since.elapsed() < PATIENCE {
-            sleep(Duration::from_millis(20)).await;
+            sleep(POLL).await;
             if self.delivered() != last {
                 (last, since) = (self.delivered(), Instant::now());
             }
@@ -139,6 +142,11 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    /// Of one whose user has received so many.
+    pub(super) fn after(received: u64) -> Self {
+        Self { last: received, missing: HashSet::new() }
+    }
+
     pub(super) fn take(&mut self, tally: &Tally, number: u64, due_ns: u64) {
         if number > self.last {
             self.missing.extend(self.last + 1..number);
