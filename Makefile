@@ -1,6 +1,6 @@
 # `make` alone lists what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt demo bench bench-instructions bench-profile
+.PHONY: help run test lint schemathesis fmt demo bench bench-instructions bench-profile
 
 # The browser tests drive the binary that `cargo test` has just built.
 target_dir := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -22,6 +22,9 @@ lint: ## format, clippy, docs and dependencies, warnings denied
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo deny check bans licenses sources
+
+schemathesis: ## requests to the admin listener, good and bad, as docs/openapi.json describes them
+	scripts/schemathesis
 
 fmt: ## format the Rust sources
 	cargo fmt

@@ -52,7 +52,7 @@ pub struct Metrics {
     pub gaps_found: IntCounter,
     /// Bytes that wait in the queues of all connections.
     pub backlog_bytes: IntGauge,
-    /// Notifications published over HTTP.
+    /// Notifications accepted over HTTP, also under a key again.
     pub published: IntCounter,
     /// Messages on the control channel, by what they were.
     pub control_messages: IntCounterVec,
@@ -145,7 +145,7 @@ impl Metrics {
             ),
             gaps_found: counter(r, "gaps_found_total", "Connections that had missed a stored event while connected."),
             backlog_bytes: gauge(r, "backlog_bytes", "Bytes waiting in the queues of connections that take no more."),
-            published: counter(r, "published_total", "Notifications published over HTTP."),
+            published: counter(r, "published_total", "Notifications accepted over HTTP, also under a key again."),
             control_messages: labelled(
                 r,
                 "control_messages_total",

@@ -484,6 +484,34 @@ async fn publish_reaches_the_user_through_an_admin_listener_with_and_without_a_k
 }
 
 #[tokio::test]
+async fn publish_durable_stores_byte_for_byte_and_prints_the_id() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).set("admin.api_key", "key").start().await;
+    let [url, admin] = [redis.url(), format!("http://{}", gateway.admin)];
+    let data = r#"{ "n" : 123456789012345678901234567890, "b":1, "a":2 }"#;
+    for (way, to) in [("--redis-url", &url), ("--admin", &admin)] {
+        for (user, path) in [("42", "42"), ("a/b?c é%2e", "a%2Fb%3Fc%20%C3%A9%252e")] {
+            let args = ["publish", user, data, "--durable", way, to];
+            let done = run(&args, &[("TIDINGS_ADMIN__API_KEY", "key")]).await;
+            assert_eq!(done.code, 0, "{args:?}: {}", done.stderr);
+            let path = format!("/v1/users/{path}/notifications");
+            let listed = gateway.ask_admin("GET", &path, &[("Authorization", "Bearer key")], "").await;
+            assert!(listed.body.contains(&format!(r#""data":{data},"#)), "{args:?}: {listed:?}");
+            let id = listed.json()["notifications"].as_array().unwrap().last().unwrap()["id"].clone();
+            assert!(done.stdout.trim_end().ends_with(id.as_str().unwrap()), "{id} in {}", done.stdout);
+        }
+    }
+    let dots = run(&["publish", "..", "1", "--durable", "--admin", &admin], &[]).await;
+    assert_eq!(dots.code, 2, "no path names it: {}", dots.stderr);
+    redis.config_set("maxmemory", "1").await;
+    for (way, to) in [("--redis-url", &url), ("--admin", &admin)] {
+        let done = run(&["publish", "42", "1", "--durable", way, to], &[("TIDINGS_ADMIN__API_KEY", "key")]).await;
+        assert_eq!(done.code, 1, "{way}: {}", done.stdout);
+        assert!(done.stderr.contains("OOM"), "{way}: {}", done.stderr);
+    }
+}
+
+#[tokio::test]
 async fn publish_without_redis_finds_the_configured_admin_listener() {
     let gateway = Gateway::dev().await;
     let mut client = Client::connect(&gateway, "42").await;

@@ -7,13 +7,13 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use reqwest::{Client, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{ConfigArgs, Usage, block_on, say};
-use crate::backplane::Redis;
+use crate::backplane::{Publication, Redis};
 use crate::config::{Config, mask_url};
-use crate::protocol::{InstanceId, UserId, is_json};
+use crate::protocol::{DEFAULT_EVENT, InstanceId, UserId, is_json};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -29,8 +29,8 @@ pub(super) struct Publish {
     /// server.admin_listen]
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
-    /// Not available yet
-    #[arg(long, hide = true)]
+    /// Store it, too: whoever is not connected gets it later. Prints its id
+    #[arg(long)]
     durable: bool,
     #[command(flatten)]
     config: ConfigArgs,
@@ -43,48 +43,80 @@ impl Publish {
             let hint = "accepted is one JSON value, such as '{\"hello\":\"world\"}' or '\"hello\"'";
             return Err(Usage(format!("JSON: this is no JSON: {hint}")).into());
         }
-        if self.durable {
-            return Err(Usage("--durable: this version stores nothing; publish without it".into()).into());
-        }
         let config = self.config.load(false)?;
         let done = match (&self.admin, &config.redis.url) {
-            (None, Some(url)) => block_on(over_redis(&config, url, &user, &self.json))?,
+            (None, Some(url)) => block_on(over_redis(&config, url, &user, &self.json, self.durable))?,
             (admin, _) => {
                 let scheme = if config.server.tls.is_some() { "https" } else { "http" };
                 let configured = format!("{scheme}://{}", config.server.admin_listen);
                 let admin = admin.as_deref().unwrap_or(&configured);
-                block_on(over_http(admin, &config, &user, &self.json))?
+                block_on(over_http(admin, &config, &user, &self.json, self.durable))?
             }
         };
         Ok(say(&done)?)
     }
 }
 
-async fn over_redis(config: &Config, url: &SecretString, user: &UserId, json: &str) -> anyhow::Result<String> {
+async fn over_redis(
+    config: &Config,
+    url: &SecretString,
+    user: &UserId,
+    json: &str,
+    durable: bool,
+) -> anyhow::Result<String> {
     let redis = Redis::new(config, url, &InstanceId::random(), Arc::default())?;
+    if durable {
+        let publication = Publication { event: DEFAULT_EVENT, data: json.trim(), durable, ttl: None, key: None };
+        let published = redis.publish_to_many(std::slice::from_ref(user), &publication).await;
+        return match published.first() {
+            Some(Ok(Some(cursor))) => Ok(stored(user, &cursor.to_string())),
+            Some(Err(kind)) => bail!("Redis did not store it ({kind})"),
+            _ => bail!("Redis did not say where it is stored"),
+        };
+    }
     let heard = redis.publish(user, json).await.context("no answer from Redis")?;
     let instances = if heard == 1 { "instance" } else { "instances" };
     Ok(format!("published to user {user}: heard by {heard} {instances}"))
 }
 
+fn stored(user: &UserId, id: &str) -> String {
+    format!("published to user {user}: stored as {id}")
+}
+
 /// The data is kept as text: it must arrive byte for byte.
 #[derive(Serialize)]
 struct Body<'a> {
-    users: [&'a str; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    users: Option<[&'a str; 1]>,
     data: &'a RawValue,
+    durable: bool,
 }
 
-async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str) -> anyhow::Result<String> {
+#[derive(Deserialize)]
+struct Stored {
+    id: String,
+}
+
+/// The path for one user alone answers with an id; the one for many can name every user.
+fn path(user: &UserId, durable: bool) -> Result<Vec<&str>, Usage> {
+    match user.as_str() {
+        "." | ".." if durable => Err(Usage(format!("--durable: no path of the admin listener names the user {user}"))),
+        user if durable => Ok(vec!["v1", "users", user, "notifications"]),
+        _ => Ok(vec!["v1", "notifications"]),
+    }
+}
+
+async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str, durable: bool) -> anyhow::Result<String> {
     let shown = mask_url(admin);
     let mut url = Url::parse(admin)
         .ok()
         .filter(|url| ["http", "https"].contains(&url.scheme()))
         .ok_or_else(|| Usage(format!("--admin {shown:?}: accepted is a URL such as http://127.0.0.1:9090")))?;
     if let Ok(mut path) = url.path_segments_mut() {
-        path.pop_if_empty().extend(["v1", "notifications"]);
+        path.pop_if_empty().extend(self::path(user, durable)?);
     }
     let data = RawValue::from_string(json.to_owned()).context("JSON")?;
-    let body = serde_json::to_vec(&Body { users: [user.as_str()], data: &data })?;
+    let body = serde_json::to_vec(&Body { users: (!durable).then_some([user.as_str()]), data: &data, durable })?;
     let client = Client::builder().timeout(DEADLINE).no_proxy().build()?;
     let mut request = client.post(url).body(body);
     if let Some((_, key)) = config.admin_keys.first() {
@@ -97,5 +129,9 @@ async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str) -> a
     if status != StatusCode::ACCEPTED {
         bail!("the admin listener at {shown} answered {status}: {body}");
     }
-    Ok(format!("published to user {user} over {shown}"))
+    if !durable {
+        return Ok(format!("published to user {user} over {shown}"));
+    }
+    let Stored { id } = serde_json::from_str(&body).with_context(|| format!("{shown} answered {body}"))?;
+    Ok(stored(user, &id))
 }

@@ -7,13 +7,13 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use serde_json::json;
 use subtle::ConstantTimeEq;
 
 use super::reply::{Refusal, check_loopback_host, unavailable};
 use super::request::UserPath;
-use super::{App, healthz, notifications, presence, readyz};
+use super::{App, healthz, history, notifications, presence, read_position, readyz};
 use crate::auth::bearer;
 use crate::config::secret_bytes;
 use crate::metrics;
@@ -25,26 +25,40 @@ const MAX_BODY: usize = 64 * 1024;
 /// Most bytes of the body that names many users.
 const MAX_BATCH_BODY: usize = 4 * 1024 * 1024;
 
+/// The interface, for machines: what each path asks for and answers.
+const DOCUMENT: &str = include_str!("../../docs/openapi.json");
+
+type Paths = Vec<(&'static str, MethodRouter<Arc<App>>)>;
+
+/// The paths that ask for no key.
+fn open_paths() -> Paths {
+    vec![("/healthz", get(healthz)), ("/readyz", get(readyz)), ("/metrics", get(render_metrics))]
+}
+
+fn guarded_paths() -> Paths {
+    let large = DefaultBodyLimit::max(MAX_BATCH_BODY);
+    vec![
+        ("/v1/notifications", post(notifications::to_many).route_layer(large)),
+        ("/v1/users/{id}/notifications", get(history::page).post(notifications::to_one)),
+        ("/v1/users/{id}/read-position", get(read_position::get).put(read_position::put)),
+        ("/v1/users/{id}/presence", get(presence::one)),
+        ("/v1/users/{id}/connections", delete(disconnect)),
+        ("/v1/presence", get(presence::page).post(presence::many)),
+        ("/v1/presence/count", get(presence::count)),
+        ("/v1/info", get(info)),
+        ("/v1/openapi.json", get(document)),
+    ]
+}
+
+fn routes(paths: Paths) -> axum::Router<Arc<App>> {
+    paths.into_iter().fold(axum::Router::new(), |router, (path, methods)| router.route(path, methods))
+}
+
 pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
-    let guarded = axum::Router::new()
-        .route("/v1/users/{id}/notifications", post(notifications::to_one))
-        .route("/v1/users/{id}/presence", get(presence::one))
-        .route("/v1/users/{id}/connections", delete(disconnect))
-        .route("/v1/presence", get(presence::page).post(presence::many))
-        .route("/v1/presence/count", get(presence::count))
-        .route("/v1/info", get(info))
+    let guarded = routes(guarded_paths())
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .merge(
-            axum::Router::new()
-                .route("/v1/notifications", post(notifications::to_many))
-                .layer(DefaultBodyLimit::max(MAX_BATCH_BODY)),
-        )
         .route_layer(from_fn_with_state(Arc::clone(app), require_key));
-    axum::Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(render_metrics))
-        .merge(guarded)
+    routes(open_paths()).merge(guarded)
 }
 
 /// Lets a request through that brings one of the configured keys. Without a key, which the configuration allows on
@@ -79,6 +93,10 @@ async fn disconnect(State(app): State<Arc<App>>, UserPath(user): UserPath) -> Re
     Ok((StatusCode::ACCEPTED, Json(json!({}))).into_response())
 }
 
+async fn document() -> Response {
+    std::future::ready(([(header::CONTENT_TYPE, "application/json")], DOCUMENT)).await.into_response()
+}
+
 /// This instance, and every other that lives, as far as the backplane can tell now.
 async fn info(State(app): State<Arc<App>>) -> Json<serde_json::Value> {
     let registry = &app.context.registry;
@@ -94,4 +112,21 @@ async fn info(State(app): State<Arc<App>>) -> Json<serde_json::Value> {
         "backplane": app.backplane.name(),
         "instances": others,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_document_has_every_path_and_no_other() {
+        let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+        let described: BTreeSet<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        let paths = open_paths().into_iter().chain(guarded_paths());
+        assert_eq!(described, paths.map(|(path, _)| path).collect());
+    }
 }

@@ -118,7 +118,7 @@ struct Message {
     event: Option<String>,
     #[serde(default)]
     durable: bool,
-    ttl_s: Option<u64>,
+    ttl_s: Option<f64>,
 }
 
 async fn send(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {

@@ -14,13 +14,16 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::App;
-use super::reply::Refusal;
+use super::reply::{Refusal, backplane_code, not_taken};
 use super::request::{UserPath, bad_user, object};
-use crate::backplane::Publication;
+use crate::backplane::{MAX_KEY_BYTES, Publication};
 use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name};
 
 /// Most users of one request.
 const MAX_USERS: usize = 10_000;
+
+/// Longest life of a notification: ten years. `history.ttl` ends most of them long before.
+const MAX_TTL_S: f64 = 315_360_000.0;
 
 /// A notification as a backend sends it; the data is kept byte for byte.
 #[derive(Debug, Deserialize)]
@@ -32,28 +35,39 @@ pub(super) struct Notification {
     pub(super) event: Option<String>,
     #[serde(default)]
     pub(super) durable: bool,
-    pub(super) ttl_s: Option<u64>,
+    /// A whole number; `60.0` is one, too, to JSON and to some who write it.
+    pub(super) ttl_s: Option<f64>,
 }
 
 impl Notification {
-    /// The data, where this version can do what is asked.
-    fn data(&self, app: &App) -> Result<&str, Refusal> {
-        let named = self.event.as_deref().is_some_and(|event| event != DEFAULT_EVENT);
-        if self.durable || named || self.ttl_s.is_some() {
-            return Err(not_stored("\"durable\", \"ttl_s\" and an \"event\" other than \"notification\""));
+    /// As the backplane takes it, where all of it is as it must be.
+    fn publication<'a>(&'a self, app: &App, key: Option<&'a str>) -> Result<Publication<'a>, Refusal> {
+        let event = self.event.as_deref().unwrap_or(DEFAULT_EVENT);
+        check_event_name(event).map_err(|error| Refusal::bad_request(format!("\"event\": {error}")))?;
+        let good = |seconds: f64| (1.0..=MAX_TTL_S).contains(&seconds) && seconds.fract() == 0.0;
+        if self.ttl_s.is_some_and(|seconds| !good(seconds)) {
+            return Err(Refusal::bad_request(format!("\"ttl_s\": accepted is a whole number from 1 to {MAX_TTL_S}")));
         }
-        check_size(app, self.data.get())
+        // What is not stored has ended before any ttl.
+        let ttl = self.ttl_s.map(Duration::from_secs_f64);
+        Ok(Publication { event, data: check_size(app, self.data.get())?, durable: self.durable, ttl, key })
     }
 }
 
-/// Publishing twice what was asked for once would be worse than a refusal.
-fn check_headers(headers: &HeaderMap) -> Result<(), Refusal> {
-    if headers.contains_key("idempotency-key") { Err(not_stored("Idempotency-Key")) } else { Ok(()) }
-}
-
-fn not_stored(what: &str) -> Refusal {
-    let message = format!("this version stores nothing: {what} cannot be had");
-    Refusal::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", message)
+/// The `Idempotency-Key`, where there is one.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let mut given = headers.get_all("idempotency-key").iter();
+    let Some(key) = given.next() else { return Ok(None) };
+    let visible =
+        |key: &&str| (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    match (key.to_str().ok().filter(visible), given.next()) {
+        (Some(key), None) => Ok(Some(key)),
+        _ => {
+            let accepted =
+                format!("Idempotency-Key: accepted is one, of 1 to {MAX_KEY_BYTES} visible ASCII characters");
+            Err(Refusal::bad_request(accepted))
+        }
+    }
 }
 
 fn check_size<'a>(app: &App, data: &'a str) -> Result<&'a str, Refusal> {
@@ -72,23 +86,23 @@ pub(super) async fn to_one(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    check_headers(&headers)?;
+    let key = idempotency_key(&headers)?;
     let notification: Notification = object(body)?;
     if notification.users.is_some() {
         return Err(Refusal::bad_request("\"users\" is for POST /v1/notifications"));
     }
-    publish(&app, user, notification.data(&app)?).await
+    publish(&app, user, &notification.publication(&app, key)?).await
 }
 
-/// `POST /v1/notifications`
+/// `POST /v1/notifications`. A user who is named twice gets it twice, or once under a key.
 pub(super) async fn to_many(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    check_headers(&headers)?;
+    let key = idempotency_key(&headers)?;
     let notification: Notification = object(body)?;
-    let data = notification.data(&app)?;
+    let publication = notification.publication(&app, key)?;
     let users = notification.users.as_deref().ok_or_else(|| Refusal::bad_request("missing field `users`"))?;
     if users.len() > MAX_USERS {
         return Err(Refusal::bad_request(format!("{} users: accepted are at most {MAX_USERS}", users.len())));
@@ -100,51 +114,35 @@ pub(super) async fn to_many(
             Err(_) => failed.push(json!({"user": user, "code": "bad_user"})),
         }
     }
-    let published = app.backplane.publish(&good, &ephemeral(data)).await;
-    let accepted = published.iter().filter(|outcome| outcome.is_ok()).count();
-    if let (0, Some(Err(kind))) = (accepted, published.first()) {
-        return Err(not_published(kind));
+    let published = app.backplane.publish(&good, &publication).await;
+    let kinds: Vec<_> = published.iter().filter_map(|outcome| outcome.err()).collect();
+    if let Some(kind) = kinds.first()
+        && kinds.len() == published.len()
+        && kinds.iter().all(|other| backplane_code(other) == backplane_code(kind))
+    {
+        return Err(not_taken(kind));
     }
+    let accepted = published.len() - kinds.len();
     app.context.metrics.published.inc_by(accepted as u64);
     for (user, outcome) in good.iter().zip(&published) {
-        if outcome.is_err() {
-            failed.push(json!({"user": user.as_str(), "code": "backplane_down"}));
+        if let Err(kind) = outcome {
+            failed.push(json!({"user": user.as_str(), "code": backplane_code(kind)}));
         }
     }
     Ok((StatusCode::ACCEPTED, Json(json!({"accepted": accepted, "failed": failed}))).into_response())
 }
 
-fn ephemeral(data: &str) -> Publication<'_> {
-    Publication { event: DEFAULT_EVENT, data, durable: false, ttl: None, key: None }
-}
-
-fn not_published(kind: &str) -> Refusal {
-    let message = format!("the backplane did not take it ({kind})");
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_down", message)
-}
-
 /// From the demo page, for one user.
 pub(super) async fn from_page(app: &App, user: &str, notification: &Notification) -> Result<Response, Refusal> {
     let user = UserId::new(user).map_err(bad_user)?;
-    let Notification { data, event, durable, ttl_s, .. } = notification;
-    let event = event.as_deref().unwrap_or(DEFAULT_EVENT);
-    check_event_name(event).map_err(|error| Refusal::bad_request(format!("\"event\": {error}")))?;
-    if ttl_s.is_some_and(|seconds| seconds == 0 || !durable) {
-        return Err(Refusal::bad_request("\"ttl_s\": accepted is a whole number from 1, with \"durable\":true"));
-    }
-    let ttl = ttl_s.map(Duration::from_secs);
-    let publication = Publication { event, data: check_size(app, data.get())?, durable: *durable, ttl, key: None };
-    let published = app.backplane.publish(&[user], &publication).await;
-    let cursor = published.into_iter().next().transpose().map_err(not_published)?.flatten();
-    app.context.metrics.published.inc();
-    Ok((StatusCode::ACCEPTED, Json(json!({"id": cursor.map(|cursor| cursor.to_string())}))).into_response())
+    publish(app, user, &notification.publication(app, None)?).await
 }
 
 /// Publishes one notification; 202 and its cursor, which an ephemeral one does not have.
-async fn publish(app: &App, user: UserId, data: &str) -> Result<Response, Refusal> {
-    if let Some(Err(kind)) = app.backplane.publish(&[user], &ephemeral(data)).await.first() {
-        return Err(not_published(kind));
-    }
+async fn publish(app: &App, user: UserId, publication: &Publication<'_>) -> Result<Response, Refusal> {
+    let published = app.backplane.publish(&[user], publication).await;
+    let cursor = published.into_iter().next().transpose().map_err(not_taken)?.flatten();
     app.context.metrics.published.inc();
-    Ok((StatusCode::ACCEPTED, Json(json!({"id": null}))).into_response())
+    let id = cursor.map(|cursor| cursor.to_string());
+    Ok((StatusCode::ACCEPTED, Json(json!({"id": id}))).into_response())
 }

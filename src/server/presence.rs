@@ -13,12 +13,9 @@ use serde_json::json;
 
 use super::App;
 use super::reply::{Refusal, unavailable};
-use super::request::{UserPath, bad_user, object};
+use super::request::{UserPath, bad_user, object, page_limit};
 use crate::backplane::PageCursor;
 use crate::protocol::UserId;
-
-/// Most users in one page.
-const MAX_PAGE: usize = 1_000;
 
 /// `GET /v1/users/{id}/presence`
 pub(super) async fn one(State(app): State<Arc<App>>, UserPath(user): UserPath) -> Result<Response, Refusal> {
@@ -53,10 +50,7 @@ struct Paging {
 pub(super) async fn page(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Refusal> {
     let Query(paging) = Query::<Paging>::try_from_uri(&uri)
         .map_err(|_| Refusal::bad_request("accepted are ?limit= (a number) and ?cursor="))?;
-    let limit = paging.limit.unwrap_or(100);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(Refusal::bad_request(format!("?limit={limit}: accepted is 1 to {MAX_PAGE}")));
-    }
+    let limit = page_limit(paging.limit)?;
     let from = match paging.cursor.as_deref() {
         None | Some("") => PageCursor::default(),
         Some(cursor) => cursor.parse().map_err(|error| Refusal::bad_request(format!("?cursor=: {error}")))?,

@@ -79,10 +79,21 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// The code for a kind of the backplane's error: whether it needs room, or to come back.
+pub(super) fn backplane_code(kind: &str) -> &'static str {
+    if kind == "OOM" { "backplane_full" } else { "backplane_down" }
+}
+
+/// What is answered where the backplane did not publish.
+pub(super) fn not_taken(kind: &str) -> Refusal {
+    let message = format!("the backplane did not take it ({kind})");
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, backplane_code(kind), message)
+}
+
 /// What is answered while the backplane is not.
 #[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 pub(super) fn unavailable(error: BackplaneError) -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "backplane_down", error.to_string())
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, backplane_code(error.kind()), error.to_string())
 }
 
 /// What a path that does not exist answers.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::reply::Refusal;
-use crate::protocol::{UserId, UserIdError};
+use crate::protocol::{BadCursorText, UserId, UserIdError};
 
 /// The `{id}` of a path.
 pub(super) struct UserPath(pub(super) UserId);
@@ -25,6 +25,23 @@ impl<S: Send + Sync> FromRequestParts<S> for UserPath {
 
 pub(super) fn bad_user(error: UserIdError) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "bad_user", error.to_string())
+}
+
+/// A refusal of what stands where a cursor should.
+pub(super) fn bad_cursor(place: &str) -> impl Fn(BadCursorText) -> Refusal {
+    move |error| Refusal::new(StatusCode::BAD_REQUEST, "bad_cursor", format!("{place}: {error}"))
+}
+
+/// Most entries of one page.
+const MAX_PAGE: usize = 1_000;
+
+/// The `limit` of a page, 100 where none is given.
+pub(super) fn page_limit(given: Option<usize>) -> Result<usize, Refusal> {
+    let limit = given.unwrap_or(100);
+    if (1..=MAX_PAGE).contains(&limit) {
+        return Ok(limit);
+    }
+    Err(Refusal::bad_request(format!("?limit={limit}: accepted is 1 to {MAX_PAGE}")))
 }
 
 /// The body as one JSON object; an array, which would do for a struct's fields in order, is none.

@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 
 use super::http::{Answer, request};
 use super::token::SECRET;
-use super::{Authority, RedisServer, eventually, secrets, within};
+use super::{Authority, RedisServer, eventually, openapi, secrets, within};
 
 /// How an instance is started: `serve` with the suite's secret, on free ports, unless told otherwise.
 pub struct Options {
@@ -161,14 +161,15 @@ impl Gateway {
             Some(https) => https.get(format!("https://{listener}{path}")),
         };
         let answer = within(path, asking.send()).await.unwrap();
-        text(path, answer).await
+        self.text(listener, "GET", path, "", answer).await
     }
 
     /// A POST of JSON to one of its listeners.
     pub async fn post(&self, listener: SocketAddr, path: &str, body: &str) -> (u16, String) {
         let request = http().post(format!("http://{listener}{path}"));
         let request = request.header("content-type", "application/json").body(body.to_owned());
-        text(path, within(path, request.send()).await.unwrap()).await
+        let answer = within(path, request.send()).await.unwrap();
+        self.text(listener, "POST", path, body, answer).await
     }
 
     /// Any request to its public listener.
@@ -178,7 +179,28 @@ impl Gateway {
 
     /// Any request to its admin listener.
     pub async fn ask_admin(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        request(self.admin, method, path, headers, body.to_owned()).await
+        let answer = request(self.admin, method, path, headers, body.to_owned()).await;
+        openapi::check(method, path, body, &answer);
+        answer
+    }
+
+    async fn text(
+        &self,
+        listener: SocketAddr,
+        method: &str,
+        path: &str,
+        sent: &str,
+        answer: reqwest::Response,
+    ) -> (u16, String) {
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        let answer = Answer { status, headers, body: answer.text().await.unwrap() };
+        if status >= 400 {
+            secrets::check(&format!("the {status} of {path}"), &answer.body);
+        }
+        if listener == self.admin {
+            openapi::check(method, path, sent, &answer);
+        }
+        (status, answer.body)
     }
 
     /// Waits until this many greeted connections are open: a raw client gets no `welcome` to wait for.
@@ -241,14 +263,6 @@ impl Drop for Gateway {
         secrets::check("the log of an instance", &self.log());
         secrets::check("the output of an instance", &self.stdout());
     }
-}
-
-async fn text(path: &str, answer: reqwest::Response) -> (u16, String) {
-    let (status, text) = (answer.status().as_u16(), answer.text().await.unwrap());
-    if status >= 400 {
-        secrets::check(&format!("the {status} of {path}"), &text);
-    }
-    (status, text)
 }
 
 /// One client for all tests, since making one is slow; it keeps no connection, which would be one test's own.

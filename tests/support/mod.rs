@@ -10,6 +10,7 @@ mod issuer;
 mod key_server;
 mod light;
 mod nginx;
+pub mod openapi;
 mod proxy;
 mod redis;
 pub mod secrets;
