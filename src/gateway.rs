@@ -74,6 +74,7 @@ impl Gateway {
         start_routing(&app);
         start_keys(&app);
         start_presence(&app);
+        app.backplane.relay_outbox(&app.context.shutdown);
         start_reloading(&app);
         app.context.limiter.start(&app.context.instance, app.config.presence.lease, &app.context.shutdown);
         start_sessions(&app);

@@ -78,6 +78,18 @@ pub struct Metrics {
     pub history_dropped: IntCounterVec,
     /// Read positions that clients gave, by what became of them.
     pub acks: IntCounterVec,
+    /// Entries of the outbox that wait, for any instance.
+    pub outbox_lag: IntGauge,
+    /// Age of the oldest of them.
+    pub outbox_oldest_seconds: IntGauge,
+    /// 1 while this instance relays from the outbox.
+    pub outbox_holder: IntGauge,
+    /// Entries of the outbox stored and published.
+    pub outbox_relayed: IntCounter,
+    /// Entries of the outbox whose key was published before.
+    pub outbox_duplicates: IntCounter,
+    /// Entries of the outbox that cannot be published, by reason.
+    pub outbox_rejected: IntCounterVec,
     /// Batches of presence changes written.
     pub presence_batches: IntCounter,
     /// Incarnations taken; more than one means that a lease was lost.
@@ -185,6 +197,21 @@ impl Metrics {
                 "acks_total",
                 "Read positions that clients gave: kept, foreign, too_many_devices, or dropped for want of room.",
                 "result",
+            ),
+            outbox_lag: gauge(r, "outbox_lag", "Outbox entries that wait, whichever instance relays them."),
+            outbox_oldest_seconds: gauge(r, "outbox_oldest_seconds", "Age of the oldest outbox entry that waits."),
+            outbox_holder: gauge(r, "outbox_holder", "1 while this instance relays from the outbox, else 0."),
+            outbox_relayed: counter(r, "outbox_relayed_total", "Outbox entries stored and published."),
+            outbox_duplicates: counter(
+                r,
+                "outbox_duplicates_total",
+                "Outbox entries dropped since their key was published before.",
+            ),
+            outbox_rejected: labelled(
+                r,
+                "outbox_rejected_total",
+                "Outbox entries that cannot be published, moved to outbox:rejected, by reason.",
+                "reason",
             ),
             presence_batches: counter(r, "presence_batches_total", "Batches of presence changes written."),
             presence_incarnations: counter(

@@ -352,10 +352,30 @@ async fn a_replica_keeps_presence_until_it_is_a_primary_again() {
 }
 
 #[tokio::test]
-async fn a_full_memory_keeps_presence_until_there_is_room() {
+async fn a_full_memory_makes_nobody_go_offline_and_keeps_nobody_from_coming() {
     let redis = RedisServer::start_with(&["--maxmemory-policy", "noeviction"]).await;
-    let limit = |bytes| ["CONFIG", "SET", "maxmemory", bytes];
-    presence_waits(&redis, &redis.url(), "OOM", &[&limit("1")], &[&limit("0")]).await;
+    let start = || options(&redis.url()).set("presence.lease", "1s").start();
+    let gateway = start().await;
+    let mut before = Client::connect(&gateway, "42").await;
+    online_within(EXACT, &redis, &["42"]).await;
+    redis.config_set("maxmemory", "1").await;
+    let mut meanwhile = Client::connect(&gateway, "44").await;
+    online_within(EXACT, &redis, &["42", "44"]).await;
+    let other = start().await;
+    let elsewhere = Client::connect(&other, "46").await;
+    online_within(EXACT, &redis, &["42", "44", "46"]).await;
+    let batches = gateway.metric("tidings_presence_batches_total").await;
+    eventually("leases have been renewed for longer than they last", async || {
+        gateway.metric("tidings_presence_batches_total").await >= batches + 6.0
+    })
+    .await;
+    assert_eq!(gateway.metric("tidings_presence_incarnations_total").await, 1.0);
+    redis.publish("42", "1").await;
+    redis.publish("44", "1").await;
+    assert_eq!((before.event().await, meanwhile.event().await), (1.into(), 1.into()));
+    elsewhere.close().await;
+    meanwhile.close().await;
+    online_within(EXACT, &redis, &["42"]).await;
 }
 
 #[tokio::test]

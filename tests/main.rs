@@ -32,6 +32,7 @@ mod limits;
 mod link_faults;
 mod load;
 mod openapi;
+mod outbox;
 mod presence;
 mod presence_cost;
 mod presence_http;

@@ -200,6 +200,14 @@ impl Backplane {
         }
     }
 
+    /// Stores and publishes what backends add to the outbox, whenever no other instance does. In memory there is none.
+    pub fn relay_outbox(&self, shutdown: &Shutdown) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(redis) => redis.relay_outbox(shutdown),
+        }
+    }
+
     /// Publishes to each of these users; gives what became of it, in their order. What is durable is stored first, and
     /// has one order with everything else that is published to the user.
     pub async fn publish(&self, users: &[UserId], publication: &Publication<'_>) -> Vec<Published> {

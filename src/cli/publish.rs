@@ -44,6 +44,13 @@ impl Publish {
             return Err(Usage(format!("JSON: this is no JSON: {hint}")).into());
         }
         let config = self.config.load(false)?;
+        let most = config.limits.max_payload_bytes;
+        if self.json.len() > most {
+            let given = self.json.len();
+            return Err(
+                Usage(format!("JSON: {given} bytes: accepted are at most {most} (limits.max_payload_bytes)")).into()
+            );
+        }
         let done = match (&self.admin, &config.redis.url) {
             (None, Some(url)) => block_on(over_redis(&config, url, &user, &self.json, self.durable))?,
             (admin, _) => {

@@ -12,10 +12,10 @@ use crate::config;
 use crate::protocol::{Cursor, UserId};
 
 /// Most publications sent to Redis at once.
-const PUBLISH_STEP: usize = 500;
+pub(super) const PUBLISH_STEP: usize = 500;
 
 /// Most bytes of them, one aside: they reach every instance at once.
-const PUBLISH_BYTES: usize = 1 << 20;
+pub(super) const PUBLISH_BYTES: usize = 1 << 20;
 
 /// Users asked for in one script: it has the newest notification of each in memory.
 const NEWEST_STEP: usize = 100;
@@ -60,8 +60,9 @@ impl History {
         format!("{}read:{{{user}}}", self.prefix)
     }
 
+    /// Both may have any character in them: the length tells where the user ends.
     fn once(&self, user: &UserId, key: &str) -> String {
-        format!("{}key:{{{user}}}:{key}", self.prefix)
+        format!("{}key:{}:{{{user}}}:{key}", self.prefix, user.as_str().len())
     }
 
     /// Publishes to each of these users; gives what became of it, in their order.
@@ -105,22 +106,34 @@ impl History {
     }
 
     fn call(&self, user: &UserId, publication: &Publication<'_>) -> Cmd {
-        let Publication { event, data, durable, ttl, key } = *publication;
-        let once = key.map(|key| self.once(user, key));
+        let Publication { durable, key, .. } = *publication;
         if !durable {
+            let once = key.map(|key| self.once(user, key));
             let mut call = self.publish_once.call(&[once.unwrap_or_default()]);
             call.arg(user.as_str()).arg(publication.message().as_ref()).arg(millis(KEY_KEPT));
             return call;
         }
+        let mut call = self.publish.call(&self.publish_keys(user, key));
+        self.add_publish_args(&mut call, user, publication);
+        call
+    }
+
+    /// The keys of `publish.lua`.
+    pub(super) fn publish_keys(&self, user: &UserId, key: Option<&str>) -> Vec<String> {
         let mut keys = vec![self.key(), self.stream(user)];
-        keys.extend(once);
-        let mut call = self.publish.call(&keys);
+        keys.extend(key.map(|key| self.once(user, key)));
+        keys
+    }
+
+    /// The arguments of `publish.lua`.
+    pub(super) fn add_publish_args(&self, call: &mut Cmd, user: &UserId, publication: &Publication<'_>) {
+        let Publication { event, data, ttl, .. } = *publication;
+        let ttl = ttl.filter(|ttl| *ttl < self.kept.ttl);
         call.arg(user.as_str()).arg(fresh_epoch());
         // A text always serialises.
         call.arg(serde_json::to_string(event).unwrap_or_default()).arg(data);
         call.arg(self.kept.max_len).arg(millis(self.kept.ttl));
         call.arg(ttl.map_or_else(String::new, |ttl| millis(ttl).to_string())).arg(millis(KEY_KEPT));
-        call
     }
 
     pub(super) async fn read(
@@ -238,4 +251,19 @@ fn reading(answer: &[Value]) -> Option<Reading> {
         acked: cursor(acked),
         unread: u64::from_redis_value_ref(unread).ok()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Layers};
+
+    #[test]
+    fn no_key_of_one_user_is_another_of_another_user() {
+        let history = History::new("tidings:", Config::load(Layers::default()).unwrap().history);
+        let once = |user: &str, key: &str| history.once(&UserId::new(user).unwrap(), key);
+        assert_eq!(once("42", "k"), "tidings:key:2:{42}:k");
+        assert_ne!(once("a}:b", "k"), once("a", "b}:k"));
+        assert_ne!(once("a}:1", "y}:6:k"), once("a", "1}:y}:6:k"));
+    }
 }

@@ -6,6 +6,7 @@ mod history;
 mod limits;
 mod link;
 mod presence;
+mod relay;
 #[doc(hidden)]
 pub mod resp;
 mod store;
@@ -36,6 +37,7 @@ use limits::Limits;
 pub use limits::{Claim, Granted};
 use link::Link;
 use presence::Presence;
+use relay::Outbox;
 pub use resp::Malformed;
 use store::RevokedSet;
 
@@ -49,6 +51,7 @@ pub struct Redis {
     heard: Mutex<Heard>,
     fleet: Script,
     missed: watch::Sender<u64>,
+    outbox: Outbox,
     limits: Limits,
     revoked: RevokedSet,
     control_channel: String,
@@ -111,6 +114,7 @@ impl Redis {
             heard: Mutex::default(),
             fleet: Script::new(include_str!("scripts/fleet.lua")),
             missed: watch::Sender::default(),
+            outbox: Outbox::new(&config.redis.prefix, instance, config.limits.max_payload_bytes),
             presence: Presence::new(&config.presence),
             limits: Limits::new(&config.redis.prefix, config.presence.lease),
             revoked: RevokedSet::new(&config.redis.prefix),
@@ -138,6 +142,10 @@ impl Redis {
         shutdown.spawn_service(async move {
             let _ = stopping.run_until_cancelled(redis.probe()).await;
         });
+    }
+
+    pub(super) fn relay_outbox(self: &Arc<Self>, shutdown: &Shutdown) {
+        relay::start(self, shutdown);
     }
 
     /// Keeps something to be heard on a quiet subscription, the long way round.

@@ -132,6 +132,20 @@ pub fn read_unwanted(buffer: &[u8]) -> Result<Option<usize>, Malformed> {
     }
 }
 
+/// Reads the head of one reply of any shape that is not wanted: how many bytes to pass over, and how many parts come then.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn read_unwanted_reply(buffer: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
+    let Some((line, rest)) = take_line(buffer)? else { return Ok(None) };
+    let head = buffer.len() - rest.len();
+    match line {
+        b"*-1" => Ok(Some((head, 0))),
+        [b'*', digits @ ..] => Ok(Some((head, number(digits)?))),
+        _ => Ok(read_unwanted(buffer)?.map(|bytes| (bytes, 0))),
+    }
+}
+
 /// A line without its end, and what follows it.
 type Line<'a> = (&'a [u8], &'a [u8]);
 
@@ -217,6 +231,25 @@ mod tests {
         let rest = &buffer.as_bytes()[consumed..];
         assert_eq!(read_unwanted(rest), Ok(Some(b"$2\r\nhi\r\n".len())));
         assert_eq!(read_unwanted(&rest[..2]), Ok(None));
+    }
+
+    #[test]
+    fn an_unwanted_reply_of_any_shape_is_passed_over_head_by_head() {
+        for (reply, parts) in [
+            (&b"*2\r\n*-1\r\n*3\r\n:1\r\n$-1\r\n$4\r\na\r\nb\r\n"[..], 6),
+            (b"*-1\r\n", 1),
+            (b"*0\r\n", 1),
+            (b"$3\r\nabc\r\n", 1),
+        ] {
+            let (mut place, mut awaited, mut read) = (0, 1, 0);
+            while awaited > 0 {
+                let (bytes, more) = read_unwanted_reply(&reply[place..]).unwrap().unwrap();
+                (place, awaited, read) = (place + bytes, awaited - 1 + more, read + 1);
+            }
+            assert_eq!((place, read), (reply.len(), parts));
+        }
+        assert_eq!(read_unwanted_reply(b"*2\r"), Ok(None));
+        assert!(read_unwanted_reply(b"*-2\r\n").is_err() && read_unwanted_reply(b"-ERR\r\n").is_err());
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) struct Stream {
     buffer: BytesMut,
     /// Bytes of an oversize part that are still to come, and to be thrown away.
     skip: usize,
-    /// Parts behind it, to be thrown away too.
+    /// Parts or replies behind it, to be thrown away too.
     unwanted: usize,
     max_part: usize,
 }
@@ -101,6 +101,38 @@ impl Stream {
         match self.socket.read_buf(&mut self.buffer).await? {
             0 => Err(BackplaneError::Ended),
             _ => Ok(()),
+        }
+    }
+
+    /// Sends a command whose reply only [`Stream::pass_over`] reads.
+    pub(super) async fn send_unwanted(&mut self, command: &[&[u8]]) -> Result<(), BackplaneError> {
+        self.unwanted += 1;
+        self.send(command).await
+    }
+
+    /// Waits for all of an unwanted reply, of whatever shape and size, and keeps nothing of it. An error of Redis ends
+    /// it. Cancelling it loses nothing.
+    pub(super) async fn pass_over(&mut self) -> Result<(), BackplaneError> {
+        loop {
+            let skipped = self.skip.min(self.buffer.len());
+            self.buffer.advance(skipped);
+            self.skip -= skipped;
+            if self.skip == 0 {
+                if self.unwanted == 0 {
+                    return Ok(());
+                }
+                if self.buffer.starts_with(b"-") {
+                    if let Some((Reply::Error(message), _)) = resp::read(&self.buffer, self.max_part)? {
+                        return Err(BackplaneError::refused(&String::from_utf8_lossy(message)));
+                    }
+                } else if let Some((bytes, parts)) = resp::read_unwanted_reply(&self.buffer)? {
+                    self.skip = bytes;
+                    self.unwanted += parts;
+                    self.unwanted -= 1;
+                    continue;
+                }
+            }
+            self.fill().await?;
         }
     }
 

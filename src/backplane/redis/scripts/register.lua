@@ -9,6 +9,8 @@
 -- registration was not answered is left to expire.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- Changes nothing, but is a write: those behind it are not refused for want of memory (see apply.lua).
+redis.call('ZREM', KEYS[1], '')
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], 0)
 redis.call('SET', KEYS[3], ARGV[3], 'NX')
