@@ -3,7 +3,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { promisesOf, tableOf } from './figures.mjs';
+import { promisesOf, ratiosOf, tableOf } from './figures.mjs';
 import { plot } from './plot.mjs';
 import { scenarios } from './scenarios.mjs';
 import { rowsOf } from './sessions.mjs';
@@ -18,6 +18,13 @@ function read(folder, scenario) {
   return [{ scenario, about, lines }];
 }
 
+function ratiosText(scenario, lines) {
+  if (!scenario.against) return '';
+  const rows = ratiosOf(scenario, lines).map(({ label, cells }) => [label, ...cells.map(range)]);
+  const head = ['', ...scenario.metrics.map(({ name }) => `${name} (×)`)];
+  return `\nTo ${scenario.against} in the same repeat:\n\n${table(head, rows)}\n`;
+}
+
 function sectionOf({ scenario, lines }) {
   const head = ['', ...scenario.metrics.map(({ name, unit }) => (unit ? `${name} (${unit})` : name))];
   const rows = tableOf(scenario, lines);
@@ -30,7 +37,7 @@ ${scenario.text} ${cores}
 ${repeats === 1 ? 'Measured once.' : `Median of ${repeats} (least–most).`}
 
 ${table(head, rows.map(({ label, cells }) => [label, ...cells.map(range)]))}
-
+${ratiosText(scenario, lines)}
 ![${scenario.title}](${scenario.name}.svg)
 
 \`\`\`sh

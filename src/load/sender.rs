@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use redis::{Connection, ConnectionLike, cmd};
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::{Value, json, value::RawValue};
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 
 use super::{LoadError, Plan, Way};
@@ -93,12 +95,20 @@ fn answered(redis: &mut Connection, packed: &[u8], count: usize) -> Result<(), L
     Ok(())
 }
 
+/// The data is kept as text: it must arrive byte for byte.
+#[derive(Serialize)]
+struct Body<'a> {
+    users: Vec<&'a str>,
+    data: &'a RawValue,
+    durable: bool,
+}
+
 /// One notification to many users, to be stored.
 async fn post(client: &reqwest::Client, admin: &Admin, same: &[Message], size: usize) -> Result<(), LoadError> {
     let Some(first) = same.first() else { return Ok(()) };
-    let users: Vec<&str> = same.iter().map(|message| message.user.as_str()).collect();
+    let users = same.iter().map(|message| message.user.as_str()).collect();
     let data = RawValue::from_string(first.text(size)).map_err(|error| LoadError::Http(error.to_string()))?;
-    let body = json!({"users": users, "data": data, "durable": true});
+    let body = Body { users, data: &data, durable: true };
     let mut request = client.post(format!("{}/v1/notifications", admin.url)).json(&body);
     if let Some(key) = &admin.key {
         request = request.bearer_auth(key.expose_secret());
