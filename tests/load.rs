@@ -50,6 +50,12 @@ async fn what_is_published_any_way_is_found_and_what_is_stored_runs_a_script() {
     let stored: u64 = redis.command(&["HGET", "tidings:history", "count"]).await;
     let published: u64 = [outbox, http].map(|report| report["published"].as_u64().unwrap()).iter().sum();
     assert!(stored >= published && published > 20, "{stored}: {outbox} {http}");
+    let mut each = Vec::new();
+    for user in 0..15 {
+        each.push(redis.command::<u64>(&["XLEN", &format!("tidings:history:{{{user}}}")]).await);
+    }
+    // Each of the two phases may end amid a round.
+    assert!(each.iter().max().unwrap() - each.iter().min().unwrap() <= 2, "{each:?}");
     // What was published and what Redis used are not read at one moment.
     let scripts = |report: &Value| report["redis"]["scripts"].as_u64().unwrap();
     let half = |report: &Value| report["published"].as_u64().unwrap() / 2;
