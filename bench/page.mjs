@@ -109,9 +109,10 @@ Each run has a Redis and a server of its own. The servers take turns within ever
 of order, or in which a connection is closed, ends everything with an error. So every figure here is of a faultless run.
 Connections are 10,000 and payloads 128 bytes where nothing else is said.
 
-CPU is what the scheduler counts for the server's threads in \`/proc\`; memory is its resident set. A handshake is charged with all
-that the server does until the connections have been idle for a while, presence included. Latency counts from when a
-message was due, and holds the load generator's own share, the same for every server: it looks at its schedule every
+CPU is what the scheduler counts for the server's threads in \`/proc\`, and what Redis counts for itself (\`INFO\`); memory
+is the server's resident set. A handshake is charged with all that the server does until the connections have been idle
+for a while, presence included. Latency counts from when a message was due, and holds the load generator's own share,
+the same for every server: it looks at its schedule every
 0.2 ms. "Server busy" is the share of its core; where it is far below 100 %, the load generator and Redis were the
 bottleneck, and deliveries per second say nothing about the server. The commands below leave out where the server and
 Redis are, its process id (\`--server-pid\`), and for socket.io \`--client socket-io\` with its path.

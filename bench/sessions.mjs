@@ -14,7 +14,7 @@ const WAYS = { PUBLISH: 'pubsub', 'XADD to the outbox': 'outbox', 'batches over 
 // Whoever is cut stays away for longer than presence takes to see it.
 const AWAY = '--connect-rate 100000 --settle 8s';
 
-// Each is over before its first heartbeat is due: some 25 s after the first connect. The order matters where memory is
+// Each is over, or has everybody connect anew, before its first heartbeat is due: some 25 s after a connect. The order matters where memory is
 // read: before anything is published.
 export const sessions = [
   {

@@ -180,6 +180,13 @@ mod tests {
     }
 
     #[test]
+    fn what_was_received_before_a_cut_comes_twice_when_it_comes_again() {
+        let (tally, mut sequence) = (Tally::new(1), Sequence::after(3));
+        [3, 4, 5].iter().for_each(|number| sequence.take(&tally, *number, 0));
+        assert_eq!((tally.delivered(), tally.twice(), tally.out_of_order()), (2, 1, 0));
+    }
+
+    #[test]
     fn a_message_of_many_copies_is_timed_by_its_last() {
         let tally = Tally::new(2);
         tally.start_counting();
