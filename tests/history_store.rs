@@ -153,6 +153,7 @@ async fn checks(store: impl Fn(&[(&str, &str)]) -> Store) {
     another_users_cursor_is_nobodys(&store(&[])).await;
     who_never_had_anything_misses_nothing(&store(&[])).await;
     what_is_older_than_ttl_is_gone_and_said_to_be(&store(&[("history.ttl", "700ms")])).await;
+    what_is_older_than_ttl_is_missed_while_newer_ones_stay(&store(&[("history.ttl", "700ms")])).await;
     what_ended_by_its_own_ttl_is_not_missed(&store(&[])).await;
     a_key_publishes_once(&store(&[])).await;
     a_key_publishes_once_however_many_try(&store(&[])).await;
@@ -323,6 +324,16 @@ async fn what_is_older_than_ttl_is_gone_and_said_to_be(store: &Store) {
         assert!(!store.is_whole_behind("42", earlier).await);
     }
     assert_eq!(store.behind("42", start_anew).await, Some(vec!["3".into()]));
+}
+
+async fn what_is_older_than_ttl_is_missed_while_newer_ones_stay(store: &Store) {
+    let places = store.store_numbers("42", 1..=2).await;
+    eventually("the first are older by far", async || store.store("42", "3").await.ms > places[1].ms + 900).await;
+    let oldest = store.read("42", ReadFrom::Oldest).await.entries;
+    assert!(oldest.iter().all(|entry| entry.cursor.number > 2));
+    assert!(!store.is_whole_behind("42", places[0]).await);
+    assert!(!store.read("42", ReadFrom::Acked("phone".into())).await.whole);
+    assert!(!store.read("42", ReadFrom::Since(Duration::from_millis(800))).await.whole);
 }
 
 async fn what_ended_by_its_own_ttl_is_not_missed(store: &Store) {
@@ -509,7 +520,10 @@ async fn a_device_resumes_from_its_read_position(store: &Store) {
 
 async fn read_positions_end_after_ttl(store: &Store) {
     let place = store.store("42", "1").await;
-    store.ack("42", "phone", place).await;
+    for device in 1..MAX_DEVICES {
+        store.ack("42", &format!("old {device}"), place).await;
+    }
+    assert_eq!(store.ack("42", "phone", place).await, Acked::Kept);
     assert_eq!(store.position("42", "phone").await.cursor, Some(place));
     eventually("it ends", async || store.position("42", "phone").await.cursor.is_none()).await;
     for device in 0..MAX_DEVICES {
@@ -600,6 +614,18 @@ async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_c
     assert!(!store.is_whole_behind("45", kept_too).await);
     let left = store.read("44", ReadFrom::Oldest).await.entries;
     assert!((60..64).contains(&left.len()) && left.last().unwrap().cursor.number == 133, "{}", left.len());
+}
+
+#[tokio::test]
+async fn keys_that_somebody_else_wrote_to_hold_up_no_other_users_acks() {
+    let redis = Arc::new(RedisServer::start().await);
+    let store = Store::new(Some(&redis), &[]);
+    let (broken, sound) = (store.store("41", "1").await, store.store("42", "1").await);
+    let () = redis.command(&["SET", &format!("{}read:{{41}}", store.prefix), "x"]).await;
+    let acks = [("41", broken), ("42", sound)];
+    let acks = acks.map(|(user, place)| (UserId::new(user).unwrap(), "phone".to_owned(), place));
+    assert_eq!(store.backplane.ack(&acks).await.unwrap(), [Acked::Foreign, Acked::Kept]);
+    assert_eq!(store.position("42", "phone").await.cursor, Some(sound));
 }
 
 #[tokio::test]

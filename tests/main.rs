@@ -16,7 +16,9 @@ mod cli;
 mod conformance;
 mod control;
 mod delivery;
+mod delivery_promises;
 mod deploy;
+mod durability;
 #[path = "../examples/echo.rs"]
 mod echo;
 mod footprint;
@@ -42,6 +44,7 @@ mod publish_http;
 mod raw;
 mod redis_link;
 mod resume;
+mod resume_answers;
 mod service_manager;
 mod sessions;
 mod slow_client;

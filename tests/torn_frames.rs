@@ -2,7 +2,7 @@
 //! share one socket, and every byte of it is checked by a decoder of the test's own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use fastrand::Rng;
 use futures::future::join_all;
@@ -63,6 +63,8 @@ struct Tab {
     round: watch::Receiver<usize>,
     /// Whether it has heard [`LAST`], and the pong for its last ping.
     heard: Arc<AtomicU8>,
+    /// How many have had their greeting: nothing was promised of what came before.
+    greeted: Arc<AtomicUsize>,
 }
 
 /// What one connection said and heard.
@@ -86,6 +88,7 @@ impl Tab {
         }
         let bearer = format!("Authorization: Bearer {}", token(self.user));
         let (mut socket, early) = upgrade(socket, gateway.public, &[bearer]).await;
+        self.greeted.fetch_add(1, Ordering::SeqCst);
         let (read, write) = socket.split();
         let (closed, told) = oneshot::channel();
         let ((frames, rest), (pings, unknown)) =
@@ -300,15 +303,19 @@ async fn no_frame_is_torn(options: Options, redis: &RedisServer, story: Story) -
     let seed = fastrand::u64(..u64::MAX / 2);
     let mut gateway = options.set("outbox.write_timeout", "1h").start().await;
     let (sender, round) = watch::channel(0);
+    let greeted = Arc::<AtomicUsize>::default();
     let ends = [End::Drain, End::Drain, End::Close, End::Violation, End::Binary];
     let tabs: Vec<Tab> = (seed..)
         .zip(USERS.iter().flat_map(|user| ends.map(|end| (*user, end))))
-        .map(|(seed, (user, end))| Tab { user, end, story, seed, round: round.clone(), heard: Arc::default() })
+        .map(|(seed, (user, end))| {
+            let (round, heard, greeted) = (round.clone(), Arc::default(), Arc::clone(&greeted));
+            Tab { user, end, story, seed, round, heard, greeted }
+        })
         .collect();
     let staying: Vec<_> = tabs.iter().filter(|tab| tab.end == End::Drain).map(|tab| Arc::clone(&tab.heard)).collect();
-    let count = tabs.len() as u64;
+    let count = tabs.len();
     let orchestra = async {
-        gateway.connections(count).await;
+        eventually("all are greeted", async || greeted.load(Ordering::SeqCst) == count).await;
         let stop_late = || {
             if story == Story::Stopped {
                 gateway.signal("TERM");

@@ -117,8 +117,8 @@ pub enum BackplaneError {
 }
 
 /// Codes of Redis's errors that an operator may want to tell apart.
-const KNOWN_CODES: [&str; 9] =
-    ["LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "NOREPLICAS", "OOM", "READONLY", "WRONGPASS"];
+const KNOWN_CODES: [&str; 10] =
+    ["LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "NOREPLICAS", "OOM", "READONLY", "UNBLOCKED", "WRONGPASS"];
 
 /// How Redis 7.0 begins when a script does what its user may not.
 const SCRIPT_RIGHTS: &str = "The user executing the script can't ";

@@ -35,8 +35,9 @@ impl Cursor {
     /// What a client that is here should do about the event at `event`.
     #[must_use]
     pub fn followed_by(&self, event: &Self) -> Following {
-        // The first of a history: nothing of it can be missing before it.
-        let fresh = event.number == 1 && (self.number == 0 || self.epoch != event.epoch || event.ms > self.ms);
+        // The first of a history: nothing of it can be missing before it. But where Redis lost the one that the client
+        // knows, the end of that may be missing.
+        let fresh = event.number == 1 && (self.number == 0 || (self.epoch == event.epoch && event.ms > self.ms));
         let next = event.epoch == self.epoch && event.number == self.number + 1;
         if fresh || next {
             Following::Next
@@ -132,10 +133,11 @@ mod tests {
         assert_eq!(here.followed_by(&at(1, 1_100, 7)), Following::Gap);
         assert_eq!(here.followed_by(&at(1, 1_100, 1)), Following::Next, "the old ones have ended");
         assert_eq!(here.followed_by(&at(1, 1_100, 5)), Following::Gap, "redis went back");
-        assert_eq!(here.followed_by(&at(2, 900, 1)), Following::Next, "another epoch begins");
+        assert_eq!(here.followed_by(&at(2, 900, 1)), Following::Gap, "redis lost the history");
         assert_eq!(here.followed_by(&at(2, 1_100, 6)), Following::Gap);
         let nothing = at(1, 1_000, 0);
         assert_eq!(nothing.followed_by(&at(1, 999, 1)), Following::Next, "whatever the clock says");
+        assert_eq!(nothing.followed_by(&at(2, 1_001, 1)), Following::Next, "it had nothing to lose");
         assert_eq!(nothing.followed_by(&at(1, 1_001, 2)), Following::Gap);
     }
 

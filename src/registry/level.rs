@@ -117,8 +117,9 @@ impl Level {
             return false;
         }
         let behind = match &mut self.place {
-            _ if newest.number == 0 => false,
-            Place::Since(_) => true,
+            // Redis lost what the client has, and maybe more.
+            Place::At(place) if newest.number == 0 => place.number > 0 && place.epoch != newest.epoch,
+            Place::Since(_) => newest.number > 0,
             Place::At(place) if place.is_same_place(newest) => {
                 place.epoch = newest.epoch;
                 false

@@ -108,6 +108,40 @@ impl Client {
         Self::greeted(TcpSocket::new_v4().unwrap(), address, &token(user)).await
     }
 
+    /// As [`Client::connect_with_welcome`], resuming from a cursor.
+    pub async fn resume(gateway: &Gateway, user: &str, cursor: &str) -> (Self, Value) {
+        Self::with_query(gateway, user, &format!("?resume={cursor}")).await
+    }
+
+    /// As [`Client::connect_with_welcome`], with a query.
+    pub async fn with_query(gateway: &Gateway, user: &str, query: &str) -> (Self, Value) {
+        let mut client = Self::ungreeted(TcpSocket::new_v4().unwrap(), gateway, user, query).await;
+        let welcome = client.frame().await;
+        assert_eq!(welcome["type"], "welcome", "{welcome}");
+        (client, welcome)
+    }
+
+    /// As [`Client::with_query`], for a client that may be closed rather than greeted.
+    pub async fn unsure(gateway: &Gateway, user: &str, query: &str) -> Self {
+        Self::ungreeted(TcpSocket::new_v4().unwrap(), gateway, user, query).await
+    }
+
+    /// As [`Client::resume`], with as little room as [`Client::connect_narrow`].
+    pub async fn resume_narrow(gateway: &Gateway, user: &str, cursor: &str) -> (Self, Value) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let mut client = Self::ungreeted(socket, gateway, user, &format!("?resume={cursor}")).await;
+        let welcome = client.frame().await;
+        assert_eq!(welcome["type"], "welcome", "{welcome}");
+        (client, welcome)
+    }
+
+    async fn ungreeted(socket: TcpSocket, gateway: &Gateway, user: &str, query: &str) -> Self {
+        let protocols = format!("tidings.v1, bearer.{}", token(user));
+        let headers = [("Sec-WebSocket-Protocol", protocols.as_str())];
+        handshake_on(socket, gateway.public, &format!("/ws{query}"), &headers).await.expect("admitted")
+    }
+
     /// As [`Client::connect`], with so little room for what it does not read that the server soon notices.
     pub async fn connect_narrow(gateway: &Gateway, user: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();

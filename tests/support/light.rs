@@ -4,7 +4,7 @@ use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -18,34 +18,85 @@ pub struct Light {
     pub connection: String,
 }
 
+/// Where a client says from which cursor it resumes.
+#[derive(Debug, Clone, Copy)]
+pub enum Resume<'a> {
+    No,
+    InUrl(&'a str),
+    /// With its token, which is not in the handshake then.
+    InHello(&'a str),
+}
+
+/// What a client is told.
+#[derive(Debug)]
+pub enum Heard {
+    Text(String),
+    /// 1005 where it has no code.
+    Close(u16),
+}
+
 enum Frame {
     Text(Vec<u8>),
     Ping(Vec<u8>),
     Other,
-    Close,
+    Close(u16),
 }
+
+const PING: &[u8] = br#"{"type":"ping"}"#;
+const PONG: &[u8] = br#"{"type":"pong"}"#;
 
 impl Light {
     /// Connects and takes the `welcome`.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self> {
+        match Self::resume(address, user, Resume::No).await? {
+            (light, Heard::Text(_)) => Ok(light),
+            _ => Err(Error::other("no welcome")),
+        }
+    }
+
+    /// Connects and takes the `welcome`, or the close that came instead.
+    pub async fn resume(address: SocketAddr, user: &str, resume: Resume<'_>) -> Result<(Self, Heard)> {
         let mut socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
+        let token = token(user);
+        let (query, bearer) = match resume {
+            Resume::No => (String::new(), format!(", bearer.{token}")),
+            Resume::InUrl(cursor) => (format!("?resume={cursor}"), format!(", bearer.{token}")),
+            Resume::InHello(_) => (String::new(), String::new()),
+        };
         let request = format!(
-            "GET /ws HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            "GET /ws{query} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Sec-WebSocket-Protocol: tidings.v1, bearer.{}\r\n\r\n",
-            token(user)
+             Sec-WebSocket-Protocol: tidings.v1{bearer}\r\n\r\n"
         );
         socket.write_all(request.as_bytes()).await?;
         let mut light = Self { socket, heard: Vec::with_capacity(512), connection: String::new() };
         light.take_upgrade().await?;
-        match light.frame().await? {
-            Frame::Text(text) if text.starts_with(br#"{"type":"welcome""#) => {
-                let welcome: Value = serde_json::from_slice(&text)?;
-                welcome["connection"].as_str().unwrap_or_default().clone_into(&mut light.connection);
-                Ok(light)
+        if let Resume::InHello(cursor) = resume {
+            let hello = json!({"type": "hello", "token": token, "resume": cursor});
+            light.say(0x1, hello.to_string().as_bytes()).await?;
+        }
+        let first = light.heard().await?;
+        if let Heard::Text(text) = &first {
+            let welcome: Value = serde_json::from_str(text)?;
+            if welcome["type"] != "welcome" {
+                return Err(Error::other(format!("no welcome: {text}")));
             }
-            _ => Err(Error::other("no welcome")),
+            welcome["connection"].as_str().unwrap_or_default().clone_into(&mut light.connection);
+        }
+        Ok((light, first))
+    }
+
+    /// The next frame of ours, or the close; pings are answered. Dropping it half-way loses nothing.
+    pub async fn heard(&mut self) -> Result<Heard> {
+        loop {
+            match self.frame().await? {
+                Frame::Text(text) if text == PING => self.say(0x1, PONG).await?,
+                Frame::Text(text) => return String::from_utf8(text).map(Heard::Text).map_err(Error::other),
+                Frame::Ping(payload) => self.say(0xa, &payload).await?,
+                Frame::Other => {}
+                Frame::Close(code) => return Ok(Heard::Close(code)),
+            }
         }
     }
 
@@ -97,10 +148,10 @@ impl Light {
     pub async fn live(&mut self) {
         while let Ok(frame) = self.frame().await {
             let answered = match frame {
-                Frame::Text(text) if text == br#"{"type":"ping"}"# => self.say(0x1, br#"{"type":"pong"}"#).await,
+                Frame::Text(text) if text == PING => self.say(0x1, PONG).await,
                 Frame::Ping(payload) => self.say(0xa, &payload).await,
                 Frame::Text(_) | Frame::Other => Ok(()),
-                Frame::Close => return,
+                Frame::Close(_) => return,
             };
             if answered.is_err() {
                 return;
@@ -116,7 +167,7 @@ impl Light {
                 self.heard.drain(..head + len);
                 return Ok(match opcode {
                     0x1 => Frame::Text(payload),
-                    0x8 => Frame::Close,
+                    0x8 => Frame::Close(payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code))),
                     0x9 => Frame::Ping(payload),
                     _ => Frame::Other,
                 });
@@ -125,10 +176,15 @@ impl Light {
         }
     }
 
-    /// A short frame, masked with zeros.
+    /// A frame, masked with zeros.
     async fn say(&mut self, opcode: u8, payload: &[u8]) -> Result<()> {
-        let len = u8::try_from(payload.len()).map_err(Error::other)?;
-        let mut frame = vec![0x80 | opcode, 0x80 | len, 0, 0, 0, 0];
+        let len = u16::try_from(payload.len()).map_err(Error::other)?;
+        let mut frame = vec![0x80 | opcode];
+        match u8::try_from(len).ok().filter(|len| *len < 126) {
+            Some(len) => frame.push(0x80 | len),
+            None => frame.extend([0x80 | 126, len.to_be_bytes()[0], len.to_be_bytes()[1]]),
+        }
+        frame.extend([0; 4]);
         frame.extend_from_slice(payload);
         self.socket.write_all(&frame).await
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use futures::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSubStream};
-use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline};
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Msg, Pipeline};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -155,6 +155,14 @@ impl RedisServer {
         Subscription(pubsub.into_on_message())
     }
 
+    /// Subscribes to the channels of all users.
+    pub async fn subscribe_all(&self) -> Subscription {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut pubsub = within("a connection to redis", client.get_async_pubsub()).await.unwrap();
+        pubsub.psubscribe("user:*").await.unwrap();
+        Subscription(pubsub.into_on_message())
+    }
+
     /// The plain set that backends ask, sorted.
     pub async fn online(&self) -> Vec<String> {
         self.online_in(0).await
@@ -199,8 +207,12 @@ impl Subscription {
 
     /// The next message, whatever it is.
     pub async fn next_bytes(&mut self) -> Vec<u8> {
-        let message = within("a message on the channel", self.0.next()).await.expect("subscribed");
-        message.get_payload_bytes().to_vec()
+        within("a message on the channel", self.next_message()).await.get_payload_bytes().to_vec()
+    }
+
+    /// The next message with its channel, whenever it comes.
+    pub async fn next_message(&mut self) -> Msg {
+        self.0.next().await.expect("subscribed")
     }
 }
 

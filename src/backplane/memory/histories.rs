@@ -194,3 +194,46 @@ impl Histories {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn store(histories: &mut Histories, user: &str) -> Cursor {
+        let publication = Publication { event: "notification", data: "1", durable: true, ttl: None, key: None };
+        match histories.publish(&UserId::new(user).unwrap(), &publication) {
+            Outcome::New { place: Some(place), .. } => place,
+            _ => panic!("not stored"),
+        }
+    }
+
+    fn histories(ttl: Duration, max_bytes: usize) -> Histories {
+        let kept = config::History { max_len: 10, ttl };
+        Histories { max_bytes, ..Histories::new(kept, Arc::default()) }
+    }
+
+    #[test]
+    fn no_place_is_given_out_twice_however_fast_histories_go() {
+        // Not even two have room.
+        let mut histories = histories(Duration::from_secs(60), 500);
+        let mut places = HashSet::new();
+        for _ in 0..500 {
+            assert!(places.insert(store(&mut histories, "a").to_string()));
+            assert!(places.insert(store(&mut histories, "b").to_string()));
+            assert_eq!(histories.users.len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_has_ended_takes_no_room() {
+        let mut histories = histories(Duration::from_millis(5), MAX_BYTES);
+        let first = store(&mut histories, "a");
+        while store(&mut histories, "b").ms <= first.ms + 5 {}
+        assert_eq!((histories.users.len(), histories.by_change.len(), histories.lost_upto), (1, 1, 0));
+        let bytes = histories.bytes;
+        assert_eq!(bytes, histories.users.values().map(History::bytes).sum::<usize>());
+    }
+}

@@ -207,11 +207,14 @@ impl History {
             let calls: Vec<_> = some.iter().map(call).collect();
             let answers: Vec<redis::RedisResult<String>> = link.scripts(&self.ack, &calls).await?;
             for answer in answers {
-                acked.push(match answer?.as_str() {
-                    "kept" => Acked::Kept,
-                    "foreign" => Acked::Foreign,
-                    "full" => Acked::TooManyDevices,
-                    other => return Err(BackplaneError::Answer(other.chars().take(80).collect())),
+                acked.push(match answer.as_deref() {
+                    Ok("kept") => Acked::Kept,
+                    Ok("foreign") => Acked::Foreign,
+                    Ok("full") => Acked::TooManyDevices,
+                    Ok(other) => return Err(BackplaneError::Answer(other.chars().take(80).collect())),
+                    // Somebody else wrote to this user's keys: the others need not wait for that.
+                    Err(error) if error.code() == Some("WRONGTYPE") => Acked::Foreign,
+                    Err(error) => return Err(error.clone().into()),
                 });
             }
         }

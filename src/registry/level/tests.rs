@@ -300,6 +300,19 @@ fn another_epoch_with_the_same_newest_event_disturbs_nobody() {
 }
 
 #[test]
+fn who_knew_what_redis_lost_is_behind_and_who_knew_nothing_is_not() {
+    let lost = Cursor { epoch: NonZeroU64::MAX, ms: 9_000, number: 0 };
+    for (number, behind) in [(5, true), (0, false)] {
+        let mut level = Level::new();
+        level.set(Place::At(Cursor { epoch: EPOCH, ms: 1_000, number }));
+        let next = if behind { Following::Gap } else { Following::Next };
+        assert_eq!(level.followed_by(&Cursor { number: 1, ..lost }), next);
+        assert_eq!((level.compare(&lost), level.wants_reading()), (behind, behind));
+        assert!(!level.compare(&Cursor { epoch: EPOCH, ..lost }), "it has ended by its ttl");
+    }
+}
+
+#[test]
 fn who_came_while_the_history_could_not_be_read_is_behind_as_soon_as_there_is_one() {
     let mut level = Level::new();
     level.hold();

@@ -38,9 +38,9 @@ if sequence ~= last + 1 then
   return 'GAP'
 end
 
--- Should nobody ever reap it: a day after its last sign of life, it goes by itself. And a script that has begun to write
--- is not refused for want of memory any more: a full Redis must not make users go offline, and presence is small.
-redis.call('PEXPIRE', KEYS[3], ARGV[2] + 86400000)
+-- Changes nothing, but is a write: those behind it are not refused for want of memory. A full Redis must not make users go
+-- offline, and presence is small.
+redis.call('ZREM', KEYS[1], '')
 local function publish(user, status)
   local at = string.format('%.0f', now)
   redis.call('PUBLISH', ARGV[5], '{"user":' .. cjson.encode(user) .. ',"status":"' .. status .. '","at":' .. at .. '}')
@@ -80,6 +80,7 @@ if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[4]) then
   redis.call('ZADD', KEYS[1], 0, incarnation)
   return 'BROKEN'
 end
+-- Should nobody ever reap it: a day after its last sign of life, it goes by itself.
 redis.call('PEXPIRE', KEYS[3], ARGV[2] + 86400000)
 redis.call('HSET', KEYS[2], incarnation, sequence)
 redis.call('ZADD', KEYS[1], now + ARGV[2], incarnation)

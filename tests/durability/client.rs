@@ -1,0 +1,162 @@
+//! Clients that connect, leave in any way, and come back elsewhere with the last id they have.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use tidings::protocol::Cursor;
+use tokio::time::{sleep, timeout};
+
+use super::record::{Entry, Notification, Seen};
+use super::world::World;
+use crate::support::{Heard, Light, Resume};
+
+/// The event that is published last.
+pub const MARKER: &str = r#""the end""#;
+
+/// One that is stopped takes connections, but does not answer.
+const GREETED: Duration = Duration::from_secs(3);
+
+#[derive(Deserialize)]
+struct Frame<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    instance: Option<&'a str>,
+    #[serde(default, deserialize_with = "cursor")]
+    cursor: Option<Cursor>,
+    recovered: Option<bool>,
+    #[serde(default, deserialize_with = "cursor")]
+    id: Option<Cursor>,
+    ts: Option<u64>,
+    event: Option<String>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+fn cursor<'de, D: Deserializer<'de>>(text: D) -> Result<Option<Cursor>, D::Error> {
+    let text = Option::<&str>::deserialize(text)?;
+    text.map(str::parse).transpose().map_err(D::Error::custom)
+}
+
+/// How long clients stay and are away, in milliseconds, at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Habits {
+    pub stay: u64,
+    pub away: u64,
+}
+
+struct Wanderer {
+    world: Arc<World>,
+    user: String,
+    rng: Rng,
+    log: Vec<Entry>,
+    /// What it resumes from.
+    held: Option<Cursor>,
+    /// What it resumed from last.
+    before: Option<Cursor>,
+}
+
+/// Comes and goes until everything is healed, then stays, or comes once more, for the end; gives all that it saw.
+pub async fn wander(world: Arc<World>, user: String, habits: Habits, rng: Rng) -> Vec<Entry> {
+    let mut wanderer = Wanderer { world, user, rng, log: Vec::new(), held: None, before: None };
+    let healed = wanderer.world.healed.clone();
+    while !healed.is_cancelled() {
+        if let Some(mut light) = wanderer.connect().await {
+            let stay = Duration::from_millis(wanderer.rng.u64(0..=habits.stay));
+            let stayed = healed.run_until_cancelled(timeout(stay, wanderer.live(&mut light))).await;
+            if stayed.is_none() && wanderer.rng.bool() {
+                // Level by now, though it may have been on an instance that was deaf.
+                wanderer.live(&mut light).await;
+                break;
+            }
+            match wanderer.rng.bool() {
+                true => light.close().await,
+                false => light.vanish(),
+            }
+            wanderer.write(Seen::End(None));
+        }
+        // Most are back at once, some after long.
+        let most = if wanderer.rng.u8(0..4) == 0 { habits.away } else { 200 };
+        let away = Duration::from_millis(wanderer.rng.u64(0..=most));
+        healed.run_until_cancelled(sleep(away)).await;
+    }
+    while !wanderer.has_heard_the_end() {
+        match wanderer.connect().await {
+            Some(mut light) => wanderer.live(&mut light).await,
+            None => sleep(Duration::from_millis(50)).await,
+        }
+    }
+    wanderer.log
+}
+
+impl Wanderer {
+    fn write(&mut self, seen: Seen) {
+        self.log.push(Entry { at: self.world.now(), seen });
+    }
+
+    async fn connect(&mut self) -> Option<Light> {
+        let place = self.world.anywhere(&mut self.rng)?;
+        // Now and then from further back: what comes twice has its id.
+        let asked = if self.rng.u8(0..8) == 0 { self.before.or(self.held) } else { self.held };
+        let text = asked.map(|cursor| cursor.to_string());
+        let resume = match &text {
+            None => Resume::No,
+            Some(text) if self.rng.u8(0..4) == 0 => Resume::InHello(text),
+            Some(text) => Resume::InUrl(text),
+        };
+        let greeted = timeout(GREETED, Light::resume(place.public, &self.user, resume)).await;
+        let (light, first) = greeted.ok()?.ok()?;
+        let text = match first {
+            Heard::Text(text) => text,
+            Heard::Close(code) => {
+                self.write(Seen::End(Some(code)));
+                return None;
+            }
+        };
+        let frame: Frame<'_> = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let (recovered, cursor) = (frame.recovered.unwrap(), frame.cursor);
+        let instance = frame.instance.unwrap().to_owned();
+        self.write(Seen::Welcome { instance, asked, recovered, cursor });
+        self.before = self.held;
+        // A client that recovers may go on from either.
+        if !recovered || self.rng.bool() {
+            self.held = cursor.or(self.held);
+        }
+        Some(light)
+    }
+
+    fn has_heard_the_end(&self) -> bool {
+        matches!(self.log.last(), Some(Entry { seen: Seen::Marker, .. }))
+    }
+
+    /// Hears until the end of the connection, or of all.
+    async fn live(&mut self, light: &mut Light) {
+        while !self.has_heard_the_end() {
+            match light.heard().await {
+                Ok(Heard::Text(text)) => self.hear(&text),
+                Ok(Heard::Close(code)) => return self.write(Seen::End(Some(code))),
+                Err(_) => return self.write(Seen::End(Some(1006))),
+            }
+        }
+    }
+
+    fn hear(&mut self, text: &str) {
+        let frame: Frame<'_> = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        if frame.kind != "event" {
+            assert_eq!(frame.kind, "reconnect", "{text}");
+            return;
+        }
+        let data = frame.data.expect(text).get().to_owned();
+        match (frame.id, frame.ts, frame.event) {
+            (Some(id), Some(ts), Some(event)) => {
+                self.held = Some(id);
+                self.write(Seen::Event(Notification { id, ts, event, data }));
+            }
+            (None, None, Some(_)) if data == MARKER => self.write(Seen::Marker),
+            _ => panic!("neither stored nor the marker: {text}"),
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Stored notifications to many users by every way there is, on three instances and one Redis, all of which fail; then,
+//! for each client, all that it heard is what is stored from its first cursor on: nothing lost, nothing twice, in order.
+//!
+//! Everything is written down while it happens (`record`), and judged afterwards by a function that asks nobody (`check`).
+//! A run is repeated by `DURABILITY_SEED` (as far as a real network repeats) and lengthened by `DURABILITY_SECONDS`; from
+//! 60 s on, Redis is restarted, too.
+
+mod check;
+mod client;
+mod nemesis;
+mod publisher;
+mod record;
+mod world;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use self::check::{Fault, faults};
+use self::client::{Habits, MARKER, wander};
+use self::nemesis::{Nemesis, Trouble};
+use self::publisher::publish;
+use self::record::{Entry, Notification, Publication, Seen, User, Way};
+use self::world::{Reader, World, listen};
+use crate::support::{Gateway, Listed, RedisServer, within};
+
+/// Until a client has what its instance did not hear: 2 s from its new subscription.
+const LEVEL: Duration = Duration::from_secs(2);
+
+/// A run, but for its seed.
+struct Plan {
+    users: usize,
+    /// Beside one of each user.
+    more_clients: usize,
+    /// Of users whose batches go together.
+    group: usize,
+    /// Publications to all users in a second, by all ways together.
+    rate: f64,
+    max_len: usize,
+    habits: Habits,
+    troubles: Vec<Trouble>,
+    length: Duration,
+}
+
+impl Plan {
+    /// Whether what is stored goes before the end, though Redis loses nothing.
+    fn trims(&self) -> bool {
+        self.max_len < 1_000
+    }
+}
+
+/// What all of a run came to.
+struct Outcome {
+    users: Vec<User>,
+    tale: Vec<(u64, String)>,
+    done: BTreeMap<Trouble, usize>,
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
+fn seconds() -> u64 {
+    number("DURABILITY_SECONDS").unwrap_or(15)
+}
+
+#[allow(clippy::print_stdout, reason = "what repeats a run, and what came of it")]
+async fn run(plan: Plan) {
+    let seed = number("DURABILITY_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("DURABILITY_SEED={seed} DURABILITY_SECONDS={}", seconds());
+    let outcome = happen(&plan, Rng::with_seed(seed)).await;
+    let mut stories = String::new();
+    let mut found = 0;
+    for user in &outcome.users {
+        for fault in faults(user, plan.max_len) {
+            found += 1;
+            if found <= 3 {
+                stories += &story(user, &fault, &outcome.tale);
+            }
+        }
+    }
+    assert!(found == 0, "{found} faults with DURABILITY_SEED={seed}, the first of them:\n{stories}");
+    println!("{}", is_enough(&outcome, &plan));
+}
+
+/// Everybody plays until the end, and then everything is written down.
+async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
+    let persistent = ["--appendonly", "yes", "--appendfsync", "always"];
+    let restarts = plan.troubles.contains(&Trouble::RestartRedis);
+    let redis = RedisServer::start_with(if restarts { &persistent } else { &[] }).await;
+    let names: Vec<_> = (0..plan.users).map(|user| format!("u{user}")).collect();
+    let world = Arc::new(World::new(&redis.url(), &names));
+    let mut nemesis = Nemesis::start(Arc::clone(&world), redis, plan.max_len, rng.fork()).await;
+    let mut listening = JoinSet::new();
+    if plan.trims() {
+        let subscription = nemesis.redis.subscribe_all().await;
+        listening.spawn(listen(Arc::clone(&world), subscription));
+    }
+    let mut publishers = publishers(&world, plan, &names, &mut rng);
+    let mut clients = clients(&world, plan, &names, &mut rng);
+    nemesis.reign(&plan.troubles, Instant::now() + plan.length).await;
+
+    // One instance does not hear the last of it.
+    let deaf = nemesis.deafen().await;
+    world.silent.cancel();
+    let mut users: Vec<_> = names.iter().map(|name| User { name: name.clone(), ..User::default() }).collect();
+    for (to, published) in within("what is published is confirmed", all(&mut publishers)).await {
+        to.into_iter().for_each(|user| users[user].published.extend(published.iter().cloned()));
+    }
+    nemesis.relayed().await;
+    nemesis.heal(deaf).await;
+    sleep(LEVEL).await;
+    world.healed.cancel();
+    let heard = async {
+        tokio::select! {
+            heard = all(&mut clients) => heard,
+            never = mark(&nemesis.redis, &names) => match never {},
+        }
+    };
+    for (user, log) in within("every client hears the end", heard).await {
+        users[user].clients.push(log);
+    }
+    let (mut reader, mut last) = (world.reader.lock().await, Reader::new(&names));
+    reader.read(&world, false).await;
+    last.read(&world, false).await;
+    for (index, user) in users.iter_mut().enumerate() {
+        (user.stored, user.kept) = (reader.stored[index].clone(), last.stored[index].clone());
+        user.listed = listed(nemesis.anyone(), &user.name).await;
+    }
+    Outcome { users, tale: world.tale(), done: nemesis.done }
+}
+
+/// Everybody who publishes: who, with the places of the users.
+fn publishers(
+    world: &Arc<World>,
+    plan: &Plan,
+    names: &[String],
+    rng: &mut Rng,
+) -> JoinSet<(Vec<usize>, Vec<Publication>)> {
+    let mut publishers = JoinSet::new();
+    let pause = Duration::from_secs(3).mul_f64(names.len() as f64 / plan.rate);
+    for way in Way::ALL {
+        let together = if way == Way::Batch { plan.group } else { 1 };
+        for first in (0..names.len()).step_by(together) {
+            let to: Vec<_> = (first..names.len().min(first + together)).collect();
+            let users = to.iter().map(|user| names[*user].clone()).collect();
+            let publishing = publish(Arc::clone(world), way, users, pause, rng.fork());
+            publishers.spawn(async move { (to, publishing.await) });
+        }
+    }
+    publishers
+}
+
+fn clients(world: &Arc<World>, plan: &Plan, names: &[String], rng: &mut Rng) -> JoinSet<(usize, Vec<Entry>)> {
+    let mut clients = JoinSet::new();
+    for number in 0..plan.users + plan.more_clients {
+        let user = number % plan.users;
+        let wandering = wander(Arc::clone(world), names[user].clone(), plan.habits, rng.fork());
+        clients.spawn(async move { (user, wandering.await) });
+    }
+    clients
+}
+
+async fn all<T: 'static>(tasks: &mut JoinSet<T>) -> Vec<T> {
+    let mut done = Vec::new();
+    while let Some(ended) = tasks.join_next().await {
+        done.push(ended.unwrap());
+    }
+    done
+}
+
+/// Publishes the marker to everybody, again and again: who is not there yet takes the next.
+async fn mark(redis: &RedisServer, names: &[String]) -> Infallible {
+    loop {
+        for name in names {
+            redis.publish(name, MARKER).await;
+        }
+        sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// What HTTP lists, in small pages.
+async fn listed(gateway: &Gateway, user: &str) -> Vec<Notification> {
+    let listed = gateway.listed(user, 7).await.into_iter();
+    let listed = listed.map(|Listed { id, ts, event, data }| Notification { id: id.parse().unwrap(), ts, event, data });
+    listed.collect()
+}
+
+/// Whether so much happened that a run without a fault means something: what happened.
+fn is_enough(outcome: &Outcome, plan: &Plan) -> String {
+    let logs = || outcome.users.iter().flat_map(|user| &user.clients).flatten();
+    let count = |is: fn(&Seen) -> bool| logs().filter(|entry| is(&entry.seen)).count();
+    let heard = count(|seen| matches!(seen, Seen::Event(_)));
+    let recovered = count(|seen| matches!(seen, Seen::Welcome { recovered: true, .. }));
+    let told = count(|seen| matches!(seen, Seen::Welcome { asked: Some(_), recovered: false, .. }));
+    let ended: BTreeMap<_, usize> = logs().fold(BTreeMap::new(), |mut ended, entry| {
+        if let Seen::End(Some(code)) = entry.seen {
+            *ended.entry(code).or_default() += 1;
+        }
+        ended
+    });
+    let stored: usize = outcome.users.iter().map(|user| user.stored.len()).sum();
+    for way in Way::ALL {
+        assert!(outcome.users.iter().all(|user| user.published.iter().any(|one| one.way == way)), "{way:?}");
+    }
+    assert!(stored as f64 > plan.rate * plan.length.as_secs_f64() / 3.0, "little was published");
+    assert!(recovered > 2 * outcome.users.len(), "few clients came back");
+    assert!(plan.troubles.iter().all(|trouble| outcome.done.contains_key(trouble)), "{:?}", outcome.done);
+    let gaps = plan.trims() || plan.troubles.contains(&Trouble::Flush);
+    assert_eq!(told > 0, gaps, "gaps that were told");
+    format!(
+        "{stored} stored, {heard} heard, {recovered} resumes, {told} gaps told; ended {ended:?}; {:?}",
+        outcome.done
+    )
+}
+
+/// What the client saw on the connection where the fault is, and what was done to the fleet meanwhile.
+fn story(user: &User, fault: &Fault, tale: &[(u64, String)]) -> String {
+    let mut story = format!("\n{}: {:?}\n", user.name, fault.breach);
+    let Some((client, place)) = fault.client else { return story };
+    let log = &user.clients[client];
+    let is_welcome = |entry: &Entry| matches!(entry.seen, Seen::Welcome { .. });
+    let first = log[..place].iter().rposition(is_welcome).unwrap_or(0);
+    // What came before the welcome that is wrong, too.
+    let first = if is_welcome(&log[place]) { first } else { first.saturating_sub(2) };
+    let (from, to) = (log[first].at.saturating_sub(2_000), log[place].at);
+    let mut lines: Vec<_> = tale.iter().filter(|(at, _)| (from..=to).contains(at)).cloned().collect();
+    let seen = log[first..=place].iter().enumerate();
+    let shown = seen.filter(|(index, entry)| {
+        let near_end = first + index + 4 > place;
+        near_end || *index < 4 || !matches!(entry.seen, Seen::Event(_))
+    });
+    lines.extend(shown.map(|(_, entry)| (entry.at, format!("client {client}: {}", entry.seen))));
+    lines.sort_by_key(|(at, _)| *at);
+    for (at, line) in lines {
+        let _ = writeln!(story, "{at:>8} ms  {line}");
+    }
+    story
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_stored_is_lost_nor_twice_nor_out_of_order_whatever_fails() {
+    use Trouble::{Cut, CutAll, Drain, FreezeRedis, Kill, Pause, RestartRedis};
+    let mut troubles = vec![Cut, CutAll, Drain, FreezeRedis, Kill, Pause];
+    if seconds() >= 60 {
+        troubles.push(RestartRedis);
+    }
+    let plan = Plan {
+        users: 200,
+        more_clients: 60,
+        group: 10,
+        rate: 300.0,
+        max_len: 1_000_000,
+        habits: Habits { stay: 6_000, away: 4_000 },
+        troubles,
+        length: Duration::from_secs(seconds()),
+    };
+    run(plan).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_missed_what_was_trimmed_is_told_and_nobody_else() {
+    let plan = Plan {
+        users: 8,
+        more_clients: 40,
+        group: 4,
+        rate: 400.0,
+        max_len: 20,
+        habits: Habits { stay: 1_500, away: 7_000 },
+        troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Kill],
+        length: Duration::from_secs(seconds() * 2 / 3),
+    };
+    run(plan).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_had_something_that_redis_lost_is_told() {
+    let plan = Plan {
+        users: 40,
+        more_clients: 20,
+        group: 10,
+        rate: 150.0,
+        max_len: 1_000_000,
+        habits: Habits { stay: 3_000, away: 3_000 },
+        troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Flush],
+        length: Duration::from_secs(seconds() * 2 / 3),
+    };
+    run(plan).await;
+}

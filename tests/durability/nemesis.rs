@@ -1,0 +1,226 @@
+//! What breaks instances, their links and Redis, one after the other, and mends them at the end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::world::{Place, SLOTS, World};
+use crate::support::{Gateway, Options, Proxy, RedisServer, eventually};
+
+/// One way to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// SIGKILL, and another in its place.
+    Kill,
+    /// SIGTERM, and another in its place.
+    Drain,
+    /// SIGSTOP for a while.
+    Pause,
+    /// An instance's links to Redis, once or for a while.
+    Cut,
+    /// The subscriptions of all instances, or every link of everybody.
+    CutAll,
+    /// Redis stops for a second or two.
+    FreezeRedis,
+    /// Redis is killed and comes back with what it had.
+    RestartRedis,
+    /// Redis loses everything.
+    Flush,
+}
+
+/// See the module.
+pub struct Nemesis {
+    world: Arc<World>,
+    rng: Rng,
+    pub redis: RedisServer,
+    /// Each instance has its own way to Redis.
+    proxies: Vec<Proxy>,
+    instances: Vec<Gateway>,
+    max_len: usize,
+    pub done: BTreeMap<Trouble, usize>,
+}
+
+impl Nemesis {
+    pub async fn start(world: Arc<World>, redis: RedisServer, max_len: usize, rng: Rng) -> Self {
+        let proxies = (0..SLOTS).map(|_| Proxy::start(redis.port())).collect();
+        let mut nemesis = Self { world, rng, redis, proxies, instances: Vec::new(), max_len, done: BTreeMap::new() };
+        for slot in 0..SLOTS {
+            let gateway = nemesis.another(slot).await;
+            nemesis.world.slots.lock()[slot] = Some(Place::from(&gateway));
+            nemesis.instances.push(gateway);
+        }
+        nemesis
+    }
+
+    async fn another(&self, slot: usize) -> Gateway {
+        let options = Options::redis_at(&self.proxies[slot].url()).set("history.max_len", &self.max_len.to_string());
+        let gateway = options.set("presence.lease", "2s").set("server.heartbeat", "4s").start().await;
+        self.world.tell(format!("{} is there", gateway.instance));
+        gateway
+    }
+
+    fn up_to(&mut self, millis: u64) -> Duration {
+        Duration::from_millis(self.rng.u64(0..=millis))
+    }
+
+    fn tell(&self, slot: usize, what: &str) {
+        self.world.tell(format!("{} {what}", self.instances[slot].instance));
+    }
+
+    async fn replace(&mut self, slot: usize) -> Gateway {
+        let fresh = self.another(slot).await;
+        self.world.slots.lock()[slot] = Some(Place::from(&fresh));
+        std::mem::replace(&mut self.instances[slot], fresh)
+    }
+
+    /// Its clients know at once, the load balancer a little later.
+    async fn kill(&mut self, slot: usize) {
+        self.tell(slot, "is killed");
+        self.instances[slot].kill().await;
+        sleep(self.up_to(300)).await;
+        self.world.slots.lock()[slot] = None;
+        sleep(self.up_to(1_000)).await;
+        self.replace(slot).await;
+    }
+
+    async fn drain(&mut self, slot: usize) {
+        self.tell(slot, "drains");
+        self.instances[slot].signal("TERM");
+        // Its successor comes before or after its end.
+        if self.rng.bool() {
+            let mut old = self.replace(slot).await;
+            assert!(old.exit().await.success(), "{}", old.log());
+        } else {
+            assert!(self.instances[slot].exit().await.success(), "{}", self.instances[slot].log());
+            drop(self.replace(slot).await);
+        }
+    }
+
+    /// Others fail meanwhile.
+    async fn pause(&mut self, slot: usize) {
+        self.tell(slot, "is paused");
+        self.instances[slot].signal("STOP");
+        let end = Instant::now() + Duration::from_millis(300) + self.up_to(3_000);
+        let other = (slot + self.rng.usize(1..SLOTS)) % SLOTS;
+        match self.rng.u8(0..4) {
+            0 => self.kill(other).await,
+            1 => self.cut(other).await,
+            _ => {}
+        }
+        sleep_until(end).await;
+        self.instances[slot].signal("CONT");
+        self.tell(slot, "goes on");
+    }
+
+    async fn cut(&mut self, slot: usize) {
+        if self.rng.bool() {
+            self.tell(slot, "has its links cut");
+            self.proxies[slot].cut();
+        } else {
+            self.tell(slot, "has no link");
+            self.proxies[slot].refuse();
+            sleep(self.up_to(2_000)).await;
+            self.proxies[slot].heal();
+            self.tell(slot, "has links again");
+        }
+    }
+
+    async fn cut_all(&mut self) {
+        let kind = if self.rng.bool() { "pubsub" } else { "normal" };
+        self.world.tell(format!("every {kind} link is cut"));
+        let _: u64 = self.redis.command(&["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"]).await;
+    }
+
+    async fn freeze_redis(&mut self) {
+        self.world.tell("redis is stopped");
+        self.redis.freeze();
+        sleep(Duration::from_millis(500) + self.up_to(1_500)).await;
+        self.redis.thaw();
+        self.world.tell("redis goes on");
+    }
+
+    async fn restart_redis(&mut self) {
+        self.world.tell("redis is killed");
+        self.redis.kill().await;
+        sleep(self.up_to(1_500)).await;
+        self.redis.restart().await;
+        self.world.tell("redis is there again");
+    }
+
+    /// When nothing is waiting to be stored; but one instance may not have heard it.
+    async fn flush(&mut self) {
+        let world = Arc::clone(&self.world);
+        let deaf = if self.rng.bool() { Some(self.deafen().await) } else { None };
+        let _quiet = world.publishing.write().await;
+        self.relayed().await;
+        world.reader.lock().await.read(&world, true).await;
+        world.tell("redis lost everything");
+        if let Some(deaf) = deaf {
+            self.proxies[deaf].heal();
+            self.tell(deaf, "has links again");
+        }
+    }
+
+    /// Waits until nothing of the outbox is to be stored.
+    pub async fn relayed(&self) {
+        eventually("the outbox is empty", async || self.redis.command::<u64>(&["XLEN", "tidings:outbox"]).await == 0)
+            .await;
+    }
+
+    async fn all_ready(&self) {
+        for gateway in &self.instances {
+            gateway.ready().await;
+        }
+    }
+
+    async fn strike(&mut self, trouble: Trouble) {
+        *self.done.entry(trouble).or_default() += 1;
+        let slot = self.rng.usize(0..SLOTS);
+        match trouble {
+            Trouble::Kill => self.kill(slot).await,
+            Trouble::Drain => self.drain(slot).await,
+            Trouble::Pause => self.pause(slot).await,
+            Trouble::Cut => self.cut(slot).await,
+            Trouble::CutAll => self.cut_all().await,
+            Trouble::FreezeRedis => self.freeze_redis().await,
+            Trouble::RestartRedis => self.restart_redis().await,
+            Trouble::Flush => self.flush().await,
+        }
+        sleep(self.up_to(800)).await;
+    }
+
+    /// An instance that is there.
+    pub fn anyone(&self) -> &Gateway {
+        &self.instances[0]
+    }
+
+    /// Each kind once, then any, until `end`.
+    pub async fn reign(&mut self, troubles: &[Trouble], end: Instant) {
+        let mut first = troubles.to_vec();
+        self.rng.shuffle(&mut first);
+        while Instant::now() < end || !first.is_empty() {
+            let trouble = first.pop().unwrap_or_else(|| troubles[self.rng.usize(0..troubles.len())]);
+            self.strike(trouble).await;
+        }
+        self.all_ready().await;
+    }
+
+    /// Takes an instance's link away, for long enough that it misses something of every user; gives its slot.
+    pub async fn deafen(&mut self) -> usize {
+        let slot = self.rng.usize(0..SLOTS);
+        self.tell(slot, "has no link");
+        self.proxies[slot].refuse();
+        sleep(Duration::from_secs(2)).await;
+        slot
+    }
+
+    /// Gives it back, for good.
+    pub async fn heal(&self, slot: usize) {
+        self.proxies[slot].heal();
+        self.all_ready().await;
+        self.world.tell("nothing fails any more");
+    }
+}
