@@ -1,7 +1,8 @@
-// tidings in several environments, interleaved: which allocator, how many threads.
+// tidings in several environments, interleaved: which allocator, how many threads, which build.
 //
 // usage: node bench/compare.mjs --only SCENARIO [--repeats N] [--unpinned] LABEL[:NAME=VALUE]…
 //   such as: node bench/compare.mjs --only churn glibc mimalloc:LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libmimalloc.so.2
+//   or, with another build: node bench/compare.mjs --only unicast before:BINARY=../before/target/release/tidings now
 
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';

@@ -35,6 +35,18 @@ export function tableOf(scenario, lines) {
   }));
 }
 
+// Each row to the one that the scenario is measured against, within a repeat.
+export function ratiosOf(scenario, lines) {
+  const rows = rowsOf(scenario);
+  const other = rows.find(({ variant }) => variant === scenario.against);
+  const cellOf = (row, key) => {
+    return spread(ratios(series(scenario, lines, row, key), series(scenario, lines, other, key)));
+  };
+  return rows
+    .filter((row) => row !== other)
+    .map((row) => ({ label: labelOf(row), cells: scenario.metrics.map(({ key }) => cellOf(row, key)) }));
+}
+
 function verdictOf(target, { median, min, max, count }) {
   const most = target.times ?? target.most;
   const keeps = target.better === 'less' ? (value) => value <= most : (value) => value >= most;

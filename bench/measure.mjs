@@ -6,6 +6,7 @@ import { LOAD_CORE, SERVER_CORE, residentBytes, start, startRedis, startServer, 
 
 const QUICK_CONNECTIONS = 1_000;
 const QUICK_DURATION = '1s';
+const QUICK_SHARE = 10;
 
 // From the last close until memory is read: longer than presence takes to see that somebody left.
 const EMPTY_MS = 8_000;
@@ -15,6 +16,7 @@ const WATCH_MS = 50;
 function shortened(flags) {
   return flags
     .replace(/--connections (\d+)/, (_, count) => `--connections ${Math.min(count, QUICK_CONNECTIONS)}`)
+    .replace(/--stored (\d+)/, (_, count) => `--stored ${count / QUICK_SHARE}`)
     .replace(/--duration \d+s/, `--duration ${QUICK_DURATION}`);
 }
 

@@ -3,7 +3,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { promisesOf, tableOf } from './figures.mjs';
+import { promisesOf, ratiosOf, tableOf } from './figures.mjs';
 import { plot } from './plot.mjs';
 import { scenarios } from './scenarios.mjs';
 import { rowsOf } from './sessions.mjs';
@@ -18,6 +18,13 @@ function read(folder, scenario) {
   return [{ scenario, about, lines }];
 }
 
+function ratiosText(scenario, lines) {
+  if (!scenario.against) return '';
+  const rows = ratiosOf(scenario, lines).map(({ label, cells }) => [label, ...cells.map(range)]);
+  const head = ['', ...scenario.metrics.map(({ name }) => `${name} (×)`)];
+  return `\nTo ${scenario.against} in the same repeat:\n\n${table(head, rows)}\n`;
+}
+
 function sectionOf({ scenario, lines }) {
   const head = ['', ...scenario.metrics.map(({ name, unit }) => (unit ? `${name} (${unit})` : name))];
   const rows = tableOf(scenario, lines);
@@ -30,7 +37,7 @@ ${scenario.text} ${cores}
 ${repeats === 1 ? 'Measured once.' : `Median of ${repeats} (least–most).`}
 
 ${table(head, rows.map(({ label, cells }) => [label, ...cells.map(range)]))}
-
+${ratiosText(scenario, lines)}
 ![${scenario.title}](${scenario.name}.svg)
 
 \`\`\`sh
@@ -102,9 +109,10 @@ Each run has a Redis and a server of its own. The servers take turns within ever
 of order, or in which a connection is closed, ends everything with an error. So every figure here is of a faultless run.
 Connections are 10,000 and payloads 128 bytes where nothing else is said.
 
-CPU is what the scheduler counts for the server's threads in \`/proc\`; memory is its resident set. A handshake is charged with all
-that the server does until the connections have been idle for a while, presence included. Latency counts from when a
-message was due, and holds the load generator's own share, the same for every server: it looks at its schedule every
+CPU is what the scheduler counts for the server's threads in \`/proc\`, and what Redis counts for itself (\`INFO\`); memory
+is the server's resident set. A handshake is charged with all that the server does until the connections have been idle
+for a while, presence included. Latency counts from when a message was due, and holds the load generator's own share,
+the same for every server: it looks at its schedule every
 0.2 ms. "Server busy" is the share of its core; where it is far below 100 %, the load generator and Redis were the
 bottleneck, and deliveries per second say nothing about the server. The commands below leave out where the server and
 Redis are, its process id (\`--server-pid\`), and for socket.io \`--client socket-io\` with its path.

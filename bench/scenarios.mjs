@@ -10,6 +10,11 @@ const busy = metric('busy', 'server busy', '%', (report) => {
   return (report.server.cpu_us_per_message * report.published_per_second) / 10_000;
 });
 
+// Used by the server and by Redis, for so many.
+const cpuOf = (who, name, unit, count) => metric(who, name, unit, (report) => report[who].cpu_us / count(report));
+const commandsOf = (what, name, count) => metric(what, name, '', (report) => report.redis[what] / count(report));
+const clients = ({ connections }) => connections;
+
 const below = (key, against, times) => ({ metric: key, against, times, better: 'less' });
 // More is only told from less where the other server gave all it had.
 const above = (key, against, times) => ({ metric: key, against, times, better: 'more', needsBusy: true });
@@ -82,6 +87,68 @@ export const scenarios = [
     text: 'The same 10,000 messages a second, eight at a time to one user, or each to a user at random.',
     metrics: [cpuPerDelivery],
     targets: [{ metric: 'cpu', of: 'eight back to back', against: 'eight apart', times: 0.5, better: 'less' }],
+  },
+  {
+    name: 'durable',
+    title: 'Durable notifications, 2,000 a second',
+    text:
+      'The same notifications to all users in turn, 200 at a time every 100 ms: published and not stored, pipelined; ' +
+      'stored by way of the outbox, pipelined; or stored by `POST /v1/notifications`, a request for each 200. CPU is for ' +
+      '1,000 notifications, up to their delivery.',
+    against: 'PUBLISH',
+    metrics: [
+      cpuOf('server', 'CPU of tidings', 'ms', ({ published }) => published),
+      cpuOf('redis', 'CPU of Redis', 'ms', ({ published }) => published),
+      commandsOf('commands', 'Redis commands each', ({ published }) => published),
+    ],
+    targets: [],
+  },
+  {
+    name: 'durable-flat-out',
+    title: 'Durable notifications, flat out',
+    text:
+      'The same as fast as deliveries come back, with at most 2,000 on their way; over HTTP one request after the other. ' +
+      'The load generator and Redis share a core, and the work of storing is Redis’s.',
+    against: 'PUBLISH',
+    metrics: [
+      metric('rate', 'deliveries', '/s', (report) => report.deliveries_per_second),
+      cpuOf('server', 'CPU of tidings', 'ms', ({ published }) => published),
+      cpuOf('redis', 'CPU of Redis', 'ms', ({ published }) => published),
+    ],
+    targets: [],
+  },
+  {
+    name: 'resume',
+    title: 'Everybody is cut and comes back',
+    text:
+      'All connections end at once, each of another user. Some seconds later all connect again, as fast as they are ' +
+      'served: as if new, or each resuming from its last notification with 50 that were stored meanwhile. It takes until ' +
+      'the last client has its greeting and all that it missed. Redis commands are all that Redis processed, those that ' +
+      'scripts call and those of presence among them; scripts are the calls of one.',
+    metrics: [
+      metric('seconds', 'time until all are level', 's', ({ seconds }) => seconds),
+      cpuOf('server', 'CPU of tidings per client', 'µs', clients),
+      cpuOf('redis', 'CPU of Redis per client', 'µs', clients),
+      commandsOf('commands', 'Redis commands per client', clients),
+      commandsOf('scripts', 'scripts per client', clients),
+    ],
+    targets: [],
+  },
+  {
+    name: 'refill',
+    title: 'A lost subscription',
+    text:
+      'In one step of Redis every subscription is killed and a notification is stored for each of 1,000 users that no ' +
+      'instance hears of. It takes until each has it, on the connection that it had; up to 100 ms of that is the pause, of ' +
+      'a random length, before the instance subscribes again. It then compares all users that are connected with the store.',
+    metrics: [
+      metric('seconds', 'time until all are level', 'ms', ({ seconds }) => seconds * 1_000),
+      cpuOf('server', 'CPU of tidings', 'ms', () => 1_000),
+      cpuOf('redis', 'CPU of Redis', 'ms', () => 1_000),
+      commandsOf('commands', 'Redis commands', () => 1),
+      commandsOf('scripts', 'scripts', () => 1),
+    ],
+    targets: [],
   },
   {
     name: 'writes',

@@ -95,9 +95,9 @@ export async function startRedis(core) {
 const kinds = {
   tidings: {
     // Everything is on: tokens are verified, heartbeats sent, presence kept, metrics counted.
-    command(port, redis, admin) {
+    command(port, redis, admin, binary) {
       const listen = ['--listen', `127.0.0.1:${port}`, '--admin-listen', `127.0.0.1:${admin}`];
-      return [tidings, 'serve', ...listen, '--redis-url', redis.url];
+      return [binary, 'serve', ...listen, '--redis-url', redis.url];
     },
     ready: isReady,
   },
@@ -110,13 +110,15 @@ const kinds = {
   },
 };
 
-export async function startServer(name, redis, core, more = {}) {
+// `BINARY` is another build of tidings.
+export async function startServer(name, redis, core, { BINARY: binary = tidings, ...more } = {}) {
   const kind = kinds[name];
   const [port, admin] = await freePorts(2);
   const env = { SECRET: secret, TIDINGS_AUTH__HMAC_SECRET: secret, TIDINGS_LOG__LEVEL: 'warn' };
-  const child = start(kind.command(port, redis, admin), { core, env: { ...env, ...more } });
+  const child = start(kind.command(port, redis, admin, binary), { core, env: { ...env, ...more } });
   await ready(child, () => kind.ready(port));
-  const load = ['--target', `127.0.0.1:${port}`, '--redis-url', redis.url, ...(kind.flags ?? [])];
+  const listeners = ['--target', `127.0.0.1:${port}`, '--admin-listen', `127.0.0.1:${admin}`];
+  const load = [...listeners, '--redis-url', redis.url, ...(kind.flags ?? [])];
   return { child, env, load };
 }
 

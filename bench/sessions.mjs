@@ -7,7 +7,14 @@ const AT_ONCE = '--connect-rate 100000 --settle 500ms';
 const SECOND_WARM = '--warm-up 1s';
 const OPEN_LOOP = `--rate 10000 ${SECOND_WARM} --duration 5s`;
 
-// Each is over before its first heartbeat is due: some 25 s after the first connect. The order matters where memory is
+// All users in turn, in batches, so that each way of publishing has the same to do.
+const IN_TURN = `--mode turn --burst 200 ${SECOND_WARM} --duration 5s`;
+const WAYS = { PUBLISH: 'pubsub', 'XADD to the outbox': 'outbox', 'batches over HTTP': 'http' };
+
+// Whoever is cut stays away for longer than presence takes to see it.
+const AWAY = '--connect-rate 100000 --settle 8s';
+
+// Each is over, or has everybody connect anew, before its first heartbeat is due: some 25 s after a connect. The order matters where memory is
 // read: before anything is published.
 export const sessions = [
   {
@@ -45,6 +52,25 @@ export const sessions = [
     phases: [
       { scenario: 'burst', variant: 'eight apart', flags: `${OPEN_LOOP} --burst 1` },
       { scenario: 'burst', variant: 'eight back to back', flags: `${OPEN_LOOP} --burst 8` },
+    ],
+  },
+  ...Object.entries(WAYS).map(([variant, way]) => ({
+    servers: ['tidings'],
+    pinned: true,
+    connect: `${CONNECTIONS} ${AT_ONCE}`,
+    phases: [
+      { scenario: 'durable', variant, flags: `${IN_TURN} --rate 2000 --publish ${way}` },
+      { scenario: 'durable-flat-out', variant, flags: `${IN_TURN} --flat-out --window 2000 --publish ${way}` },
+    ],
+  })),
+  {
+    servers: ['tidings'],
+    pinned: true,
+    connect: `${CONNECTIONS} ${AWAY}`,
+    phases: [
+      { scenario: 'resume', variant: 'nothing to replay', flags: '--mode reconnect' },
+      { scenario: 'resume', variant: '50 to replay', flags: '--mode resume --stored 500000' },
+      { scenario: 'refill', flags: '--mode refill --stored 1000' },
     ],
   },
   {

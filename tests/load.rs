@@ -5,8 +5,8 @@ use serde_json::Value;
 use crate::support::{Gateway, RedisServer, SECRET, command, output};
 
 async fn load(gateway: &Gateway, redis: &RedisServer, flags: &[&str]) -> (i32, Vec<Value>, String) {
-    let (target, url) = (gateway.public.to_string(), redis.url());
-    let mut load = command(&["load", "--target", &target, "--redis-url", &url, "--json"]);
+    let (target, admin, url) = (gateway.public.to_string(), gateway.admin.to_string(), redis.url());
+    let mut load = command(&["load", "--target", &target, "--admin-listen", &admin, "--redis-url", &url, "--json"]);
     load.args(flags).env("TIDINGS_AUTH__HMAC_SECRET", SECRET);
     let done = output(load).await;
     let lines = String::from_utf8(done.stdout).unwrap();
@@ -32,6 +32,56 @@ async fn each_phase_is_reported_of_and_every_delivery_is_found() {
     assert_eq!(unicast["mode"], "unicast");
     assert!(miss["published"].as_u64() > Some(1_000), "{miss}");
     assert!(gateway.metric("tidings_messages_missed_total").await > 900.0);
+}
+
+#[tokio::test]
+async fn what_is_published_any_way_is_found_and_what_is_stored_runs_a_script() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let ways = ["pubsub", "outbox", "http"].map(|way| {
+        let flags = "--warm-up 0s --duration 300ms --mode turn --burst 10 --flat-out --window 50";
+        format!("{flags} --publish {way}")
+    });
+    let then = ways.iter().flat_map(|way| ["--then", way]);
+    let flags: Vec<_> = SHORT.into_iter().chain(["--users", "15"]).chain(then).collect();
+    let (code, reports, errors) = load(&gateway, &redis, &flags).await;
+    assert_eq!(code, 0, "{errors}");
+    let [_, pubsub, outbox, http] = &reports[..] else { panic!("{reports:?}") };
+    let stored: u64 = redis.command(&["HGET", "tidings:history", "count"]).await;
+    let published: u64 = [outbox, http].map(|report| report["published"].as_u64().unwrap()).iter().sum();
+    assert!(stored >= published && published > 20, "{stored}: {outbox} {http}");
+    let mut each = Vec::new();
+    for user in 0..15 {
+        each.push(redis.command::<u64>(&["XLEN", &format!("tidings:history:{{{user}}}")]).await);
+    }
+    // Each of the two phases may end amid a round.
+    assert!(each.iter().max().unwrap() - each.iter().min().unwrap() <= 2, "{each:?}");
+    // What was published and what Redis used are not read at one moment.
+    let scripts = |report: &Value| report["redis"]["scripts"].as_u64().unwrap();
+    let half = |report: &Value| report["published"].as_u64().unwrap() / 2;
+    assert!(scripts(outbox) > half(outbox) && scripts(http) > half(http), "{outbox} {http}");
+    assert!(scripts(pubsub) < half(pubsub), "{pubsub}");
+    assert!(pubsub["redis"]["commands"].as_u64() > Some(half(pubsub)), "{pubsub}");
+}
+
+#[tokio::test]
+async fn clients_that_come_back_or_miss_something_are_timed_until_they_have_everything() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let phases = ["--mode reconnect", "--mode resume --stored 150", "--mode refill --stored 10", "--mode resume"];
+    let then = phases.iter().flat_map(|phase| ["--then", phase]);
+    let flags: Vec<_> = SHORT.into_iter().chain(["--users", "15"]).chain(then).collect();
+    let (code, reports, errors) = load(&gateway, &redis, &flags).await;
+    assert_eq!(code, 0, "{errors}");
+    // Five users have two connections each.
+    let deliveries: Vec<_> = reports[1..].iter().map(|report| report["deliveries"].as_u64().unwrap()).collect();
+    assert_eq!(deliveries, [0, 200, 15, 0]);
+    assert_eq!(gateway.metric("tidings_resumes_total{result=\"recovered\"}").await, 40.0);
+    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 1.0);
+    for report in &reports[1..3] {
+        assert!(report["redis"]["scripts"].as_u64() >= Some(20), "{report}");
+        assert!(report["redis"]["cpu_us"].as_f64() > Some(0.0), "{report}");
+    }
 }
 
 #[tokio::test]
@@ -75,12 +125,16 @@ async fn flat_out_goes_on_however_small_the_window_and_however_many_copies() {
 
 #[tokio::test]
 async fn a_phase_that_cannot_be_is_refused_by_name() {
-    for (flags, named) in [(["--then", "--rate many"], "--rate"), (["--then", "--mode fanout"], "fanout")] {
+    for (flags, named) in [
+        (["--then", "--rate many"], "--rate"),
+        (["--then", "--mode fanout"], "fanout"),
+        (["--then", "--mode reconnect --stored 1"], "--stored"),
+    ] {
         let mut load = command(&["load"]);
         load.args(flags).env("TIDINGS_AUTH__HMAC_SECRET", SECRET);
         let done = output(load).await;
         let errors = String::from_utf8(done.stderr).unwrap();
         assert_eq!(done.status.code(), Some(2), "{flags:?}: {errors}");
-        assert!(errors.contains("--then") && errors.contains(named), "{flags:?}: {errors}");
+        assert!(errors.contains(named), "{flags:?}: {errors}");
     }
 }

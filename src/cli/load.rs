@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use super::{ConfigArgs, Usage, block_on, say};
 use crate::auth::mint;
 use crate::config::{Redis, parse_duration};
-use crate::load::{self, Mode, Pace, Phase, Plan, Progress, Tongue};
+use crate::load::{self, Admin, Mode, Pace, Phase, Plan, Progress, Tongue, Way};
 use crate::protocol::UserId;
 
 /// How long the clients' tokens live: longer than any run.
@@ -62,12 +62,18 @@ pub(super) struct Load {
     config: ConfigArgs,
 }
 
-/// What is published
+/// What is done
 #[derive(Debug, Clone, Args)]
 struct PhaseArgs {
-    /// Who is published to
+    /// Who is published to, or what the clients recover from
     #[arg(long, value_enum, default_value_t = Whom::Unicast)]
     mode: Whom,
+    /// How messages are published; over HTTP, to the admin listener
+    #[arg(long, value_enum, default_value_t = By::Pubsub)]
+    publish: By,
+    /// With --mode resume or refill: notifications that are stored meanwhile, to one user after the other
+    #[arg(long, default_value_t = 0)]
+    stored: u32,
     /// Messages a second, whatever comes back
     #[arg(long, default_value_t = 1_000, conflicts_with = "flat_out")]
     rate: u32,
@@ -77,7 +83,7 @@ struct PhaseArgs {
     /// With --flat-out: most messages outstanding, each until its last copy has come
     #[arg(long, default_value_t = 1_000)]
     window: u64,
-    /// Messages to one user back to back
+    /// Messages that go out together: to one user back to back, or with --mode turn to so many
     #[arg(long, default_value_t = 1)]
     burst: u32,
     /// How long is measured
@@ -95,7 +101,7 @@ struct PhaseArgs {
 }
 
 const THEN: &str = "Publish this next, on the same connections; may be repeated. In quotes, the flags of a phase: --mode, \
-    --rate, --flat-out, --window, --burst, --duration, --warm-up, --payload, --linger; what is left out has its \
+    --publish, --stored, --rate, --flat-out, --window, --burst, --duration, --warm-up, --payload, --linger; what is left out has its \
     default. Each phase has a report of its own";
 
 /// A phase alone, as `--then` has it.
@@ -110,10 +116,28 @@ struct Then {
 enum Whom {
     /// Users at random
     Unicast,
+    /// One user after the other
+    Turn,
     /// One user, who has every connection
     Fanout,
     /// Users who are not connected
     Miss,
+    /// Nobody: everybody is cut, and connects again after --settle, as if new
+    Reconnect,
+    /// Everybody is cut, and resumes after --settle
+    Resume,
+    /// Nobody hears what is stored: every subscription is killed
+    Refill,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum By {
+    /// PUBLISH; not stored
+    Pubsub,
+    /// XADD to the outbox; stored
+    Outbox,
+    /// Batches of POST /v1/notifications; stored
+    Http,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -140,9 +164,19 @@ impl From<&PhaseArgs> for Phase {
         Self {
             mode: match args.mode {
                 Whom::Unicast => Mode::Unicast,
+                Whom::Turn => Mode::Turn,
                 Whom::Fanout => Mode::Fanout,
                 Whom::Miss => Mode::Miss,
+                Whom::Reconnect => Mode::Reconnect,
+                Whom::Resume => Mode::Resume,
+                Whom::Refill => Mode::Refill,
             },
+            way: match args.publish {
+                By::Pubsub => Way::Pubsub,
+                By::Outbox => Way::Outbox,
+                By::Http => Way::Http,
+            },
+            stored: args.stored,
             pace: if args.flat_out { Pace::FlatOut(args.window) } else { Pace::OpenLoop(args.rate) },
             burst: args.burst,
             payload: args.payload,
@@ -163,6 +197,10 @@ impl Load {
             )
             .into());
         }
+        let stores = |phase: &&PhaseArgs| matches!(phase.mode, Whom::Resume | Whom::Refill);
+        if phases.iter().any(|phase| phase.stored > 0 && !stores(phase)) {
+            return Err(Usage("--stored: accepted with --mode resume or refill".into()).into());
+        }
         let users = self.users.unwrap_or(self.connections).max(1);
         if users > self.connections && phases.iter().any(|phase| phase.flat_out) {
             return Err(Usage(format!(
@@ -179,6 +217,11 @@ impl Load {
             target: self.target,
             path: self.path,
             redis_url,
+            redis_prefix: config.redis.prefix.clone(),
+            admin: Admin {
+                url: format!("http://{}", config.server.admin_listen),
+                key: config.admin_keys.first().map(|(_, key)| key.clone()),
+            },
             connections: self.connections,
             users,
             connect_rate: self.connect_rate,
@@ -197,7 +240,7 @@ impl Load {
             // A number is always a user id, and the secret, which has been checked, always signs.
             UserId::new(user).ok().and_then(|user| mint(&auth, &secret, &user, TOKEN_TTL).ok()).unwrap_or_default()
         };
-        let reports = block_on(async { Ok(load::run(plan, token, progress()).await?) })?;
+        let reports = block_on(async { Ok(load::run(plan, &config, token, progress()).await?) })?;
         clear_bar();
         for report in &reports {
             say(&if json { serde_json::to_string(report)? } else { report.to_string() })?;

@@ -9,9 +9,11 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::publisher::Sent;
 use super::receiver::Receiver;
 use super::wire::{frame, from_client};
-use super::{LoadError, Plan, Progress, Tongue};
+use super::{LoadError, Plan, Progress, Token, Tongue};
+use crate::protocol::Cursor;
 
 /// From connect to the answered handshake.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -19,18 +21,37 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Handshakes under way at once.
 const PARALLEL: usize = 128;
 
+/// What the users come with.
+pub(super) struct Users<'a> {
+    /// How many messages each has.
+    pub(super) received: &'a Sent,
+    /// Of each user's last message; empty where nobody resumes.
+    pub(super) cursors: &'a [Cursor],
+    pub(super) token: &'a Token,
+}
+
+impl Users<'_> {
+    /// The path of a user's handshake.
+    fn path(&self, plan: &Plan, user: u32) -> String {
+        let Some(cursor) = self.cursors.get(user as usize) else { return plan.path.clone() };
+        let separator = if plan.path.contains('?') { '&' } else { '?' };
+        format!("{}{separator}resume={cursor}", plan.path)
+    }
+}
+
 /// Opens every connection of a plan, at its rate, and hands each to the receiver as it is greeted.
 pub(super) async fn connect(
     plan: &Arc<Plan>,
     receiver: &Receiver,
-    token: impl Fn(&str) -> String,
+    users: &Users<'_>,
     progress: &Progress,
 ) -> Result<(), LoadError> {
     let (begun, step) = (Instant::now(), Duration::from_secs(1) / plan.connect_rate.max(1));
     let mut opening = JoinSet::new();
     let keep = |(number, opened): Opened| -> Result<(), LoadError> {
         let (socket, rest) = opened.map_err(|why| LoadError::Connect { number, why })?;
-        receiver.take(number, socket, rest)
+        let received = users.received.get(plan.user_of(number) as usize).copied().unwrap_or_default();
+        receiver.take(number, socket, rest, received)
     };
     for number in 0..plan.connections {
         sleep_until(begun + step.saturating_mul(number)).await;
@@ -42,8 +63,10 @@ pub(super) async fn connect(
         if number % 100 == 0 {
             progress("connecting", f64::from(number) / f64::from(plan.connections));
         }
-        let (plan, token) = (Arc::clone(plan), token(&plan.user_of(number).to_string()));
-        opening.spawn(async move { (number, Client::open(&plan, number, &token).await) });
+        let user = plan.user_of(number);
+        let (path, token) = (users.path(plan, user), (users.token)(&user.to_string()));
+        let plan = Arc::clone(plan);
+        opening.spawn(async move { (number, Client::open(&plan, number, &path, &token).await) });
     }
     while let Some(opened) = opening.join_next().await {
         if let Ok(opened) = opened {
@@ -62,13 +85,13 @@ struct Client {
 }
 
 impl Client {
-    async fn open(plan: &Plan, number: u32, token: &str) -> Result<(TcpStream, Vec<u8>), String> {
-        let handshake = timeout(DEADLINE, Self::handshake(plan, number, token));
+    async fn open(plan: &Plan, number: u32, path: &str, token: &str) -> Result<(TcpStream, Vec<u8>), String> {
+        let handshake = timeout(DEADLINE, Self::handshake(plan, number, path, token));
         let Self { socket, buffer } = handshake.await.map_err(|_| "no answer in time".to_owned())??;
         Ok((socket, buffer))
     }
 
-    async fn handshake(plan: &Plan, number: u32, token: &str) -> Result<Self, String> {
+    async fn handshake(plan: &Plan, number: u32, path: &str, token: &str) -> Result<Self, String> {
         let socket = TcpSocket::new_v4().map_err(text)?;
         let last = u8::try_from(number % u32::from(plan.sources.max(1))).unwrap_or_default() + 1;
         let source = SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0));
@@ -79,7 +102,7 @@ impl Client {
         }
         let mut socket = socket.connect(plan.target).await.map_err(text)?;
         socket.set_nodelay(true).map_err(text)?;
-        let (path, target) = (&plan.path, plan.target);
+        let target = plan.target;
         let credential = match plan.tongue {
             Tongue::WebSocket => format!("Sec-WebSocket-Protocol: tidings.v1, bearer.{token}\r\n"),
             Tongue::SocketIo => String::new(),

@@ -4,10 +4,14 @@
 //! a server that stalls is charged for all that it held up (no coordinated omission).
 
 mod clients;
+mod info;
 mod process;
 mod publisher;
 mod receiver;
+mod recovery;
 mod report;
+mod sender;
+mod store;
 mod tally;
 mod wire;
 
@@ -17,21 +21,49 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
+use crate::config::Config;
+use crate::protocol::Cursor;
+use info::Info;
 use process::Usage;
 use publisher::{Publisher, Sent};
 use receiver::Receiver;
+use report::Measured;
 pub use report::Report;
+pub use sender::Admin;
+use store::Store;
 use tally::Tally;
 
-/// Who is published to.
+/// For Redis, where it is asked what it has used.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What is done: who is published to, or what the clients recover from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Users at random.
     Unicast,
+    /// One user after the other.
+    Turn,
     /// The first user, who has every connection.
     Fanout,
     /// Users who are not connected; now and then one who is, whose delivery tells how far the server is.
     Miss,
+    /// Nothing is published: everybody is cut and connects again, as if new.
+    Reconnect,
+    /// Everybody is cut, notifications are stored, and all connect again and get them: each resumes from its last one.
+    Resume,
+    /// Every subscription is killed, and notifications are stored that none could hear; the clients stay connected.
+    Refill,
+}
+
+/// How messages reach the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// `PUBLISH`, pipelined; nothing is stored.
+    Pubsub,
+    /// `XADD` to the outbox, pipelined: stored.
+    Outbox,
+    /// Batches over HTTP, one after the other: stored.
+    Http,
 }
 
 /// How fast.
@@ -62,6 +94,10 @@ pub struct Plan {
     pub path: String,
     /// The URL of the Redis that is published to.
     pub redis_url: String,
+    /// What the names of keys start with.
+    pub redis_prefix: String,
+    /// Where is published over HTTP.
+    pub admin: Admin,
     /// How many connections.
     pub connections: u32,
     /// Over how many users, one after the other.
@@ -85,11 +121,15 @@ pub struct Plan {
 /// Messages of one kind, for a while.
 #[derive(Debug, Clone, Copy)]
 pub struct Phase {
-    /// Who is published to.
+    /// What is done.
     pub mode: Mode,
+    /// How messages are published.
+    pub way: Way,
+    /// Notifications that clients who were away or did not hear have to get, in all.
+    pub stored: u32,
     /// How fast.
     pub pace: Pace,
-    /// Messages to one user back to back.
+    /// Messages that go out together: to one user, or with [`Mode::Turn`] to so many.
     pub burst: u32,
     /// Bytes of each message.
     pub payload: usize,
@@ -149,6 +189,12 @@ pub enum LoadError {
     /// `/proc` of the server.
     #[error("--server-pid {0}: {1}")]
     Process(u32, std::io::Error),
+    /// Publishing over HTTP.
+    #[error("publishing over HTTP: {0}")]
+    Http(String),
+    /// Storing what clients are to recover.
+    #[error("storing: {0}")]
+    Store(String),
     /// The publisher's thread.
     #[error("the publisher ended early")]
     Publisher,
@@ -160,65 +206,122 @@ pub enum LoadError {
 /// Tells how far a run is: what is going on, and how much of it is done (0 to 1).
 pub type Progress = Arc<dyn Fn(&str, f64) + Send + Sync>;
 
+/// Makes a user's token.
+type Token = Arc<dyn Fn(&str) -> String + Send + Sync>;
+
+/// What server and Redis had used at some time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reading {
+    server: Option<Usage>,
+    redis: Info,
+}
+
+/// A run that is under way.
+struct Run {
+    plan: Arc<Plan>,
+    token: Token,
+    progress: Progress,
+    tally: Arc<Tally>,
+    /// For its `INFO`.
+    redis: redis::Connection,
+    receiver: Option<Receiver>,
+    sent: Sent,
+    connected_in: Duration,
+    before: Reading,
+    idle: Reading,
+}
+
 /// Runs a plan and reports of each phase; `token` makes a user's token.
 ///
 /// # Errors
 /// [`LoadError`]: deliveries that are lost, twice or out of order are no error but in the reports.
 pub async fn run(
     plan: Plan,
+    config: &Config,
     token: impl Fn(&str) -> String + Send + Sync + 'static,
     progress: Progress,
 ) -> Result<Vec<Report>, LoadError> {
     let plan = Arc::new(plan);
-    let before = usage(&plan)?;
-    let tally = Arc::new(Tally::new(plan.copies()));
-    let connecting = Instant::now();
-    let receiver = Receiver::start(&plan, &tally)?;
-    clients::connect(&plan, &receiver, token, &progress).await?;
-    let connected_in = connecting.elapsed();
-    sleep(plan.settle).await;
-    let idle = usage(&plan)?;
+    let redis = redis::Client::open(plan.redis_url.as_str())?.get_connection_with_timeout(DEADLINE)?;
+    redis.set_read_timeout(Some(DEADLINE))?;
+    let mut run = Run {
+        token: Arc::new(token),
+        progress,
+        tally: Arc::new(Tally::new(plan.copies())),
+        redis,
+        receiver: None,
+        sent: vec![0; plan.users as usize],
+        connected_in: Duration::ZERO,
+        before: Reading::default(),
+        idle: Reading::default(),
+        plan,
+    };
+    run.before = run.read()?;
+    let nothing = run.sent.clone();
+    run.connect(&nothing, &[]).await?;
+    sleep(run.plan.settle).await;
+    run.idle = run.read()?;
 
-    let mut sent: Sent = vec![0; plan.users as usize];
+    let store = Store::new(config, &run.plan)?;
     let mut reports = Vec::new();
-    for phase in &plan.phases {
-        let publisher = Publisher::start(&plan, *phase, &tally, sent)?;
-        sleep(phase.warm_up).await;
-        tally.start_counting();
-        let (started, first, own) = (Instant::now(), usage(&plan)?, own_cpu());
-        let (published_before, delivered_before) = (publisher.published(), tally.delivered());
-        while started.elapsed() < phase.duration {
-            progress("publishing", started.elapsed().as_secs_f64() / phase.duration.as_secs_f64());
-            sleep(Duration::from_millis(100)).await;
-            publisher.check()?;
-        }
-        let (measured, last, spent) = (started.elapsed(), usage(&plan)?, own_cpu().saturating_sub(own));
-        let (published, delivered) = (publisher.published() - published_before, tally.delivered() - delivered_before);
-        sent = publisher.stop().await?;
-        let expected = plan.expected(&sent);
-        tally.settled(expected).await;
-        let latencies = tally.stop_counting();
+    for phase in &Arc::clone(&run.plan).phases {
+        let measured = match phase.mode {
+            Mode::Reconnect | Mode::Resume => run.come_back(phase, &store).await?,
+            Mode::Refill => run.refill(phase, &store).await?,
+            Mode::Unicast | Mode::Turn | Mode::Fanout | Mode::Miss => run.publish(phase).await?,
+        };
         sleep(phase.linger).await;
-        reports.push(Report::new(&report::Measured {
-            plan: &plan,
-            phase,
-            connected_in,
-            measured,
-            published,
-            delivered,
-            expected,
-            usage: report::Readings { before, idle, first, last, end: usage(&plan)? },
-            own_cpu: spent,
-            latencies: &latencies,
-            tally: &tally,
-        }));
+        let end = run.read()?;
+        reports.push(Report::new(&run, phase, &measured, &end));
     }
     Ok(reports)
 }
 
-/// What the server has used so far, if that is wanted.
-fn usage(plan: &Plan) -> Result<Option<Usage>, LoadError> {
-    plan.server_pid.map(|pid| Usage::read(pid).map_err(|error| LoadError::Process(pid, error))).transpose()
+impl Run {
+    /// Connects everybody, whose user has received so many messages, and resumes from the user's cursor where there is
+    /// one.
+    async fn connect(&mut self, received: &Sent, cursors: &[Cursor]) -> Result<(), LoadError> {
+        let started = Instant::now();
+        let receiver = Receiver::start(&self.plan, &self.tally)?;
+        let users = clients::Users { received, cursors, token: &self.token };
+        clients::connect(&self.plan, &receiver, &users, &self.progress).await?;
+        (self.receiver, self.connected_in) = (Some(receiver), started.elapsed());
+        Ok(())
+    }
+
+    async fn publish(&mut self, phase: &Phase) -> Result<Measured, LoadError> {
+        let publisher = Publisher::start(&self.plan, *phase, &self.tally, self.sent.clone())?;
+        sleep(phase.warm_up).await;
+        self.tally.start_counting();
+        let (started, first, own) = (Instant::now(), self.read()?, own_cpu());
+        let (published_before, delivered_before) = (publisher.published(), self.tally.delivered());
+        while started.elapsed() < phase.duration && publisher.is_running() {
+            (self.progress)("publishing", started.elapsed().as_secs_f64() / phase.duration.as_secs_f64());
+            sleep(Duration::from_millis(100)).await;
+        }
+        let (took, last, own_cpu) = (started.elapsed(), self.read()?, own_cpu().saturating_sub(own));
+        let (published, delivered) =
+            (publisher.published() - published_before, self.tally.delivered() - delivered_before);
+        self.sent = publisher.stop().await?;
+        self.settled().await;
+        let latencies = self.tally.stop_counting();
+        Ok(Measured { took, published, delivered, first, last, own_cpu, latencies })
+    }
+
+    /// Waits until everybody has everything, or nothing more comes.
+    async fn settled(&self) {
+        self.tally.settled(self.plan.expected(&self.sent)).await;
+    }
+
+    fn read(&mut self) -> Result<Reading, LoadError> {
+        Ok(Reading { server: self.read_server()?, redis: Info::read(&mut self.redis)? })
+    }
+
+    /// What the server has used so far, if that is wanted.
+    fn read_server(&self) -> Result<Option<Usage>, LoadError> {
+        let read = |pid| Usage::read(pid).map_err(|error| LoadError::Process(pid, error));
+        self.plan.server_pid.map(read).transpose()
+    }
 }
 
 /// What the load generator itself has used, where the system tells.

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use redis::{Connection, ConnectionLike, cmd};
-
+use super::sender::{Message, Sender};
 use super::tally::Tally;
 use super::{LoadError, Mode, Pace, Phase, Plan};
 
@@ -32,7 +31,6 @@ pub(super) struct Publisher {
 impl Publisher {
     /// Goes on where `sent` ends, so that no number comes twice.
     pub(super) fn start(plan: &Plan, phase: Phase, tally: &Arc<Tally>, sent: Sent) -> Result<Self, LoadError> {
-        let connection = redis::Client::open(plan.redis_url.as_str())?.get_connection()?;
         let published = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let mut work = Work {
@@ -47,7 +45,7 @@ impl Publisher {
             sent,
             due: 0,
             latest: 0,
-            connection,
+            sender: Sender::new(plan, phase.way)?,
         };
         let thread = std::thread::spawn(move || work.run().map(|()| work.sent));
         Ok(Self { published, stop, thread })
@@ -57,11 +55,11 @@ impl Publisher {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// Whether the thread still lives.
-    pub(super) fn check(&self) -> Result<(), LoadError> {
-        if self.thread.is_finished() { Err(LoadError::Publisher) } else { Ok(()) }
+    pub(super) fn is_running(&self) -> bool {
+        !self.thread.is_finished()
     }
 
+    /// Ends it, and says why if it has ended by itself.
     pub(super) async fn stop(self) -> Result<Sent, LoadError> {
         self.stop.store(true, Ordering::Relaxed);
         let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
@@ -85,7 +83,7 @@ struct Work {
     due: u64,
     /// Whom the latest was for.
     latest: usize,
-    connection: Connection,
+    sender: Sender,
 }
 
 impl Work {
@@ -100,7 +98,7 @@ impl Work {
                 }
                 Pace::FlatOut(window) => {
                     let outstanding = self.outstanding.count(self.tally.delivered() - self.delivered_before);
-                    (window.saturating_sub(outstanding).min(BATCH), now, Duration::ZERO)
+                    (room(window.saturating_sub(outstanding), window, self.phase.burst), now, Duration::ZERO)
                 }
             };
             if count == 0 {
@@ -113,19 +111,17 @@ impl Work {
     }
 
     fn publish(&mut self, count: u64, first_due: Duration, step: Duration) -> Result<(), LoadError> {
-        let (mut packed, mut due) = (Vec::new(), first_due);
+        let (mut messages, mut due) = (Vec::new(), first_due);
         for _ in 0..count {
             let (user, number, copies) = self.next();
             self.due += 1;
             if matches!(self.phase.pace, Pace::FlatOut(_)) {
                 self.outstanding.add(copies);
             }
-            let message = message(number, due, self.phase.payload);
-            cmd("PUBLISH").arg(format!("user:{user}")).arg(message).write_packed_command(&mut packed);
+            messages.push(Message { user, number, due });
             due += step;
         }
-        let many = usize::try_from(count).unwrap_or_default();
-        self.connection.req_packed_commands(&packed, 0, many)?;
+        self.sender.send(&messages, self.phase.payload)?;
         self.published.fetch_add(count, Ordering::Relaxed);
         Ok(())
     }
@@ -140,7 +136,8 @@ impl Work {
             }
             Mode::Unicast if !self.due.is_multiple_of(u64::from(self.phase.burst.max(1))) => self.latest,
             Mode::Unicast | Mode::Miss => self.random.usize(..self.sent.len().max(1)),
-            Mode::Fanout => 0,
+            Mode::Turn => usize::try_from(self.due).unwrap_or_default() % self.sent.len().max(1),
+            Mode::Fanout | Mode::Reconnect | Mode::Resume | Mode::Refill => 0,
         };
         self.latest = index;
         let number = self.sent.get_mut(index).map_or(0, |sent| {
@@ -187,11 +184,10 @@ fn owed(elapsed: Duration, rate: u32, burst: u32, published: u64) -> (u64, Durat
     (count, step.saturating_mul(first), step)
 }
 
-/// `{"n":NUMBER,"t":DUE_NS,"p":"…"}`, filled up to the wanted size.
-fn message(number: u64, due: Duration, size: usize) -> String {
-    let head = format!(r#"{{"n":{number},"t":{},"p":""#, due.as_nanos());
-    let fill = size.saturating_sub(head.len() + 2);
-    format!("{head}{}\"}}", "x".repeat(fill))
+/// How many messages may go out where there is room for so many more. A burst goes out whole, the whole window at most.
+fn room(left: u64, window: u64, burst: u32) -> u64 {
+    let burst = u64::from(burst).clamp(1, window.max(1));
+    left.min(BATCH.max(burst)) / burst * burst
 }
 
 #[cfg(test)]
@@ -227,5 +223,7 @@ mod tests {
         assert_eq!(owed(STEP * 7, 2, 8, 0).0, 0);
         assert_eq!(owed(STEP * 17, 2, 8, 0).0, 16);
         assert_eq!(owed(STEP * 1_000, 2, 300, 0).0, 300);
+        assert_eq!([0, 7, 8, 23, 5_000].map(|left| room(left, 5_000, 8)), [0, 0, 8, 16, 256]);
+        assert_eq!((room(4, 5, 8), room(5, 5, 8), room(299, 500, 300), room(500, 500, 300)), (0, 5, 0, 300));
     }
 }

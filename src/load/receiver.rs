@@ -52,12 +52,18 @@ impl Receiver {
         Ok(Self { arrivals, waker, stop, thread: Some(thread) })
     }
 
-    /// Takes over a client that has its greeting, and what it has received behind it.
-    pub(super) fn take(&self, number: u32, socket: tokio::net::TcpStream, rest: Vec<u8>) -> Result<(), LoadError> {
+    /// Takes over a client that has its greeting, and what came behind it. Its user has received so many messages.
+    pub(super) fn take(
+        &self,
+        number: u32,
+        socket: tokio::net::TcpStream,
+        rest: Vec<u8>,
+        received: u64,
+    ) -> Result<(), LoadError> {
         let connect = |error: std::io::Error| LoadError::Connect { number, why: error.to_string() };
         let socket = TcpStream::from_std(socket.into_std().map_err(connect)?);
         // There is room for every client.
-        let handed = self.arrivals.send(Client { socket, rest, sequence: Sequence::default() });
+        let handed = self.arrivals.send(Client { socket, rest, sequence: Sequence::after(received) });
         handed.map_err(|_| LoadError::Receiver(ErrorKind::BrokenPipe.into()))?;
         self.waker.wake().map_err(LoadError::Receiver)
     }
@@ -195,13 +201,15 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::load::{Mode, Pace, Phase};
+    use crate::load::{Admin, Mode, Pace, Phase, Way};
     use crate::protocol::text_frame;
 
     fn plan() -> Plan {
         let second = Duration::from_secs(1);
         let phase = Phase {
             mode: Mode::Unicast,
+            way: Way::Pubsub,
+            stored: 0,
             pace: Pace::OpenLoop(1),
             burst: 1,
             payload: 0,
@@ -213,6 +221,8 @@ mod tests {
             target: (Ipv4Addr::LOCALHOST, 0).into(),
             path: String::new(),
             redis_url: String::new(),
+            redis_prefix: String::new(),
+            admin: Admin { url: String::new(), key: None },
             connections: 1,
             users: 1,
             connect_rate: 1,
@@ -243,7 +253,7 @@ mod tests {
             let (mut server, _) = listener.accept().unwrap();
             server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             // What was read behind the greeting, and what comes later.
-            receiver.take(0, client, sent()[..cut].to_vec()).unwrap();
+            receiver.take(0, client, sent()[..cut].to_vec(), 0).unwrap();
             server.write_all(&sent()[cut..]).unwrap();
             let mut answer = [0; 21];
             server.read_exact(&mut answer).unwrap();

@@ -6,9 +6,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::info::Info;
 use super::process::Usage;
-use super::tally::{Latencies, Tally};
-use super::{Mode, Pace, Phase, Plan};
+use super::tally::Latencies;
+use super::{Mode, Pace, Phase, Reading, Run};
 
 /// Everything a phase found. Times are in microseconds unless they say otherwise.
 #[derive(Debug, Serialize)]
@@ -33,7 +34,17 @@ pub struct Report {
     last_copy_us: Option<Latency>,
     /// What the load generator itself costs, publishing and receiving.
     load_cpu_us_per_message: f64,
+    redis: Redis,
     server: Option<Server>,
+}
+
+/// Used while it was measured.
+#[derive(Debug, Serialize)]
+struct Redis {
+    cpu_us: f64,
+    /// Those that scripts call among them.
+    commands: u64,
+    scripts: u64,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -47,6 +58,8 @@ struct Latency {
 
 #[derive(Debug, Serialize)]
 struct Server {
+    /// Used while it was measured.
+    cpu_us: f64,
     cpu_us_per_delivery: f64,
     user_us_per_delivery: f64,
     system_us_per_delivery: f64,
@@ -59,58 +72,51 @@ struct Server {
     resident_bytes_per_idle_connection: f64,
 }
 
-/// Readings of the server's process, in the order they were taken.
-pub(super) struct Readings {
-    pub(super) before: Option<Usage>,
-    pub(super) idle: Option<Usage>,
-    pub(super) first: Option<Usage>,
-    pub(super) last: Option<Usage>,
-    pub(super) end: Option<Usage>,
-}
-
-pub(super) struct Measured<'a> {
-    pub(super) plan: &'a Plan,
-    pub(super) phase: &'a Phase,
-    pub(super) connected_in: Duration,
-    pub(super) measured: Duration,
+/// What a phase came to.
+pub(super) struct Measured {
+    pub(super) took: Duration,
     pub(super) published: u64,
     pub(super) delivered: u64,
-    pub(super) expected: u64,
-    pub(super) usage: Readings,
+    pub(super) first: Reading,
+    pub(super) last: Reading,
     pub(super) own_cpu: Duration,
-    pub(super) latencies: &'a Latencies,
-    /// Of the whole run so far: what was lost or doubled in an earlier phase counts in each that follows.
-    pub(super) tally: &'a Tally,
+    pub(super) latencies: Latencies,
 }
 
 impl Report {
-    pub(super) fn new(run: &Measured<'_>) -> Self {
-        let Measured { plan, phase, measured, published, delivered, tally, latencies, .. } = *run;
-        let seconds = measured.as_secs_f64();
+    /// What was lost or doubled in an earlier phase of the run counts in each that follows.
+    pub(super) fn new(run: &Run, phase: &Phase, measured: &Measured, end: &Reading) -> Self {
+        let Measured { took, published, delivered, first, last, own_cpu, latencies } = measured;
+        let (plan, tally, seconds) = (&run.plan, &run.tally, took.as_secs_f64());
         Self {
             mode: match phase.mode {
                 Mode::Unicast => "unicast",
+                Mode::Turn => "turn",
                 Mode::Fanout => "fanout",
                 Mode::Miss => "miss",
+                Mode::Reconnect => "reconnect",
+                Mode::Resume => "resume",
+                Mode::Refill => "refill",
             },
             connections: plan.connections,
             users: plan.users,
             payload_bytes: phase.payload,
             rate: if let Pace::OpenLoop(rate) = phase.pace { Some(rate) } else { None },
             seconds,
-            published,
-            published_per_second: ratio(published, seconds),
-            deliveries: delivered,
-            deliveries_per_second: ratio(delivered, seconds),
-            lost: run.expected.saturating_sub(tally.delivered()),
+            published: *published,
+            published_per_second: ratio(*published, seconds),
+            deliveries: *delivered,
+            deliveries_per_second: ratio(*delivered, seconds),
+            lost: plan.expected(&run.sent).saturating_sub(tally.delivered()),
             twice: tally.twice(),
             out_of_order: tally.out_of_order(),
             connections_closed: tally.closed(),
             connects_per_second: ratio(plan.connections.into(), run.connected_in.as_secs_f64()),
             latency_us: latencies.all.as_ref().map(quantiles).unwrap_or_default(),
             last_copy_us: latencies.last_copy.as_ref().filter(|all| !all.is_empty()).map(quantiles),
-            load_cpu_us_per_message: per(run.own_cpu, published),
-            server: server(plan.connections, published, delivered, &run.usage),
+            load_cpu_us_per_message: per(*own_cpu, *published),
+            redis: Redis::between(&first.redis, &last.redis),
+            server: server(plan.connections, measured, &[run.before, run.idle, *end].map(|reading| reading.server)),
         }
     }
 
@@ -126,13 +132,24 @@ fn quantiles(all: &Histogram<u64>) -> Latency {
     Latency { p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999), max: micros(all.max()) }
 }
 
-fn server(connections: u32, published: u64, delivered: u64, usage: &Readings) -> Option<Server> {
-    let (before, idle, first, last) = (usage.before?, usage.idle?, usage.first?, usage.last?);
+impl Redis {
+    fn between(first: &Info, last: &Info) -> Self {
+        let Info { cpu, commands, scripts } = last.since(first);
+        Self { cpu_us: per(cpu, 1), commands, scripts }
+    }
+}
+
+/// The other readings are from before the first connection, from when all were there and idle, and from the end.
+fn server(connections: u32, measured: &Measured, others: &[Option<Usage>; 3]) -> Option<Server> {
+    let Measured { published, delivered, .. } = *measured;
+    let [before, idle, end] = *others;
+    let (before, idle, end, first, last) = (before?, idle?, end?, measured.first.server?, measured.last.server?);
     let between = |from: &Usage, to: &Usage| to.cpu.saturating_sub(from.cpu);
     let cpu = between(&first, &last);
     // A thread that ends takes what it has counted with it.
     let switches = last.context_switches.saturating_sub(first.context_switches);
     Some(Server {
+        cpu_us: per(cpu, 1),
         cpu_us_per_delivery: per(cpu, delivered),
         user_us_per_delivery: per(last.user.saturating_sub(first.user), delivered),
         system_us_per_delivery: per(last.system.saturating_sub(first.system), delivered),
@@ -142,7 +159,7 @@ fn server(connections: u32, published: u64, delivered: u64, usage: &Readings) ->
         context_switches_per_delivery: ratio(switches, whole(delivered)),
         resident_bytes: last.resident_bytes,
         resident_bytes_idle: idle.resident_bytes,
-        resident_bytes_at_end: usage.end?.resident_bytes,
+        resident_bytes_at_end: end.resident_bytes,
         resident_bytes_per_idle_connection: ratio(
             idle.resident_bytes.saturating_sub(before.resident_bytes),
             f64::from(connections.max(1)),
@@ -191,6 +208,8 @@ impl fmt::Display for Report {
             writeln!(f, "  last copy    p50 {:.0}, p90 {:.0}, max {:.0}", last.p50, last.p90, last.max)?;
         }
         writeln!(f, "  own CPU      {:>12.2} µs a message", self.load_cpu_us_per_message)?;
+        let Redis { cpu_us, commands, scripts } = &self.redis;
+        writeln!(f, "  redis        {cpu_us:>12.0} µs, {commands} commands, of them {scripts} scripts")?;
         let Some(server) = &self.server else { return Ok(()) };
         writeln!(
             f,
@@ -221,9 +240,17 @@ mod tests {
         let first = Usage { cpu, user: cpu, system: cpu, resident_bytes: 2, context_switches: 2 };
         let second = Duration::from_secs(1);
         let last = Usage { cpu: second, user: second, system: second, resident_bytes: 1, context_switches: 1 };
-        let (first, last) = (Some(first), Some(last));
-        let readings = Readings { before: first, idle: last, first, last, end: last };
-        let server = server(1, 1, 1, &readings).unwrap();
+        let reading = |usage| Reading { server: Some(usage), redis: Info::default() };
+        let measured = Measured {
+            took: cpu,
+            published: 1,
+            delivered: 1,
+            first: reading(first),
+            last: reading(last),
+            own_cpu: cpu,
+            latencies: Latencies::default(),
+        };
+        let server = server(1, &measured, &[Some(first), Some(last), Some(last)]).unwrap();
         assert_eq!((server.cpu_us_per_delivery, server.context_switches_per_delivery), (0.0, 0.0));
     }
 }

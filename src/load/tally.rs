@@ -14,6 +14,9 @@ const LONGEST_NS: u64 = 60_000_000_000;
 /// How long to wait for the last deliveries.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How exactly it is known when they have come.
+const POLL: Duration = Duration::from_millis(2);
+
 /// What all clients received.
 pub(super) struct Tally {
     /// The moment that times in messages count from.
@@ -123,7 +126,7 @@ impl Tally {
     pub(super) async fn settled(&self, expected: u64) {
         let (mut last, mut since) = (self.delivered(), Instant::now());
         while self.delivered() < expected && since.elapsed() < PATIENCE {
-            sleep(Duration::from_millis(20)).await;
+            sleep(POLL).await;
             if self.delivered() != last {
                 (last, since) = (self.delivered(), Instant::now());
             }
@@ -139,6 +142,11 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    /// Of one whose user has received so many.
+    pub(super) fn after(received: u64) -> Self {
+        Self { last: received, missing: HashSet::new() }
+    }
+
     pub(super) fn take(&mut self, tally: &Tally, number: u64, due_ns: u64) {
         if number > self.last {
             self.missing.extend(self.last + 1..number);
@@ -169,6 +177,13 @@ mod tests {
         assert_eq!(take(&[1, 2, 2, 3]), (3, 1, 0));
         assert_eq!(take(&[1, 3, 2, 4]), (4, 0, 1));
         assert_eq!(take(&[1, 4]), (2, 0, 0));
+    }
+
+    #[test]
+    fn what_was_received_before_a_cut_comes_twice_when_it_comes_again() {
+        let (tally, mut sequence) = (Tally::new(1), Sequence::after(3));
+        [3, 4, 5].iter().for_each(|number| sequence.take(&tally, *number, 0));
+        assert_eq!((tally.delivered(), tally.twice(), tally.out_of_order()), (2, 1, 0));
     }
 
     #[test]

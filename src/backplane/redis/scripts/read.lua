@@ -101,23 +101,33 @@ if kind == 'oldest' then
 end
 while whole and left > 0 and room > 0 and upto.number < newest.number do
   local some = redis.call('XRANGE', stream, start, '+', 'COUNT', math.min(left, 16))
+  local last
   for _, entry in ipairs(some) do
     if room <= 0 then
       break
     end
-    local fields = {}
-    for i = 1, #entry[2], 2 do
-      fields[entry[2][i]] = entry[2][i + 1]
+    last = entry
+    local event, data, ends
+    local fields = entry[2]
+    for i = 1, #fields, 2 do
+      local name = fields[i]
+      if name == 'event' then
+        event = fields[i + 1]
+      elseif name == 'data' then
+        data = fields[i + 1]
+      elseif name == 'until' then
+        ends = tonumber(fields[i + 1])
+      end
     end
-    upto = place_of(entry)
-    if fields.data and fields.event and (not fields['until'] or tonumber(fields['until']) > now) then
+    if event and data and (not ends or ends > now) then
       entries[#entries + 1] = entry[1]
-      entries[#entries + 1] = fields.event
-      entries[#entries + 1] = fields.data
-      room = room - #fields.data
+      entries[#entries + 1] = event
+      entries[#entries + 1] = data
+      room = room - #data
     end
     left = left - 1
   end
+  upto = place_of(last) or upto
   if #some == 0 then
     break
   end
