@@ -115,6 +115,18 @@ async fn a_stored_event_that_was_not_heard_is_found_by_the_next_and_by_itself() 
 }
 
 #[tokio::test]
+async fn a_stored_event_that_was_not_heard_is_found_by_the_next_of_any_user() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).set("redis.probe_interval", "1h").start().await;
+    let store = Store::on(&redis);
+    let mut client = Client::connect(&gateway, "42").await;
+    store.publish("43", [1]).await;
+    store_unheard(&redis, 2).await;
+    store.publish("43", [3]).await;
+    assert_eq!(events(&mut client, 1).await, [2]);
+}
+
+#[tokio::test]
 async fn a_redis_that_went_back_begins_another_epoch_and_clients_are_told() {
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis).set("redis.probe_interval", "200ms").start().await;

@@ -128,10 +128,8 @@ impl Outbox {
             state.append(Frame { bytes, stored });
         }
         self.write_queued(&mut state);
-        if state.settle() || state.level.wants_reading() {
-            drop(state);
-            self.waker.wake();
-        }
+        // Whoever releases drives the outbox, and so sees what this gave.
+        state.settle();
         foreign
     }
 
@@ -462,6 +460,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::num::NonZeroU64;
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -579,6 +578,22 @@ mod tests {
         read.unwrap();
         flushed.unwrap();
         assert_eq!(got[got.len() - 20..][2..10], *b"00000010");
+    }
+
+    #[tokio::test]
+    async fn a_stored_event_without_room_is_not_dropped_but_read_later() {
+        let (outbox, _client) = pair().await;
+        let limit = bound(4, SlowClient::DropOldest);
+        let at = |number| Cursor { epoch: NonZeroU64::MIN, ms: 1_000, number };
+        outbox.start_at(Place::At(at(0)));
+        let mut last = 0;
+        while !outbox.state.lock().level.is_waiting() {
+            last += 1;
+            assert!(last < 10_000, "it takes everything");
+            outbox.push(numbered(1, 10_000), Some(&at(last)), &limit);
+        }
+        assert_eq!(outbox.state.lock().queue.len(), 4, "what is queued stays");
+        assert_eq!(outbox.begin_reading(), Place::At(at(last - 1)));
     }
 
     #[tokio::test]

@@ -146,7 +146,10 @@ impl World {
                 if let (Some(level), Some(page)) = (&mut self.level, self.page.take()) {
                     let released = level.release(page);
                     assert_eq!(released.foreign, 0, "all of it is ours");
-                    self.sent.extend(released.events.iter().map(|(_, event)| index_of(event)));
+                    for (_, event) in &released.events {
+                        self.sent.push(index_of(event));
+                        self.check_last();
+                    }
                 }
             }
             Step::Compare => {
@@ -198,6 +201,17 @@ impl World {
             }
         }
         panic!("it never ends: {self:?}");
+    }
+
+    /// Whatever had been heard before the last that was sent has been sent before it.
+    fn check_last(&self) {
+        let last = *self.sent.last().unwrap();
+        let earlier = (self.came..last.min(self.heard)).filter(|index| !self.lost.contains(index));
+        let missing: Vec<usize> = earlier.filter(|index| !self.sent.contains(index)).collect();
+        assert!(
+            last >= self.heard || self.losses > 0 || missing.is_empty(),
+            "{missing:?} come behind {last}: {self:?}"
+        );
     }
 
     /// What a client may count on.
