@@ -217,8 +217,8 @@ async fn cannot_be_read(gateway: &Gateway, cursor: &str) -> Client {
     };
     let no_cursor = Client::resume(gateway, "42", "x");
     let not_asked = Client::connect_with_welcome(gateway, "42");
-    let (in_the_url, in_the_hello, (_, unknown), (mut client, welcome)) =
-        tokio::join!(in_the_url, in_the_hello, no_cursor, not_asked);
+    let all = Box::pin(async { tokio::join!(in_the_url, in_the_hello, no_cursor, not_asked) });
+    let (in_the_url, in_the_hello, (_, unknown), (mut client, welcome)) = all.await;
     assert_eq!((in_the_url, in_the_hello, &unknown["recovered"]), (4102, 4102, &json!(false)));
     let told = (&welcome["cursor"], &welcome["unread"], &welcome["recovered"]);
     assert_eq!(told, (&Value::Null, &Value::Null, &json!(false)));
