@@ -1,6 +1,6 @@
 //! Stored notifications reach a client whatever comes between: a drop, another instance, a lost subscription.
 
-use crate::support::{Client, Gateway, Options, RedisServer, Store, eventually, text};
+use crate::support::{Client, Gateway, Options, RedisServer, Store, eventually, handshake, text, token};
 
 /// The data of the next events.
 async fn events(client: &mut Client, count: usize) -> Vec<u64> {
@@ -155,4 +155,116 @@ async fn a_slow_client_whose_oldest_are_dropped_gets_every_stored_event_all_the_
     }
     assert_eq!(numbers, (0..u64::from(COUNT)).collect::<Vec<_>>());
     assert!(gateway.metric("tidings_replayed_total").await > 0.0);
+}
+
+#[tokio::test]
+async fn a_forged_stamp_harms_nobody() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).set("redis.probe_interval", "100ms").start().await;
+    let store = Store::on(&redis);
+    let (mut client, welcome) = Client::connect_with_welcome(&gateway, "42").await;
+    let cursor = store.publish("42", [1]).await.remove(0);
+    assert_eq!(events(&mut client, 1).await, [1]);
+    let epoch: String = redis.command(&["HGET", "tidings:history", "epoch"]).await;
+    let dropped = async || gateway.metric("tidings_messages_dropped_total{reason=\"stamp\"}").await;
+    for (user, forged) in [
+        ("nobody", "~99999999999 x".to_owned()),
+        ("nobody", "~18446744073709551615 x".to_owned()),
+        ("nobody", format!("~100000000000000 {cursor} \"notification\" 1")),
+        ("42", "~18446744073709551614 x".to_owned()),
+        ("42", "~".to_owned()),
+        ("42", "~5 0123456789abcdef-1795000000123-17 \"notification\" 1".to_owned()),
+        ("42", format!("~2 {cursor} \"notification\" \"again\"")),
+    ] {
+        redis.publish(user, &forged).await;
+    }
+    redis.publish("42", "2").await;
+    assert_eq!(events(&mut client, 1).await, [2], "none of them is heard");
+    eventually("they are counted", async || dropped().await >= 3.0).await;
+    // Through more than one look at what the fleet counts.
+    let probes = async || redis.command::<u64>(&["HINCRBY", "tidings:history", "count", "0"]).await;
+    assert_eq!(probes().await, 1);
+    store.publish("42", [3]).await;
+    assert_eq!(events(&mut client, 1).await, [3]);
+    let (mut again, welcome) = Client::resume(&gateway, "42", text(&welcome["cursor"])).await;
+    assert_eq!(welcome["recovered"], true, "{welcome}");
+    assert_eq!(events(&mut again, 2).await, [1, 3]);
+    assert_eq!(redis.command::<String>(&["HGET", "tidings:history", "epoch"]).await, epoch);
+    assert_eq!(probes().await, 2);
+}
+
+#[tokio::test]
+async fn a_count_that_nobody_can_go_on_from_is_begun_anew() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).set("redis.probe_interval", "100ms").start().await;
+    let store = Store::on(&redis);
+    for broken in ["18446744073709551616", "x", "1.5", "-1"] {
+        let epoch: String = redis.command(&["HGET", "tidings:history", "epoch"]).await;
+        redis.command::<u64>(&["HSET", "tidings:history", "count", broken]).await;
+        eventually("another epoch", async || {
+            redis.command::<String>(&["HGET", "tidings:history", "epoch"]).await != epoch
+        })
+        .await;
+        let mut client = Client::connect(&gateway, "42").await;
+        store.publish("42", [7]).await;
+        assert_eq!(events(&mut client, 1).await, [7], "after {broken}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_somebody_else_wrote_to_keeps_no_other_user_from_being_level() {
+    let redis = RedisServer::start().await;
+    let (gateway, store) = (Gateway::redis(&redis).await, Store::on(&redis));
+    let mut clients = Vec::new();
+    for user in ["41", "42", "43"] {
+        clients.push(Client::connect(&gateway, user).await);
+    }
+    let _bad = Client::connect(&gateway, "bad").await;
+    redis.command::<()>(&["SET", "tidings:history:{bad}", "x"]).await;
+    for round in 1..=5 {
+        redis.command::<i64>(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        for (user, client) in ["41", "42", "43"].iter().zip(&mut clients) {
+            store.publish(user, [round]).await;
+            assert_eq!(events(client, 1).await, [u64::from(round)], "{user}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_went_back_while_an_instance_was_deaf_is_found_out_by_what_had_been_heard() {
+    let mut redis = RedisServer::start_with(&["--save", "", "--appendonly", "no"]).await;
+    let gateway = Options::redis(&redis).set("redis.probe_interval", "2s").start().await;
+    let store = Store::on(&redis);
+    let mut client = Client::connect(&gateway, "42").await;
+    store.publish("42", 1..=5).await;
+    redis.command::<String>(&["SAVE"]).await;
+    let epoch: String = redis.command(&["HGET", "tidings:history", "epoch"]).await;
+    let cursors = store.publish("42", 6..=7).await;
+    assert_eq!(events(&mut client, 7).await, [1, 2, 3, 4, 5, 6, 7]);
+    redis.restart().await;
+    gateway.ready().await;
+    eventually("another epoch", async || redis.command::<String>(&["HGET", "tidings:history", "epoch"]).await != epoch)
+        .await;
+    assert_eq!(client.close_code().await, 4205);
+    let (_, welcome) = Client::resume(&gateway, "42", &cursors[1]).await;
+    assert_eq!(welcome["recovered"], false, "{welcome}");
+}
+
+#[tokio::test]
+async fn whoever_waits_for_the_history_is_sent_away_with_everybody_else() {
+    let redis = RedisServer::start().await;
+    let mut gateway = Options::redis(&redis).set("drain.window", "100ms").start().await;
+    let cursor = Store::on(&redis).publish("42", [1]).await.remove(0);
+    redis.freeze();
+    let bearer = format!("Bearer {}", token("42"));
+    let path = format!("/ws?resume={cursor}");
+    let stopping = async {
+        eventually("it is there", async || gateway.metric("tidings_connections").await == 1.0).await;
+        gateway.signal("TERM");
+    };
+    let headers = [("Authorization", bearer.as_str())];
+    let (client, ()) = tokio::join!(handshake(gateway.public, &path, &headers), stopping);
+    let mut client = client.expect("admitted");
+    assert_eq!(client.close_code().await, 4200);
+    assert!(gateway.exit().await.success());
 }

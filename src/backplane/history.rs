@@ -11,6 +11,10 @@ pub const KEY_KEPT: Duration = Duration::from_secs(86_400);
 /// Most bytes of such a key.
 pub const MAX_KEY_BYTES: usize = 256;
 
+/// How many times as long as notifications read positions are kept after one was given: what lies behind one can be
+/// stored for almost as long as it is after that, and whoever resumes from it has missed nothing.
+pub(super) const POSITIONS_KEPT: u32 = 2;
+
 /// Read positions of one user, by device: more are refused.
 pub const MAX_DEVICES: usize = 16;
 

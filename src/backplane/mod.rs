@@ -212,7 +212,15 @@ impl Backplane {
     /// has one order with everything else that is published to the user.
     pub async fn publish(&self, users: &[UserId], publication: &Publication<'_>) -> Vec<Published> {
         match self {
-            Self::Memory(memory) => users.iter().map(|user| memory.publish(user, publication)).collect(),
+            Self::Memory(memory) => {
+                let mut published = Vec::with_capacity(users.len());
+                for user in users {
+                    published.push(memory.publish(user, publication));
+                    // Many of them must not keep this thread from everybody else.
+                    tokio::task::consume_budget().await;
+                }
+                published
+            }
             Self::Redis(redis) => redis.publish_to_many(users, publication).await,
         }
     }

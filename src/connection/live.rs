@@ -52,10 +52,11 @@ impl Connection {
                 }
                 reading = poll_fn(|cx| following.as_mut().map_or(Poll::Pending, |wait| wait.poll_unpin(cx))) => {
                     self.following = None;
-                    if !reading.whole {
-                        return Close::Gap;
+                    match reading {
+                        Some(reading) if reading.whole => self.release(Some(found(reading, self.member.dialect))),
+                        Some(_) => return Close::Gap,
+                        None => return Close::BackplaneDown,
                     }
-                    self.release(Some(found(reading, self.member.dialect)));
                 }
                 () = sleep_until(deadline) => {
                     if let Some(close) = self.keep_time() {

@@ -9,11 +9,12 @@ mod wire;
 use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{SinkExt, StreamExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -28,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::protocol::{
     ClientFrame, Close, ConnectionId, DEFAULT_DEVICE, Dialect, Event, InstanceId, ServerFrame, Start, UserId,
 };
-use crate::registry::{self, Backlog, CredentialSlot, Found, Member, Outbox, Place, Registration, Registry};
+use crate::registry::{self, Backlog, CredentialSlot, Driven, Found, Member, Outbox, Place, Registration, Registry};
 use crate::shutdown::Shutdown;
 use clock::Clock;
 pub use drain::drain;
@@ -109,7 +110,7 @@ pub struct Connection {
     /// one arm of the loop: the outbox and the clock go on meanwhile. It ends by itself, within one fetch of keys.
     verifying: Option<BoxFuture<'static, Result<Identity, TokenError>>>,
     /// What follows the client's place in the history, while it is behind.
-    following: Option<BoxFuture<'static, Reading>>,
+    following: Option<BoxFuture<'static, Option<Reading>>>,
     /// Whose read position it moves; none: the default one.
     device: Option<Box<str>>,
     pass: Pass,
@@ -231,26 +232,33 @@ impl Connection {
         self.member.credential.set(identity.credential);
         self.clock.token_ends(context.verifier.ends_at(identity));
         self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(&self.member)));
-        let reading = context.history.start(&identity.user, start).await;
-        // To say that nothing is recovered would not be true.
-        let unreadable = reading.is_none() && start.resumes();
         self.device.clone_from(&start.device);
-        self.welcome(&identity.user, start, reading, greeting, unreadable);
+        let reading = tokio::select! {
+            reading = context.history.start(&identity.user, start) => match reading {
+                // To say that nothing is recovered would not be true.
+                None if start.resumes() => Err(Close::BackplaneDown),
+                reading => Ok(reading),
+            },
+            close = closing(&self.member, &context, context.verifier.ends_at(identity)) => Err(close),
+        };
+        match reading {
+            Ok(reading) => self.welcome(&identity.user, start, reading, greeting),
+            Err(close) => {
+                self.member.outbox.open((!greeting.is_empty()).then(|| greeting.into()));
+                return Err(close);
+            }
+        }
         // A drain that began before the registration has not seen this connection, nor has a revocation.
         if context.shutdown.draining().is_cancelled() {
             return Err(Close::Draining);
         }
-        if context.revocations.refuses(identity) {
-            return Err(Close::Revoked);
-        }
-        if unreadable { Err(Close::BackplaneDown) } else { Ok(()) }
+        if context.revocations.refuses(identity) { Err(Close::Revoked) } else { Ok(()) }
     }
 
-    /// Lets everything out: the welcome, what was found in the history, and what came meanwhile. Nothing of it where the
-    /// client is about to be closed.
-    fn welcome(&self, user: &UserId, start: &Start, reading: Option<Reading>, mut greeting: Vec<u8>, unreadable: bool) {
+    /// Lets everything out: the welcome, what was found in the history, and what came meanwhile.
+    fn welcome(&self, user: &UserId, start: &Start, reading: Option<Reading>, mut greeting: Vec<u8>) {
         let Self { context, member, .. } = self;
-        if member.dialect.has_frames() && !unreadable {
+        if member.dialect.has_frames() {
             let cursor = reading.as_ref().map(|reading| reading.from.to_string());
             let welcome = ServerFrame::Welcome {
                 connection: &member.id.to_string(),
@@ -276,11 +284,31 @@ impl Connection {
     }
 
     fn release(&self, found: Option<Found>) {
-        let foreign = self.member.outbox.release(found);
+        let (sent, foreign) = self.member.outbox.release(found);
+        self.context.metrics.deliveries.inc_by(sent as u64);
         if foreign > 0 {
             self.context.metrics.messages_dropped.with_label_values(&["stamp"]).inc_by(foreign as u64);
             warn!(connection = %self.member.id, foreign, "events with places that the history does not have were dropped");
         }
+    }
+}
+
+/// Waits for anything that ends a connection before it is greeted.
+async fn closing(member: &Member, context: &Context, ends_at: Option<Instant>) -> Close {
+    let asked = poll_fn(|cx| match member.outbox.poll_drive(cx, None) {
+        Poll::Ready(Driven::Closing(close)) => Poll::Ready(close),
+        _ => Poll::Pending,
+    });
+    let token_ends = async {
+        match ends_at {
+            Some(ends_at) => sleep_until(ends_at).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        close = asked => close,
+        () = context.shutdown.draining().cancelled() => Close::Draining,
+        () = token_ends => Close::TokenExpired,
     }
 }
 

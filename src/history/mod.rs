@@ -37,6 +37,9 @@ const COMPARED: usize = 500;
 const START_DEADLINE: Duration = Duration::from_secs(3);
 const RESUME_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a client that is behind waits while its history is refused: nothing else reaches it meanwhile.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+
 /// How much earlier a client is taken to have come than it did, where only its time is known: what the question for it
 /// may take on its way.
 const ON_THE_WAY: Duration = Duration::from_secs(3);
@@ -88,8 +91,10 @@ impl History {
         reading
     }
 
-    /// Reads what follows a client's place; until that can be read.
-    pub async fn follow(&self, user: &UserId, place: Place) -> Reading {
+    /// Reads what follows a client's place, while Redis is away until it is back; none where it is there and refuses for
+    /// too long.
+    pub async fn follow(&self, user: &UserId, place: Place) -> Option<Reading> {
+        let mut refused_since = None;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let from = match place {
@@ -97,10 +102,16 @@ impl History {
                 Place::Since(at) => ReadFrom::Since(at.elapsed() + ON_THE_WAY),
             };
             match self.read(user, &from, DEFAULT_DEVICE).await {
-                Ok(reading) => return reading,
+                Ok(reading) => return Some(reading),
                 // Counted and logged where it happened.
-                Err(_) => sleep(backoff.next_delay()).await,
+                Err(error) if error.is_refusal() || matches!(error, BackplaneError::Answer(_)) => {
+                    if refused_since.get_or_insert_with(Instant::now).elapsed() > REFUSED_FOR {
+                        return None;
+                    }
+                }
+                Err(_) => refused_since = None,
             }
+            sleep(backoff.next_delay()).await;
         }
     }
 
@@ -125,7 +136,7 @@ impl History {
 
     async fn compare_all(&self, missed: &mut watch::Receiver<u64>) {
         let begun = Instant::now();
-        let (users, mut found) = (self.registry.user_ids(), 0);
+        let (users, mut behind) = (self.registry.user_ids(), 0);
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         for some in users.chunks(COMPARED) {
             let newest = loop {
@@ -139,15 +150,16 @@ impl History {
                 }
             };
             for (user, newest) in some.iter().zip(&newest) {
-                let behind = |member: &&Arc<Member>| member.outbox.compare(newest);
-                let look = |members: &[Arc<Member>]| members.iter().filter(behind).count();
-                found += self.registry.with(user.as_str(), look).unwrap_or_default();
+                let is_behind = |member: &&Arc<Member>| member.outbox.compare(newest);
+                let look = |members: &[Arc<Member>]| members.iter().filter(is_behind).count();
+                let found = self.registry.with(user.as_str(), look).unwrap_or_default();
+                self.metrics.gaps_found.inc_by(found as u64);
+                behind += found;
             }
         }
-        self.metrics.gaps_found.inc_by(found as u64);
         let (users, took_ms) = (users.len(), begun.elapsed().as_millis());
-        if found > 0 {
-            info!(users, behind = found, took_ms, "clients had missed stored events: they are brought level");
+        if behind > 0 {
+            info!(users, behind, took_ms, "clients had missed stored events: they are brought level");
         } else {
             debug!(users, took_ms, "clients are level with the history");
         }

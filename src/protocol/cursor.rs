@@ -88,8 +88,8 @@ impl FromStr for Cursor {
     }
 }
 
-/// A number as we write it: digits alone, without a leading zero.
-fn exact(text: &str) -> Option<u64> {
+/// A number as we write it: digits alone, without a leading zero, and no larger than Lua counts.
+pub(super) fn exact(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     text.parse().ok().filter(|number| plain && *number < MAX_EXACT)
 }

@@ -1,11 +1,12 @@
 //! What stands before the data of a message on a user's channel, where it is more than the data alone.
 //!
 //! A plain `PUBLISH` carries JSON, which never begins with `~`. A stored notification travels the same channel, so that
-//! the order of all is kept, as `~SEQUENCE CURSOR "EVENT" DATA`; one that is not stored but has a name as `~"EVENT" DATA`.
+//! the order of all is kept, as `~COUNT CURSOR "EVENT" DATA`; one that is not stored but has a name as `~"EVENT" DATA`.
 
 use serde::Deserialize;
 
 use super::Cursor;
+use super::cursor::exact;
 
 /// What a stamped message begins with.
 pub const STAMP: u8 = b'~';
@@ -32,9 +33,9 @@ impl<'a> Stamped<'a> {
         let (stored, rest) = if rest.starts_with('"') {
             (None, rest)
         } else {
-            let (sequence, rest) = rest.split_once(' ')?;
+            let (count, rest) = rest.split_once(' ')?;
             let (cursor, rest) = rest.split_once(' ')?;
-            (Some((sequence.parse().ok()?, cursor.parse().ok()?)), rest)
+            (Some((exact(count)?, cursor.parse().ok()?)), rest)
         };
         let mut names = serde_json::Deserializer::from_str(rest);
         let event = String::deserialize(&mut names).ok()?;
@@ -87,6 +88,8 @@ mod tests {
             "~\"a\"1",
             &format!("~1 {cursor} 5 1"),
             &format!("~x {cursor} \"a\" 1"),
+            &format!("~18446744073709551614 {cursor} \"a\" 1"),
+            &format!("~01 {cursor} \"a\" 1"),
             &format!("~1 {cursor}"),
             "~1 1-1 \"a\" 1",
         ] {

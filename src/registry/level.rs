@@ -152,7 +152,12 @@ impl Level {
     pub(super) fn forget(&mut self) -> usize {
         let Some(waiting) = &mut self.waiting else { return 0 };
         (waiting.bytes, waiting.before_reading) = (0, 0);
-        std::mem::take(&mut waiting.events).iter().filter(|(cursor, _)| cursor.is_none()).count()
+        let forgotten = std::mem::take(&mut waiting.events);
+        // The reading that is under way may not have it.
+        if let Some(last) = forgotten.iter().rev().find_map(|(cursor, _)| *cursor) {
+            waiting.newest = Some(last);
+        }
+        forgotten.iter().filter(|(cursor, _)| cursor.is_none()).count()
     }
 
     /// Takes what was found, and gives what to send now. The client is level afterwards, or there is more to read.
@@ -164,10 +169,8 @@ impl Level {
         // stored, and sent from there on as it waits.
         let older =
             |cursor: &Cursor| first_waiting.is_none_or(|first| (cursor.ms, cursor.number) < (first.ms, first.number));
-        let mut reached = found.level;
         for (cursor, event) in found.events {
             if !older(&cursor) {
-                reached = true;
                 break;
             }
             if self.follow(&cursor) {
@@ -180,11 +183,12 @@ impl Level {
             // What has ended by its own ttl lies in between.
             self.place = Place::At(found.upto);
         }
-        if !reached {
+        if !found.level && older(&found.upto) {
             waiting.reading = false;
             self.waiting = Some(waiting);
             return released;
         }
+        let has = |cursor: &Cursor| found.upto.followed_by(cursor) == Following::Known;
         let mut waiters = std::mem::take(&mut waiting.events).into_iter().enumerate();
         while let Some((index, (cursor, event))) = waiters.next() {
             match cursor.map(|cursor| (cursor, self.followed_by(&cursor))) {
@@ -194,19 +198,21 @@ impl Level {
                     released.events.push((true, event));
                 }
                 Some((_, Following::Known)) => {}
+                // All that is stored before it was sent just now, or has ended by its own ttl.
+                Some((cursor, Following::Gap)) if first_waiting == Some(cursor) && has(&cursor) => {
+                    self.place = Place::At(cursor);
+                    released.events.push((true, event));
+                }
                 // It was published before all of the history was read, and is not in there.
-                Some((cursor, Following::Gap))
-                    if found.level
-                        && index < waiting.before_reading
-                        && found.upto.followed_by(&cursor) != Following::Known =>
-                {
+                Some((cursor, Following::Gap)) if found.level && index < waiting.before_reading && !has(&cursor) => {
                     released.foreign += 1;
                 }
                 Some((cursor, Following::Gap)) => {
                     let rest = std::iter::once((Some(cursor), event)).chain(waiters.map(|(_, waiter)| waiter));
                     let events: Vec<Waiter> = rest.collect();
                     let bytes = events.iter().map(|(_, event)| event.len()).sum();
-                    self.waiting = Some(Box::new(Waiting { events, bytes, ..Waiting::default() }));
+                    let newest = waiting.newest;
+                    self.waiting = Some(Box::new(Waiting { events, bytes, newest, ..Waiting::default() }));
                     break;
                 }
             }

@@ -29,8 +29,10 @@ const MAX_SLICES: usize = 32;
 pub enum Pushed {
     /// Queued into an empty queue: the caller owes a [`Outbox::flush`].
     First,
-    /// Queued behind others, or waiting until the client is level with the history.
+    /// Queued behind others.
     Behind,
+    /// It waits, or is read later, until the client is level with the history.
+    Waiting,
     /// The client has it already.
     Known,
     /// Queued, and this many older ones were dropped for it.
@@ -114,23 +116,24 @@ impl Outbox {
     }
 
     /// Sends what was found behind the client's place, and what waited for it; where the history could not be read, what
-    /// waited alone. Gives how many events that waited belong to no history of ours.
-    pub fn release(&self, found: Option<Found>) -> usize {
+    /// waited alone. Gives how many events that was, and how many that waited belong to no history of ours.
+    pub fn release(&self, found: Option<Found>) -> (usize, usize) {
         let mut state = self.state.lock();
         if state.closing.is_some() {
-            return 0;
+            return (0, 0);
         }
         let Released { events, foreign } = match found {
             Some(found) => state.level.release(found),
             None => state.level.release_unread(),
         };
+        let sent = events.len();
         for (stored, bytes) in events {
             state.append(Frame { bytes, stored });
         }
         self.write_queued(&mut state);
         // Whoever releases drives the outbox, and so sees what this gave.
         state.settle();
-        foreign
+        (sent, foreign)
     }
 
     /// Hears where the newest stored event of the user is; a client that turns out to be behind is brought level.
@@ -206,7 +209,7 @@ impl Outbox {
                     state.level.fall_behind();
                     drop(state);
                     self.waker.wake();
-                    return if dropped == 0 { Pushed::Behind } else { Pushed::Displaced(dropped) };
+                    return if dropped == 0 { Pushed::Waiting } else { Pushed::Displaced(dropped) };
                 }
                 dropped += 1;
             }
@@ -250,7 +253,7 @@ impl Outbox {
         }
         match (crowded, lost) {
             (true, _) => Pushed::Full(lost),
-            (false, 0) => Pushed::Behind,
+            (false, 0) => Pushed::Waiting,
             (false, _) => Pushed::Displaced(lost),
         }
     }
@@ -503,7 +506,7 @@ mod tests {
         let (outbox, mut client) = pair().await;
         let limit = bound(8, SlowClient::Disconnect);
         outbox.hold();
-        assert_eq!(outbox.push(text_frame(&[b"event"]), None, &limit), Pushed::Behind);
+        assert_eq!(outbox.push(text_frame(&[b"event"]), None, &limit), Pushed::Waiting);
         outbox.flush();
         outbox.release(None);
         outbox.open(Some(text_frame(&[b"hello"])));

@@ -146,7 +146,7 @@ impl Router {
         self.metrics.deliveries.inc_by(handed);
     }
 
-    /// Gives how many events were taken by the connection: 1, or 0 by one that is being closed or has it already.
+    /// Gives how many events were taken by the connection: 1, or 0 by one that is being closed, has it already, or is not level with the history.
     fn push(
         &self,
         member: &Arc<Member>,
@@ -158,7 +158,8 @@ impl Router {
             Pushed::First => unwritten.push(Arc::clone(member)),
             Pushed::Behind => {}
             Pushed::Displaced(lost) | Pushed::Full(lost) => self.count_slow(member, lost),
-            Pushed::Known | Pushed::Closed => return 0,
+            // Counted when it is sent.
+            Pushed::Waiting | Pushed::Known | Pushed::Closed => return 0,
         }
         1
     }

@@ -18,6 +18,7 @@ use crate::backplane::{BackplaneError, Entry, PageSize, ReadFrom};
 const PAGE_BYTES: usize = 4 << 20;
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Asked {
     after: Option<String>,
     limit: Option<usize>,

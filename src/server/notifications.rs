@@ -119,6 +119,8 @@ pub(super) async fn to_many(
     if let Some(kind) = kinds.first()
         && kinds.len() == published.len()
         && kinds.iter().all(|other| backplane_code(other) == backplane_code(kind))
+        // What it refuses for a user's own sake is told for that user.
+        && kinds.iter().all(|kind| *kind != "refused")
     {
         return Err(not_taken(kind));
     }

@@ -18,6 +18,7 @@ use crate::backplane::{Acked, MAX_DEVICES};
 use crate::protocol::{DEFAULT_DEVICE, UserId, check_device};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Asked {
     device: Option<String>,
 }

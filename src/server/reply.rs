@@ -93,7 +93,8 @@ pub(super) fn not_taken(kind: &str) -> Refusal {
 /// What is answered while the backplane is not.
 #[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 pub(super) fn unavailable(error: BackplaneError) -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, backplane_code(error.kind()), error.to_string())
+    let message = format!("the backplane did not answer as it should ({})", error.kind());
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, backplane_code(error.kind()), message)
 }
 
 /// What a path that does not exist answers.

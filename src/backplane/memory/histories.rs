@@ -11,7 +11,7 @@ use tracing::warn;
 use super::history::{History, Moment, Place};
 use super::keys::Keys;
 use super::{millis, wall_clock_ms};
-use crate::backplane::history::{Acked, Move, PageSize, Publication, ReadFrom, Reading};
+use crate::backplane::history::{Acked, Move, POSITIONS_KEPT, PageSize, Publication, ReadFrom, Reading};
 use crate::config;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
@@ -115,6 +115,9 @@ impl Histories {
         let at = self.moment();
         let Some(place) = Place::of(self.epoch(user), cursor) else { return Acked::Foreign };
         if let Some(settled) = self.look(user, |history| history.without_a_move(device, place, how, at)) {
+            if settled == Acked::Kept {
+                self.change(user, |history| history.renew_positions(at));
+            }
             return settled;
         }
         self.change(user, |history| history.move_position(device, place, at));
@@ -128,7 +131,8 @@ impl Histories {
 
     fn moment(&self) -> Moment {
         let now = wall_clock_ms().max(self.lost_upto + 1);
-        Moment { now, kept_since: now.saturating_sub(millis(self.kept.ttl)) }
+        let since = |times| now.saturating_sub(millis(self.kept.ttl).saturating_mul(times));
+        Moment { now, kept_since: since(1), positions_since: since(POSITIONS_KEPT.into()) }
     }
 
     fn look<T>(&self, user: &UserId, look: impl FnOnce(&History) -> T) -> T {

@@ -33,11 +33,12 @@ impl Place {
     }
 }
 
-/// When it is, and since when what is stored counts.
+/// When it is, and since when what is stored counts, and read positions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
     pub(super) now: u64,
     pub(super) kept_since: u64,
+    pub(super) positions_since: u64,
 }
 
 #[derive(Debug)]
@@ -61,7 +62,7 @@ pub(super) struct History {
     entries: VecDeque<Stored>,
     /// By device.
     positions: HashMap<String, Place>,
-    /// When a position changed last.
+    /// When a position was given last.
     positions_at: u64,
     /// What this user had stored up to then may have been let go without a trace.
     lost_upto: u64,
@@ -108,7 +109,7 @@ impl History {
 
     /// Whether nothing in it counts any more.
     pub(super) fn has_ended(&self, at: Moment) -> bool {
-        self.last_kept(at).is_none() && self.positions_at < at.kept_since
+        self.last_kept(at).is_none() && self.positions_at < at.positions_since
     }
 
     /// Stores one more, and lets go of those that are too old or too many.
@@ -227,7 +228,7 @@ impl History {
     }
 
     fn position(&self, device: &str, at: Moment) -> Option<Place> {
-        self.positions.get(device).filter(|_| self.positions_at >= at.kept_since).copied()
+        self.positions.get(device).filter(|_| self.positions_at >= at.positions_since).copied()
     }
 
     fn unread(&self, device: &str, at: Moment) -> u64 {
@@ -243,16 +244,21 @@ impl History {
         }
         match self.position(device, at) {
             Some(read) if how == Move::Forward && read >= place => Some(Acked::Kept),
-            None if self.positions_at >= at.kept_since && self.positions.len() >= MAX_DEVICES => {
+            None if self.positions_at >= at.positions_since && self.positions.len() >= MAX_DEVICES => {
                 Some(Acked::TooManyDevices)
             }
             _ => None,
         }
     }
 
+    /// Positions end some time after one was given last, be it the same again.
+    pub(super) fn renew_positions(&mut self, at: Moment) {
+        self.positions_at = at.now;
+    }
+
     pub(super) fn move_position(&mut self, device: &str, place: Place, at: Moment) {
         let cost = |device: &str| device.len() + POSITION_BYTES;
-        if self.positions_at < at.kept_since {
+        if self.positions_at < at.positions_since {
             self.bytes -= self.positions.drain().map(|(device, _)| cost(&device)).sum::<usize>();
         }
         if self.positions.insert(device.to_owned(), place).is_none() {

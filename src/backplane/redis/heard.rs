@@ -1,10 +1,14 @@
 //! Whether everything stored has been heard: the fleet counts what it stores, and every stored notification that is
 //! published carries the count.
 
+use std::num::NonZeroU64;
+
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use redis::Script;
 
 use super::link::Link;
-use crate::backplane::BackplaneError;
+use crate::backplane::{BackplaneError, USER_CHANNEL};
+use crate::protocol::Stamped;
 
 /// The fleet's memory, as it was at some moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,15 +27,26 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    /// A subscription begins: whatever was published before is unknown.
+    /// A subscription begins: whatever was published before it is unknown, but not what had been heard until then.
     pub(super) fn start_over(&mut self) {
-        self.last = None;
+        if let (Some(fleet), Some(last)) = (&mut self.fleet, self.last.take()) {
+            fleet.count = fleet.count.max(last);
+        }
     }
 
-    /// A stored notification was heard; gives whether one before it was not.
-    pub(super) fn note(&mut self, count: u64) -> bool {
+    /// Something was heard; gives whether a stored notification before it was not. What is not stamped by this fleet, for
+    /// this very user, says nothing: anybody may publish what begins alike.
+    pub(super) fn note(&mut self, channel: &[u8], payload: &[u8]) -> bool {
+        let Some(count) = self.count_of(channel, payload) else { return false };
         let before = self.last.replace(count);
         before.is_some_and(|before| count != before + 1)
+    }
+
+    fn count_of(&self, channel: &[u8], payload: &[u8]) -> Option<u64> {
+        let fleet = self.fleet.as_ref()?;
+        let user = str::from_utf8(channel.strip_prefix(USER_CHANNEL.as_bytes())?).ok()?;
+        let (count, cursor) = Stamped::parse(str::from_utf8(payload).ok()?)?.stored?;
+        (cursor.epoch == user_epoch(&fleet.epoch, user)?).then_some(count)
     }
 
     /// What must not have been lost: the epoch, and what was counted in it as far as is known.
@@ -64,10 +79,10 @@ impl Heard {
     }
 }
 
-/// The count in front of a stored notification; none where it has none.
-pub(super) fn count_of(payload: &[u8]) -> Option<u64> {
-    let digits = payload.strip_prefix(b"~")?.split(|byte| *byte == b' ').next()?;
-    str::from_utf8(digits).ok()?.parse().ok()
+/// A user's epoch within the fleet's, as the scripts make it.
+fn user_epoch(fleet: &str, user: &str) -> Option<NonZeroU64> {
+    let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{fleet}:{user}").as_bytes());
+    NonZeroU64::new(u64::from_be_bytes(*digest.as_ref().first_chunk()?))
 }
 
 /// Looks at the fleet's memory, where another epoch begins if it has lost something.

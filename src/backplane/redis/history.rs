@@ -4,7 +4,7 @@ use redis::{Cmd, FromRedisValue, Script, Value, pipe};
 
 use super::link::{Link, Pipelined};
 use crate::backplane::history::{
-    Acked, Entry, KEY_KEPT, MAX_DEVICES, Move, PageSize, Publication, Published, ReadFrom, Reading,
+    Acked, Entry, KEY_KEPT, MAX_DEVICES, Move, POSITIONS_KEPT, PageSize, Publication, Published, ReadFrom, Reading,
 };
 use crate::backplane::memory::millis;
 use crate::backplane::{BackplaneError, USER_CHANNEL};
@@ -199,7 +199,7 @@ impl History {
             let mut call = self.ack.call(&[self.key(), self.stream(user), self.positions(user)]);
             call.arg(user.as_str()).arg(device).arg(cursor.to_string());
             call.arg(if how == Move::Forward { "forward" } else { "exactly" });
-            call.arg(MAX_DEVICES).arg(millis(self.kept.ttl));
+            call.arg(MAX_DEVICES).arg(millis(self.kept.ttl.saturating_mul(POSITIONS_KEPT)));
             call
         };
         let mut acked = Vec::with_capacity(acks.len());

@@ -121,7 +121,7 @@ impl Link {
         for call in calls {
             commands.add_command(call.clone());
         }
-        let answers: Vec<redis::RedisResult<T>> = self.pipeline(&commands).await?;
+        let answers = self.each_answer(&commands).await?;
         if let [Err(missing)] = answers.as_slice()
             && missing.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
         {
@@ -130,7 +130,22 @@ impl Link {
             for call in calls {
                 commands.add_command(call.clone());
             }
-            return self.pipeline(&commands).await;
+            return self.each_answer(&commands).await;
+        }
+        Ok(answers)
+    }
+
+    /// Sends several commands at once, of which each may fail for itself.
+    async fn each_answer<T: FromRedisValue>(
+        &self,
+        commands: &Pipeline,
+    ) -> Result<Vec<redis::RedisResult<T>>, BackplaneError> {
+        let (mut connection, number) = self.connection().await?;
+        let answers = deadline(COMMAND_DEADLINE, commands.query_async(&mut connection)).await;
+        let answers: Vec<redis::RedisResult<T>> = self.forget_if_broken(number, answers)?;
+        let mut errors = answers.iter().filter_map(|answer| answer.as_ref().err());
+        if let Some(error) = errors.find(|error| is_broken(error)) {
+            self.forget_if_broken::<()>(number, Err(error.clone().into())).ok();
         }
         Ok(answers)
     }
@@ -175,11 +190,7 @@ impl Link {
     fn forget_if_broken<T>(&self, number: u64, answer: Result<T, BackplaneError>) -> Result<T, BackplaneError> {
         let broken = match &answer {
             Err(BackplaneError::Timeout(_)) => true,
-            Err(BackplaneError::Redis(error)) => {
-                // A server that has become a replica is not the one to talk to any more: look the name up again.
-                let replica = error.code() == Some("READONLY");
-                error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() || replica
-            }
+            Err(BackplaneError::Redis(error)) => is_broken(error),
             _ => false,
         };
         // Somebody else at the lock is making a newer one, or takes this one: then the next failure lets go of it.
@@ -191,6 +202,13 @@ impl Link {
         }
         answer
     }
+}
+
+/// Whether a connection with this error is not the one to talk to any more.
+fn is_broken(error: &redis::RedisError) -> bool {
+    // A server that has become a replica is another's by now: look the name up again.
+    let replica = error.code() == Some("READONLY");
+    error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() || replica
 }
 
 /// Waits for Redis, but not for ever.

@@ -150,10 +150,15 @@ impl Redis {
 
     /// Keeps something to be heard on a quiet subscription, the long way round.
     async fn probe(&self) {
+        let mut subscriptions = self.subscriptions();
         let mut ticks = interval(self.probe_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            // A new subscription may be to a Redis that went back: that is to be known before anything is heard of it.
+            tokio::select! {
+                _ = ticks.tick() => {}
+                Ok(()) = subscriptions.changed() => {}
+            }
             let probe = cmd("PUBLISH").arg(&self.probe_channel).arg("").to_owned();
             // Counted and logged: without it the subscription will be found silent.
             self.counted(self.link.command::<i64>(&probe).await).ok();
@@ -200,7 +205,10 @@ impl Redis {
 
     /// Publishes to each of these users; gives what became of it, in their order.
     pub async fn publish_to_many(&self, users: &[UserId], publication: &Publication<'_>) -> Vec<Published> {
-        let published = self.history.publish(&self.history_link, users, publication).await;
+        // What is not stored need not stand behind pages of history.
+        let stored = publication.durable || publication.key.is_some();
+        let link = if stored { &self.history_link } else { &self.link };
+        let published = self.history.publish(link, users, publication).await;
         let failed: Vec<_> = published.iter().filter_map(|outcome| outcome.as_ref().err().copied()).collect();
         if let Some(kind) = failed.first() {
             self.metrics.backplane_errors.with_label_values(&[kind]).inc();

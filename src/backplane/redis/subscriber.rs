@@ -8,10 +8,10 @@ use tracing::{info, warn};
 use super::link::CONNECT_DEADLINE;
 use super::resp::{Parts, Reply};
 use super::stream::Stream;
-use super::{Redis, Subscription, heard};
+use super::{Redis, Subscription};
 use crate::backoff::Backoff;
 use crate::backplane::{BackplaneError, Heard, Sink};
-use crate::protocol::MAX_STAMP_BYTES;
+use crate::protocol::{MAX_STAMP_BYTES, STAMP};
 
 /// The one fixed pattern; a user's id never becomes part of a pattern.
 const PATTERN: &[u8] = b"user:*";
@@ -110,9 +110,7 @@ fn hand_on_push(redis: &Redis, sink: &Sink, parts: &Parts<'_>) {
     match parts.as_slice() {
         [b"pmessage", _, channel, payload] => {
             sink(Heard::Message { channel, payload });
-            if let Some(count) = heard::count_of(payload)
-                && redis.heard.lock().note(count)
-            {
+            if payload.first() == Some(&STAMP) && redis.heard.lock().note(channel, payload) {
                 redis.miss();
             }
         }

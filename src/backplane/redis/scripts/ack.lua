@@ -2,7 +2,7 @@
 --
 -- KEYS  1 history (HASH epoch, count: of the fleet)   2 the user's stream, entries MS-NUMBER   3 the user's read positions
 --       (HASH device -> cursor)
--- ARGV  1 user   2 device   3 cursor   4 how: forward, or exactly   5 most devices   6 positions are kept for, in ms
+-- ARGV  1 user   2 device   3 cursor   4 how: forward, or exactly   5 most devices   6 positions are kept for after one was given, in ms
 -- Answers kept; foreign, of a cursor of another user or epoch, or ahead of what is stored; or full.
 local history, stream, positions = KEYS[1], KEYS[2], KEYS[3]
 local epoch = redis.call('HGET', history, 'epoch')
@@ -33,10 +33,20 @@ end
 
 local known = redis.call('HGET', positions, ARGV[2])
 if not known and redis.call('HLEN', positions) >= tonumber(ARGV[5]) then
-  return 'full'
+  -- Those of another epoch are good for nothing.
+  local all = redis.call('HGETALL', positions)
+  for i = 1, #all, 2 do
+    if not own(all[i + 1]) then
+      redis.call('HDEL', positions, all[i])
+    end
+  end
+  if redis.call('HLEN', positions) >= tonumber(ARGV[5]) then
+    return 'full'
+  end
 end
 local read_ms, read_number = own(known)
 if ARGV[4] == 'forward' and read_ms and (read_ms > ms or (read_ms == ms and read_number >= number)) then
+  redis.call('PEXPIRE', positions, ARGV[6])
   return 'kept'
 end
 -- The first write is one that Redis refuses when it is out of memory: nothing is left half done.

@@ -10,7 +10,9 @@ if not epoch then
 end
 local answer = {}
 for i = 2, #KEYS do
-  local newest = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
+  -- A key that somebody else wrote to is nobody else's affair.
+  local newest = redis.pcall('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)
+  newest = not newest.err and newest[1]
   answer[#answer + 1] = string.sub(redis.sha1hex(epoch .. ':' .. ARGV[i]), 1, 16)
   answer[#answer + 1] = newest and newest[1] or '0-0'
 end

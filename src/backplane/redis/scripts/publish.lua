@@ -7,13 +7,21 @@
 -- Answers the cursor, also of a key that was there before.
 --
 -- Invariants: numbers of a stream have no hole, so that whoever knows one sees what is missing; they begin anew only
--- with a new stream, and times never go back. The count has no hole either, across all users, in publishing order: an
--- instance that hears one too few knows it. The first write is one that Redis refuses when it is out of memory, and a
+-- with a new stream, and times never go back. The count goes up by one with each, across all users, in publishing order:
+-- an instance that hears one too few knows it. The first write is one that Redis refuses when it is out of memory, and a
 -- script that began before it was goes through: nothing is left half done.
-if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', 'user:' .. ARGV[1], '') then
-  return redis.error_reply('NOPERM no right to publish on the user\'s channel')
-end
 local history, stream, key = KEYS[1], KEYS[2], KEYS[3]
+if redis.acl_check_cmd then
+  local needed = {
+    { 'PUBLISH', 'user:' .. ARGV[1], '' }, { 'XADD', stream, '*', 'data', '' }, { 'XTRIM', stream, 'MAXLEN', '0' },
+    { 'PEXPIRE', stream, '1' }, { 'SET', key or stream, '' },
+  }
+  for _, command in ipairs(needed) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      return redis.error_reply('NOPERM no right to ' .. command[1] .. ' on ' .. command[2])
+    end
+  end
+end
 if key then
   local earlier = redis.call('GET', key)
   if earlier then
@@ -34,6 +42,8 @@ if not epoch then
   epoch = ARGV[2]
   redis.call('HSET', history, 'epoch', epoch)
 end
+-- First: should it fail, nothing is stored that nobody would hear of. A count too many only makes instances look.
+local count = redis.call('HINCRBY', history, 'count', 1)
 
 local place = string.format('%.0f-%.0f', ms, number)
 local cursor = string.sub(redis.sha1hex(epoch .. ':' .. ARGV[1]), 1, 16) .. '-' .. place
@@ -52,6 +62,6 @@ redis.call('PEXPIRE', stream, ARGV[6])
 if key then
   redis.call('SET', key, cursor, 'PX', ARGV[8])
 end
-local count = redis.call('HINCRBY', history, 'count', 1)
+count = string.format('%.0f', count)
 redis.call('PUBLISH', 'user:' .. ARGV[1], '~' .. count .. ' ' .. cursor .. ' ' .. ARGV[3] .. ' ' .. ARGV[4])
 return cursor
