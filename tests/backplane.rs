@@ -27,7 +27,7 @@ async fn start(options: Options) -> Gateway {
 
 /// Every check, each in a home of its own.
 async fn checks(home: impl AsyncFn() -> Home) {
-    a_notification_reaches_every_device_and_nobody_else(&home().await.0).await;
+    a_notification_reaches_every_connection_and_nobody_else(&home().await.0).await;
     notifications_keep_their_order(&home().await.0).await;
     data_is_kept_byte_for_byte(&home().await.0).await;
     concurrent_publishers_lose_nothing(&home().await.0).await;
@@ -42,26 +42,26 @@ async fn publish(gateway: &Gateway, user: &str, data: &str) {
     assert_eq!((status, body.as_str()), (202, r#"{"id":null}"#));
 }
 
-async fn a_notification_reaches_every_device_and_nobody_else(gateway: &Gateway) {
-    let mut devices = [Client::connect(gateway, "42").await, Client::connect(gateway, "42").await];
+async fn a_notification_reaches_every_connection_and_nobody_else(gateway: &Gateway) {
+    let mut connections = [Client::connect(gateway, "42").await, Client::connect(gateway, "42").await];
     let mut other = Client::connect(gateway, "43").await;
     publish(gateway, "42", r#"{"for":"42"}"#).await;
     publish(gateway, "43", r#"{"for":"43"}"#).await;
     publish(gateway, "nobody", "1").await;
-    for device in &mut devices {
-        assert_eq!(device.event().await["for"], "42");
+    for connection in &mut connections {
+        assert_eq!(connection.event().await["for"], "42");
     }
     assert_eq!(other.event().await["for"], "43");
 }
 
 async fn notifications_keep_their_order(gateway: &Gateway) {
-    let mut devices = [Client::connect(gateway, "42").await, Client::connect(gateway, "42").await];
+    let mut connections = [Client::connect(gateway, "42").await, Client::connect(gateway, "42").await];
     for number in 0..100 {
         publish(gateway, "42", &number.to_string()).await;
     }
-    for device in &mut devices {
+    for connection in &mut connections {
         for number in 0..100 {
-            assert_eq!(device.event().await, number);
+            assert_eq!(connection.event().await, number);
         }
     }
 }

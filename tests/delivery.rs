@@ -10,7 +10,7 @@ use crate::support::{Client, Gateway, Light, Options, RedisServer, eventually};
 const MAX_PAYLOAD: usize = 1_048_576;
 
 #[tokio::test]
-async fn every_device_of_the_user_and_nobody_else_gets_it() {
+async fn every_connection_of_the_user_and_nobody_else_gets_it() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
     let mut phone = Client::connect(&gateway, "42").await;

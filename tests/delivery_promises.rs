@@ -6,18 +6,7 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::{Client, Gateway, Options, Proxy, RedisServer, eventually, handshake, within};
-
-/// The next frame, which must be a stored event: its id and its data.
-async fn stored_event(client: &mut Client) -> (String, Value) {
-    let mut frame = client.frame().await;
-    assert_eq!(frame["type"], "event", "{frame}");
-    (frame["id"].as_str().unwrap_or_else(|| panic!("an id: {frame}")).to_owned(), frame["data"].take())
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().expect("a string")
-}
+use crate::support::{Client, Gateway, Options, Proxy, RedisServer, eventually, handshake, text, within};
 
 #[tokio::test]
 async fn what_is_only_published_comes_at_most_once_and_is_stored_nowhere() {
@@ -34,8 +23,10 @@ async fn what_is_only_published_comes_at_most_once_and_is_stored_nowhere() {
         assert_eq!(frame, json!({"type": "event", "event": "notification", "data": number}), "no id, no time");
     }
     client.close().await;
-    // Nobody is there to hear it.
+    gateway.connections(0).await;
     redis.publish("42", "101").await;
+    // The instance hears it while nobody is there.
+    eventually("it is missed", async || gateway.metric("tidings_messages_missed_total").await == 1.0).await;
     let (mut client, welcome) = Client::resume(&gateway, "42", text(&welcome["cursor"])).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
     redis.publish("42", "102").await;
@@ -61,7 +52,7 @@ async fn every_stored_event_reaches_a_client_that_resumes_in_order_each_id_once(
     let reading = async {
         let mut heard = Vec::new();
         for number in 0..COUNT {
-            let (id, data) = stored_event(&mut client).await;
+            let (id, data) = client.stored_event().await;
             assert_eq!(data, number);
             // Leaves in the middle of it, with or without a word, and comes back elsewhere.
             if number % 10 == 9 {
@@ -108,7 +99,7 @@ async fn each_is_kept_for_history_ttl_and_whoever_missed_it_then_is_told() {
     gateway.store("42", 0).await;
     let (mut client, welcome) = Client::resume(&gateway, "42", before).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    assert_eq!(stored_event(&mut client).await.1, 0);
+    assert_eq!(client.stored_event().await.1, 0);
     eventually("it is gone", async || gateway.listed("42", 100).await.is_empty()).await;
     let welcome = Client::resume(&gateway, "42", before).await.1;
     assert_eq!((&welcome["recovered"], &welcome["unread"]), (&json!(false), &json!(0)), "{welcome}");
@@ -143,7 +134,7 @@ async fn one_whose_own_ttl_has_ended_is_not_missed() {
         let (mut client, welcome) = Client::resume(&gateway, "42", cursor).await;
         assert_eq!(welcome["recovered"], true, "{welcome}");
         for data in left {
-            assert_eq!(stored_event(&mut client).await.1, *data);
+            assert_eq!(client.stored_event().await.1, *data);
         }
         redis.publish("42", r#""now""#).await;
         assert_eq!(client.event().await, "now");
@@ -183,7 +174,7 @@ async fn one_users_entries_of_the_outbox_keep_their_order_and_carry_what_they_sa
     assert!(frame.contains(r#""data":{ "n" : 1.0 }"#), "byte for byte: {frame}");
     assert_eq!((&told["event"], told["ts"].is_u64()), (&json!("order.paid"), true), "{frame}");
     for number in 0..200 {
-        assert_eq!(stored_event(&mut client).await.1, number);
+        assert_eq!(client.stored_event().await.1, number);
     }
 }
 
@@ -203,7 +194,7 @@ async fn what_is_stored_while_an_instance_is_deaf_arrives_within_2_s_of_its_subs
     }
     proxy.heal();
     deaf.ready().await;
-    let all = clients.iter_mut().map(async |client| (stored_event(client).await.1, stored_event(client).await.1));
+    let all = clients.iter_mut().map(async |client| (client.stored_event().await.1, client.stored_event().await.1));
     let all = timeout(Duration::from_secs(2), join_all(all)).await.expect("within 2 s");
     assert!(all.iter().all(|events| *events == (json!(1), json!(2))), "{all:?}");
 }
@@ -285,8 +276,8 @@ async fn the_commands_of_the_page_on_delivery_do_what_it_says() {
     let path = format!("/ws?resume={}", text(&welcome["cursor"]));
     let mut client = handshake(gateway.public, &path, &[("Authorization", &bearer)]).await.expect("admitted");
     assert_eq!(client.frame().await["recovered"], true);
-    let (_, first) = stored_event(&mut client).await;
-    let (id, second) = stored_event(&mut client).await;
+    let (_, first) = client.stored_event().await;
+    let (id, second) = client.stored_event().await;
     assert_eq!((&first["text"], &second["text"]), (&json!("while you were away"), &json!("this too")));
     client.send(&json!({"type": "ack", "id": id}).to_string()).await;
     eventually("it is acked", async || run("sh", &["-ec", &here(position)]).await.contains(&id)).await;
@@ -305,4 +296,16 @@ async fn a_backend_takes_the_data_out_of_what_it_hears_as_the_page_says() {
     let javascript = format!("{}\nconsole.log(JSON.stringify({}.map(dataOf)))", blocks("js")[0], json!(heard));
     let taken: Vec<String> = serde_json::from_str(&run("node", &["-e", &javascript]).await).unwrap();
     assert_eq!(taken, data);
+    let python = format!(
+        "{}\nimport sys\nprint(json.dumps([data_of(message) for message in json.loads(sys.argv[1])]))",
+        blocks("python")[0]
+    );
+    // Tests need Node, and no Python.
+    if tokio::process::Command::new("python3").arg("--version").output().await.is_err() {
+        println!("no python3: the Python of the page was not run");
+        return;
+    }
+    let taken: Vec<String> =
+        serde_json::from_str(&run("python3", &["-c", &python, &json!(heard).to_string()]).await).unwrap();
+    assert_eq!(taken, data, "in Python");
 }

@@ -26,34 +26,11 @@ async fn ask(gateway: &Gateway, query: &str) -> Answer {
     gateway.ask_admin("GET", &format!("{PATH}?{query}"), &[], "").await
 }
 
-async fn page(gateway: &Gateway, query: &str) -> (Vec<Value>, Option<String>) {
-    let answer = ask(gateway, query).await;
-    assert_eq!(answer.status, 200, "{query}: {answer:?}");
-    let page = answer.json();
-    (page["notifications"].as_array().unwrap().clone(), page["next"].as_str().map(str::to_owned))
-}
-
-/// Page after page, to the end.
-async fn pages(gateway: &Gateway, limit: usize) -> Vec<Value> {
-    let (mut all, mut query) = (Vec::new(), format!("limit={limit}"));
-    loop {
-        let (some, next) = page(gateway, &query).await;
-        assert!(some.len() <= limit, "{} of {limit}", some.len());
-        all.extend(some);
-        let Some(next) = next else { return all };
-        query = format!("limit={limit}&after={next}");
-    }
-}
-
 /// One of each backplane, with these settings.
 async fn each(redis: &RedisServer, settings: &[(&str, &str)]) -> [Gateway; 2] {
     let start =
         |options: Options| settings.iter().fold(options, |options, (key, value)| options.set(key, value)).start();
     tokio::join!(start(Options::dev()), start(Options::redis(redis))).into()
-}
-
-fn id(notification: &Value) -> &str {
-    notification["id"].as_str().unwrap()
 }
 
 #[tokio::test]
@@ -83,21 +60,21 @@ async fn pages_of_any_length_are_all_that_is_stored() {
     let redis = RedisServer::start().await;
     for gateway in each(&redis, &[]).await {
         publish(&gateway, "42", (0..25).map(|number| number.to_string())).await;
-        let expected: Vec<Value> = (0..25).map(Value::from).collect();
-        let (mut all, next) = page(&gateway, "limit=1000").await;
+        let expected: Vec<_> = (0..25).map(|number| number.to_string()).collect();
+        let (mut all, next) = gateway.page("42", "limit=1000").await;
         assert_eq!(next, None);
         for limit in [1, 2, 24, 25, 26, 100] {
-            let paged = pages(&gateway, limit).await;
-            assert_eq!(paged.iter().map(|one| one["data"].clone()).collect::<Vec<_>>(), expected, "limit={limit}");
+            let paged = gateway.listed("42", limit).await;
+            assert_eq!(paged.iter().map(|one| one.data.clone()).collect::<Vec<_>>(), expected, "limit={limit}");
             assert_eq!(paged, all);
         }
-        let (from_the_middle, _) = page(&gateway, &format!("after={}", id(&all[9]))).await;
+        let (from_the_middle, _) = gateway.page("42", &format!("after={}", all[9].id)).await;
         assert_eq!(from_the_middle, all.split_off(10));
-        let newest = id(from_the_middle.last().unwrap()).to_owned();
-        assert_eq!(page(&gateway, &format!("after={newest}")).await, (Vec::new(), None));
+        let newest = &from_the_middle.last().unwrap().id;
+        assert_eq!(gateway.page("42", &format!("after={newest}")).await, (Vec::new(), None));
         publish(&gateway, "42", ["\"later\"".to_owned()]).await;
-        let (later, _) = page(&gateway, &format!("after={newest}")).await;
-        assert_eq!((later.len(), &later[0]["data"]), (1, &json!("later")), "the last id is a place to go on from");
+        let (later, _) = gateway.page("42", &format!("after={newest}")).await;
+        assert_eq!((later.len(), later[0].data.as_str()), (1, "\"later\""), "the last id is a place to go on from");
     }
 }
 
@@ -109,10 +86,10 @@ async fn paging_reaches_its_end_and_loses_nothing_while_publishing_goes_on() {
         let publishing = publish(&gateway, "42", (50..100_000).map(|number| number.to_string()));
         let paging = async {
             for limit in [7, 13, 100] {
-                let all = pages(&gateway, limit).await;
+                let all = gateway.listed("42", limit).await;
                 assert!(all.len() >= 50);
                 for (number, notification) in all.iter().enumerate() {
-                    assert_eq!(notification["data"], number, "limit={limit}");
+                    assert_eq!(notification.data, number.to_string(), "limit={limit}");
                 }
             }
         };
@@ -126,10 +103,10 @@ async fn a_page_is_bounded_in_bytes_too() {
     for gateway in each(&redis, &[]).await {
         let data: Vec<String> = (0..10).map(|number| json!(number.to_string().repeat(900_000)).to_string()).collect();
         publish(&gateway, "42", data.clone()).await;
-        let (first, next) = page(&gateway, "limit=1000").await;
+        let (first, next) = gateway.page("42", "limit=1000").await;
         assert!((1..10).contains(&first.len()) && next.is_some(), "{} of 10", first.len());
-        let all = pages(&gateway, 1_000).await;
-        assert_eq!(all.iter().map(|one| one["data"].to_string()).collect::<Vec<_>>(), data);
+        let all = gateway.listed("42", 1_000).await;
+        assert_eq!(all.into_iter().map(|one| one.data).collect::<Vec<_>>(), data);
     }
 }
 
@@ -139,26 +116,25 @@ async fn a_place_that_is_gone_is_410_and_says_to_start_over() {
     for gateway in each(&redis, &[("history.max_len", "10")]).await {
         publish(&gateway, "42", ["1", "2"].map(str::to_owned)).await;
         publish(&gateway, "43", ["1".to_owned()]).await;
-        let (all, _) = page(&gateway, "").await;
-        let [first, second] = [&all[0], &all[1]].map(|one| id(one).to_owned());
+        let (all, _) = gateway.page("42", "").await;
+        let [first, second] = [&all[0].id, &all[1].id];
         let gone = async |after: &str| {
             let answer = ask(&gateway, &format!("after={after}")).await;
             assert_eq!(answer.error(), (410, "cursor_gone".to_owned()), "{after}");
             assert!(answer.json()["error"]["message"].as_str().unwrap().contains("without ?after="), "{answer:?}");
         };
-        assert_eq!(page(&gateway, &format!("after={first}")).await.0.len(), 1);
-        let other = gateway.ask_admin("GET", "/v1/users/43/notifications", &[], "").await.json();
-        gone(id(&other["notifications"][0])).await;
+        assert_eq!(gateway.page("42", &format!("after={first}")).await.0.len(), 1);
+        gone(&gateway.listed("43", 100).await[0].id).await;
         let (epoch, place) = second.split_once('-').unwrap();
         let ahead = place.replace("-2", "-3");
         gone(&format!("{epoch}-{ahead}")).await;
         // Trimmed: far more than are kept.
         publish_copies(&gateway, "42", 400).await;
-        gone(&first).await;
-        let kept = pages(&gateway, 100).await;
+        gone(first).await;
+        let kept = gateway.listed("42", 100).await;
         assert!((10..=210).contains(&kept.len()), "{}", kept.len());
-        let newest = id(kept.last().unwrap()).to_owned();
-        assert_eq!(page(&gateway, &format!("after={newest}")).await.0.len(), 0);
+        let newest = &kept.last().unwrap().id;
+        assert_eq!(gateway.page("42", &format!("after={newest}")).await.0.len(), 0);
     }
 }
 
@@ -167,10 +143,10 @@ async fn after_redis_lost_everything_an_earlier_place_is_gone() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
     publish(&gateway, "42", ["1".to_owned()]).await;
-    let (all, _) = page(&gateway, "").await;
+    let (all, _) = gateway.page("42", "").await;
     let () = redis.command(&["FLUSHALL"]).await;
-    assert_eq!(ask(&gateway, &format!("after={}", id(&all[0]))).await.error(), (410, "cursor_gone".to_owned()));
-    assert_eq!(page(&gateway, "").await, (Vec::new(), None));
+    assert_eq!(ask(&gateway, &format!("after={}", all[0].id)).await.error(), (410, "cursor_gone".to_owned()));
+    assert_eq!(gateway.page("42", "").await, (Vec::new(), None));
 }
 
 #[tokio::test]
@@ -178,9 +154,9 @@ async fn what_is_older_than_history_ttl_is_gone() {
     let redis = RedisServer::start().await;
     for gateway in each(&redis, &[("history.ttl", "1s")]).await {
         publish(&gateway, "42", ["1", "2"].map(str::to_owned)).await;
-        let (all, _) = page(&gateway, "").await;
-        let first = id(&all[0]).to_owned();
-        eventually("it has ended", async || page(&gateway, "").await.0.is_empty()).await;
+        let (all, _) = gateway.page("42", "").await;
+        let first = &all[0].id;
+        eventually("it has ended", async || gateway.page("42", "").await.0.is_empty()).await;
         assert_eq!(ask(&gateway, &format!("after={first}")).await.error(), (410, "cursor_gone".to_owned()));
     }
 }
@@ -238,10 +214,10 @@ async fn each_device_has_a_read_position_and_an_unread_count() {
         let plain = "/v1/users/42/read-position";
         assert_eq!(get_position(&gateway, plain).await, json!({"device": "default", "id": null, "unread": 0}));
         publish(&gateway, "42", (0..5).map(|number| number.to_string())).await;
-        let (all, _) = page(&gateway, "").await;
+        let (all, _) = gateway.page("42", "").await;
         // Forward, back, and to where it is.
         for (index, unread) in [(1, 3), (4, 0), (2, 2), (2, 2)] {
-            let id = id(&all[index]);
+            let id = &all[index].id;
             let answer = put_position(&gateway, &position("phone"), id).await;
             let expected = json!({"device": "phone", "id": id, "unread": unread});
             assert_eq!((answer.status, answer.json()), (200, expected.clone()));
@@ -263,10 +239,10 @@ async fn a_cursor_of_another_user_or_of_the_future_is_no_read_position() {
     for gateway in each(&redis, &[]).await {
         publish(&gateway, "42", ["1".to_owned()]).await;
         publish(&gateway, "43", ["1".to_owned()]).await;
-        let (own, _) = page(&gateway, "").await;
-        let other = gateway.ask_admin("GET", "/v1/users/43/notifications", &[], "").await.json();
-        let (start, _) = id(&own[0]).rsplit_once('-').unwrap();
-        for foreign in [id(&other["notifications"][0]), &format!("{start}-2"), "0000000000000abc-1795000000123-1"] {
+        let (own, _) = gateway.page("42", "").await;
+        let other = &gateway.listed("43", 100).await[0].id;
+        let (start, _) = own[0].id.rsplit_once('-').unwrap();
+        for foreign in [other, &format!("{start}-2"), "0000000000000abc-1795000000123-1"] {
             let answer = put_position(&gateway, &position("phone"), foreign).await;
             assert_eq!(answer.error(), (409, "foreign_cursor".to_owned()), "{foreign}");
         }
@@ -279,13 +255,13 @@ async fn a_user_has_read_positions_of_sixteen_devices_and_no_more() {
     let redis = RedisServer::start().await;
     for gateway in each(&redis, &[]).await {
         publish(&gateway, "42", ["1".to_owned()]).await;
-        let (all, _) = page(&gateway, "").await;
+        let (all, _) = gateway.page("42", "").await;
         for device in 0..16 {
-            assert_eq!(put_position(&gateway, &position(&device.to_string()), id(&all[0])).await.status, 200);
+            assert_eq!(put_position(&gateway, &position(&device.to_string()), &all[0].id).await.status, 200);
         }
-        let answer = put_position(&gateway, &position("another"), id(&all[0])).await;
+        let answer = put_position(&gateway, &position("another"), &all[0].id).await;
         assert_eq!(answer.error(), (409, "too_many_devices".to_owned()));
-        assert_eq!(put_position(&gateway, &position("7"), id(&all[0])).await.status, 200, "one that is there moves");
+        assert_eq!(put_position(&gateway, &position("7"), &all[0].id).await.status, 200, "one that is there moves");
     }
 }
 
@@ -316,11 +292,11 @@ async fn a_full_redis_keeps_the_read_positions_that_it_has() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
     publish(&gateway, "42", ["1", "2"].map(str::to_owned)).await;
-    let (all, _) = page(&gateway, "").await;
-    put_position(&gateway, &position("phone"), id(&all[0])).await;
+    let (all, _) = gateway.page("42", "").await;
+    put_position(&gateway, &position("phone"), &all[0].id).await;
     redis.config_set("maxmemory", "1").await;
-    let answer = put_position(&gateway, &position("phone"), id(&all[1])).await;
+    let answer = put_position(&gateway, &position("phone"), &all[1].id).await;
     assert_eq!(answer.error(), (503, "backplane_full".to_owned()));
     let kept = get_position(&gateway, &position("phone")).await;
-    assert_eq!(kept, json!({"device": "phone", "id": id(&all[0]), "unread": 1}));
+    assert_eq!(kept, json!({"device": "phone", "id": all[0].id, "unread": 1}));
 }

@@ -1,18 +1,6 @@
 //! Stored notifications reach a client whatever comes between: a drop, another instance, a lost subscription.
 
-use serde_json::Value;
-
-use crate::support::{Client, Gateway, Options, RedisServer, Store, eventually, handshake, token};
-
-/// Connects, and resumes from a cursor.
-async fn resume(gateway: &Gateway, user: &str, cursor: &str) -> (Client, Value) {
-    let bearer = format!("Bearer {}", token(user));
-    let path = format!("/ws?resume={cursor}");
-    let mut client = handshake(gateway.public, &path, &[("Authorization", &bearer)]).await.expect("admitted");
-    let welcome = client.frame().await;
-    assert_eq!(welcome["type"], "welcome", "{welcome}");
-    (client, welcome)
-}
+use crate::support::{Client, Gateway, Options, RedisServer, Store, eventually, handshake, text, token};
 
 /// The data of the next events.
 async fn events(client: &mut Client, count: usize) -> Vec<u64> {
@@ -21,10 +9,6 @@ async fn events(client: &mut Client, count: usize) -> Vec<u64> {
         events.push(client.event().await.as_u64().unwrap());
     }
     events
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().expect("a string")
 }
 
 #[tokio::test]
@@ -39,27 +23,11 @@ async fn a_stored_event_tells_its_id_and_time_and_the_next_follows_the_cursor() 
         assert_eq!((text(&event["id"]), &event["data"]), (cursor.as_str(), &number.into()), "{event}");
         assert!(event["ts"].as_u64().is_some_and(|ms| ms > 1_700_000_000_000), "{event}");
     }
-    let (mut again, welcome) = resume(&gateway, "42", text(&welcome["cursor"])).await;
+    let (mut again, welcome) = Client::resume(&gateway, "42", text(&welcome["cursor"])).await;
     assert_eq!((&welcome["recovered"], &welcome["unread"]), (&true.into(), &2.into()), "{welcome}");
     assert_eq!(events(&mut again, 2).await, [1, 2]);
     store.publish("42", [3]).await;
     assert_eq!((events(&mut again, 1).await, events(&mut client, 1).await), (vec![3], vec![3]));
-}
-
-#[tokio::test]
-async fn what_was_stored_while_away_follows_in_order_on_any_instance() {
-    let redis = RedisServer::start().await;
-    let (one, two) = tokio::join!(Gateway::redis(&redis), Gateway::redis(&redis));
-    let store = Store::on(&redis);
-    let mut client = Client::connect(&one, "42").await;
-    let cursors = store.publish("42", 1..=3).await;
-    assert_eq!(events(&mut client, 3).await, [1, 2, 3]);
-    drop(client);
-    store.publish("42", 4..=700).await;
-    let (mut client, welcome) = resume(&two, "42", &cursors[2]).await;
-    assert_eq!((&welcome["recovered"], text(&welcome["cursor"])), (&true.into(), cursors[2].as_str()), "{welcome}");
-    store.publish("42", 701..=710).await;
-    assert_eq!(events(&mut client, 707).await, (4..=710).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -71,16 +39,16 @@ async fn a_place_that_is_not_there_is_answered_and_nothing_is_replayed() {
     let foreign = store.publish("43", [1]).await.remove(0);
     store.publish("42", 2..=300).await;
     for cursor in [first.as_str(), &foreign, "garbage", "", "%00", "0123456789abcdef-1-1"] {
-        let (mut client, welcome) = resume(&gateway, "42", cursor).await;
+        let (mut client, welcome) = Client::resume(&gateway, "42", cursor).await;
         assert_eq!(welcome["recovered"], false, "{cursor}: {welcome}");
-        let (mut again, welcome) = resume(&gateway, "42", text(&welcome["cursor"])).await;
+        let (mut again, welcome) = Client::resume(&gateway, "42", text(&welcome["cursor"])).await;
         assert_eq!(welcome["recovered"], true, "{welcome}");
         let number = store.publish("42", [999]).await.len() as u64;
         assert_eq!((events(&mut client, 1).await, events(&mut again, 1).await), (vec![999 * number], vec![999]));
     }
     redis.command::<()>(&["FLUSHALL"]).await;
     let last = store.publish("42", [1]).await.remove(0);
-    let (_, welcome) = resume(&gateway, "42", &first).await;
+    let (_, welcome) = Client::resume(&gateway, "42", &first).await;
     assert_eq!((&welcome["recovered"], text(&welcome["cursor"])), (&false.into(), last.as_str()), "{welcome}");
 }
 
@@ -106,10 +74,10 @@ async fn a_stored_event_that_was_not_heard_is_found_by_the_next_and_by_itself() 
     let gateway = Options::redis(&redis).set("redis.probe_interval", "200ms").start().await;
     let store = Store::on(&redis);
     let mut client = Client::connect(&gateway, "42").await;
-    store_unheard(&redis, 1).await;
+    redis.store_unheard(1).await;
     store.publish("42", [2]).await;
     assert_eq!(events(&mut client, 2).await, [1, 2]);
-    store_unheard(&redis, 3).await;
+    redis.store_unheard(3).await;
     assert_eq!(events(&mut client, 1).await, [3]);
     assert!(gateway.metric("tidings_gaps_found_total").await > 0.0);
 }
@@ -121,7 +89,7 @@ async fn a_stored_event_that_was_not_heard_is_found_by_the_next_of_any_user() {
     let store = Store::on(&redis);
     let mut client = Client::connect(&gateway, "42").await;
     store.publish("43", [1]).await;
-    store_unheard(&redis, 2).await;
+    redis.store_unheard(2).await;
     store.publish("43", [3]).await;
     assert_eq!(events(&mut client, 1).await, [2]);
 }
@@ -142,22 +110,9 @@ async fn a_redis_that_went_back_begins_another_epoch_and_clients_are_told() {
     redis.command::<u64>(&["XTRIM", "tidings:history:{42}", "MAXLEN", "0"]).await;
     eventually("another epoch", async || redis.command::<String>(&["HGET", "tidings:history", "epoch"]).await != epoch)
         .await;
-    let (_, welcome) = resume(&gateway, "42", &cursors[4]).await;
+    let (_, welcome) = Client::resume(&gateway, "42", &cursors[4]).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
     assert!(gateway.log().contains("another epoch"), "{}", gateway.log());
-}
-
-/// Stores one for user 42 as the script would, but publishes nothing.
-async fn store_unheard(redis: &RedisServer, data: u32) {
-    let last: Vec<(String, Vec<String>)> =
-        redis.command(&["XREVRANGE", "tidings:history:{42}", "+", "-", "COUNT", "1"]).await;
-    let (ms, number) = last.first().map_or(("1", "0"), |(id, _)| id.split_once('-').unwrap());
-    let now: (u64, u64) = redis.command(&["TIME"]).await;
-    let ms = ms.parse::<u64>().unwrap().max(now.0 * 1_000 + now.1 / 1_000);
-    let (id, data) = (format!("{ms}-{}", number.parse::<u64>().unwrap() + 1), data.to_string());
-    let entry = ["XADD", "tidings:history:{42}", &id, "event", "\"notification\"", "data", &data];
-    redis.command::<String>(&entry).await;
-    redis.command::<u64>(&["HINCRBY", "tidings:history", "count", "1"]).await;
 }
 
 #[tokio::test]
@@ -167,13 +122,13 @@ async fn a_gap_that_cannot_be_filled_closes_with_4205_and_the_resume_tells_it() 
     let mut client = Client::connect(&gateway, "42").await;
     let cursors = store.publish("42", [1]).await;
     assert_eq!(events(&mut client, 1).await, [1]);
-    store_unheard(&redis, 2).await;
+    redis.store_unheard(2).await;
     // Trimmed before anybody read it.
-    store_unheard(&redis, 3).await;
+    redis.store_unheard(3).await;
     redis.command::<u64>(&["XTRIM", "tidings:history:{42}", "MAXLEN", "1"]).await;
     store.publish("42", [4]).await;
     assert_eq!(client.close_code().await, 4205);
-    let (_, welcome) = resume(&gateway, "42", &cursors[0]).await;
+    let (_, welcome) = Client::resume(&gateway, "42", &cursors[0]).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
 }
 
@@ -200,61 +155,6 @@ async fn a_slow_client_whose_oldest_are_dropped_gets_every_stored_event_all_the_
     }
     assert_eq!(numbers, (0..u64::from(COUNT)).collect::<Vec<_>>());
     assert!(gateway.metric("tidings_replayed_total").await > 0.0);
-}
-
-#[tokio::test]
-async fn without_its_history_a_resume_is_put_off_with_4102_and_everybody_else_is_let_in() {
-    let redis = RedisServer::start().await;
-    let (gateway, store) = (Gateway::redis(&redis).await, Store::on(&redis));
-    let cursors = store.publish("42", 1..=2).await;
-    redis.freeze();
-    let bearer = format!("Bearer {}", token("42"));
-    let path = format!("/ws?resume={}", cursors[0]);
-    let mut put_off = handshake(gateway.public, &path, &[("Authorization", &bearer)]).await.expect("admitted");
-    assert_eq!(put_off.close_code().await, 4102);
-    let (mut client, welcome) = Client::connect_with_welcome(&gateway, "42").await;
-    assert_eq!((&welcome["cursor"], &welcome["unread"]), (&Value::Null, &Value::Null), "{welcome}");
-    let (_, welcome) = resume(&gateway, "42", "garbage").await;
-    assert_eq!(welcome["recovered"], false, "{welcome}");
-    redis.thaw();
-    gateway.ready().await;
-    // Stored after its welcome: whether it was heard or not.
-    store_unheard(&redis, 3).await;
-    store.publish("42", [4]).await;
-    let mut numbers = events(&mut client, 1).await;
-    while numbers.last() != Some(&4) {
-        numbers.extend(events(&mut client, 1).await);
-    }
-    assert!(numbers.ends_with(&[3, 4]), "{numbers:?}");
-}
-
-#[tokio::test]
-async fn a_device_resumes_from_what_it_acknowledged_and_is_told_what_is_unread() {
-    let redis = RedisServer::start().await;
-    let (gateway, store) = (Gateway::redis(&redis).await, Store::on(&redis));
-    let bearer = format!("Bearer {}", token("42"));
-    let connect = async |query: &str| {
-        let path = format!("/ws?{query}");
-        let mut client = handshake(gateway.public, &path, &[("Authorization", &bearer)]).await.expect("admitted");
-        let welcome = client.frame().await;
-        (client, welcome)
-    };
-    let (mut phone, _) = connect("device=phone").await;
-    let cursors = store.publish("42", 1..=5).await;
-    assert_eq!(events(&mut phone, 5).await, [1, 2, 3, 4, 5]);
-    for cursor in [&cursors[2], &cursors[0]] {
-        phone.send(&format!(r#"{{"type":"ack","id":"{cursor}"}}"#)).await;
-    }
-    eventually("the read position is kept", async || connect("device=phone").await.1["unread"] == 2).await;
-    let (mut again, welcome) = connect("device=phone&resume=acked").await;
-    let told = (&welcome["recovered"], text(&welcome["cursor"]));
-    assert_eq!(told, (&true.into(), cursors[2].as_str()), "{welcome}");
-    assert_eq!(events(&mut again, 2).await, [4, 5]);
-    let (mut other, welcome) = connect("resume=acked").await;
-    assert_eq!((&welcome["recovered"], &welcome["unread"]), (&true.into(), &5.into()), "{welcome}");
-    assert_eq!(events(&mut other, 5).await, [1, 2, 3, 4, 5]);
-    let refused = crate::support::refused(gateway.public, "/ws?device=", &[("Authorization", &bearer)]).await;
-    assert_eq!((refused.status, refused.code.as_str()), (400, "bad_request"));
 }
 
 #[tokio::test]
@@ -286,7 +186,7 @@ async fn a_forged_stamp_harms_nobody() {
     assert_eq!(probes().await, 1);
     store.publish("42", [3]).await;
     assert_eq!(events(&mut client, 1).await, [3]);
-    let (mut again, welcome) = resume(&gateway, "42", text(&welcome["cursor"])).await;
+    let (mut again, welcome) = Client::resume(&gateway, "42", text(&welcome["cursor"])).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
     assert_eq!(events(&mut again, 2).await, [1, 3]);
     assert_eq!(redis.command::<String>(&["HGET", "tidings:history", "epoch"]).await, epoch);
@@ -346,7 +246,7 @@ async fn a_redis_that_went_back_while_an_instance_was_deaf_is_found_out_by_what_
     eventually("another epoch", async || redis.command::<String>(&["HGET", "tidings:history", "epoch"]).await != epoch)
         .await;
     assert_eq!(client.close_code().await, 4205);
-    let (_, welcome) = resume(&gateway, "42", &cursors[1]).await;
+    let (_, welcome) = Client::resume(&gateway, "42", &cursors[1]).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
 }
 

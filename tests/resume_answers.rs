@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Gateway, Options, Proxy, RedisServer, Store, eventually, handshake, token};
+use crate::support::{
+    Client, Gateway, Options, Proxy, RedisServer, Store, eventually, handshake, refused, text, token,
+};
 
 const PERSISTENT: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
@@ -23,20 +25,12 @@ async fn store(gateway: &Gateway, numbers: Range<u32>) -> Vec<String> {
     ids
 }
 
-/// The next frame must be a stored event: its id and its data.
-async fn stored_event(client: &mut Client) -> (String, Value) {
-    let mut frame = client.frame().await;
-    assert_eq!((&frame["type"], &frame["event"]), (&json!("event"), &json!("notification")), "{frame}");
-    assert!(frame["ts"].is_u64(), "{frame}");
-    (frame["id"].as_str().unwrap_or_else(|| panic!("an id: {frame}")).to_owned(), frame["data"].take())
-}
-
 /// The client was told that all of it follows; these follow, under these ids, and nothing else before what is new.
 async fn all_follows(redis: &RedisServer, (mut client, welcome): (Client, Value), first: u32, ids: &[String]) {
     assert_eq!(welcome["recovered"], true, "{welcome}");
     assert!(welcome["cursor"].is_string(), "{welcome}");
     for (number, id) in (first..).zip(ids) {
-        assert_eq!(stored_event(&mut client).await, (id.clone(), number.into()));
+        assert_eq!(client.stored_event().await, (id.clone(), number.into()));
     }
     goes_on(redis, &mut client).await;
 }
@@ -65,7 +59,7 @@ async fn on_another_instance_all_that_was_missed_follows() {
     let mut client = Client::connect(&one, "42").await;
     let ids = store(&other, 0..10).await;
     for (number, id) in (0..5_u32).zip(&ids) {
-        assert_eq!(stored_event(&mut client).await, (id.clone(), number.into()));
+        assert_eq!(client.stored_event().await, (id.clone(), number.into()));
     }
     client.close().await;
     all_follows(&redis, Client::resume(&other, "42", &ids[4]).await, 5, &ids[5..]).await;
@@ -95,7 +89,7 @@ async fn after_redis_was_restarted_with_what_it_had_all_that_was_missed_follows(
     .await;
     ids.extend(store(&gateway, 5..10).await);
     for (number, id) in (0..10_u32).zip(&ids) {
-        assert_eq!(stored_event(&mut steady).await, (id.clone(), number.into()), "who stayed notices nothing");
+        assert_eq!(steady.stored_event().await, (id.clone(), number.into()), "who stayed notices nothing");
     }
     all_follows(&redis, Client::resume(&gateway, "42", &ids[2]).await, 3, &ids[3..]).await;
 }
@@ -125,10 +119,10 @@ async fn after_flushall_a_cursor_from_before_is_of_another_epoch() {
     let (mut client, welcome) = Client::connect_with_welcome(&gateway, "42").await;
     let after = store(&gateway, 3..6).await;
     for (number, id) in (3..6_u32).zip(&after) {
-        assert_eq!(stored_event(&mut client).await, (id.clone(), number.into()));
+        assert_eq!(client.stored_event().await, (id.clone(), number.into()));
     }
     some_is_gone(&redis, Client::resume(&gateway, "42", &before[1]).await, after.last()).await;
-    let cursor = welcome["cursor"].as_str().unwrap();
+    let cursor = text(&welcome["cursor"]);
     all_follows(&redis, Client::resume(&gateway, "42", cursor).await, 3, &after).await;
 }
 
@@ -181,7 +175,7 @@ async fn the_welcome_of_a_user_who_never_had_any_has_a_cursor_that_resumes() {
     let (redis, gateway) = home().await;
     let (client, welcome) = Client::connect_with_welcome(&gateway, "42").await;
     client.close().await;
-    let cursor = welcome["cursor"].as_str().expect("a cursor all the same");
+    let cursor = text(&welcome["cursor"]);
     all_follows(&redis, Client::resume(&gateway, "42", cursor).await, 0, &[]).await;
     let ids = store(&gateway, 0..3).await;
     all_follows(&redis, Client::resume(&gateway, "42", cursor).await, 0, &ids).await;
@@ -194,7 +188,7 @@ async fn the_cursor_of_every_welcome_resumes_from_what_had_come_by_then() {
     let (client, welcome) = Client::resume(&gateway, "42", &ids[1]).await;
     client.close().await;
     // It went before it heard anything.
-    let cursor = welcome["cursor"].as_str().unwrap();
+    let cursor = text(&welcome["cursor"]);
     all_follows(&redis, Client::resume(&gateway, "42", cursor).await, 2, &ids[2..]).await;
 }
 
@@ -202,33 +196,51 @@ async fn the_cursor_of_every_welcome_resumes_from_what_had_come_by_then() {
 async fn history_that_cannot_be_read_closes_a_resume_with_4102_and_gives_others_no_cursor() {
     let mut redis = RedisServer::start_with(&PERSISTENT).await;
     let gateway = Gateway::redis(&redis).await;
-    let ids = store(&gateway, 0..3).await;
+    let first = store(&gateway, 0..3).await.remove(0);
     redis.freeze();
-    cannot_be_read(&gateway, &ids[0]).await;
+    let let_in = cannot_be_read(&gateway, &first).await;
     redis.thaw();
-    recovers_again(&redis, &gateway, &ids).await;
+    can_be_read_again(&redis, &gateway, &first, let_in, 3).await;
     redis.kill().await;
-    cannot_be_read(&gateway, &ids[0]).await;
+    let let_in = cannot_be_read(&gateway, &first).await;
     redis.restart().await;
-    recovers_again(&redis, &gateway, &ids).await;
+    can_be_read_again(&redis, &gateway, &first, let_in, 5).await;
 }
 
-async fn cannot_be_read(gateway: &Gateway, cursor: &str) {
-    assert_eq!(Client::unsure(gateway, "42", &format!("?resume={cursor}")).await.close_code().await, 4102);
-    let mut client = Client::anonymous(gateway).await;
-    client.send(&json!({"type": "hello", "token": token("42"), "resume": cursor}).to_string()).await;
-    assert_eq!(client.close_code().await, 4102);
-    let (mut client, welcome) = Client::connect_with_welcome(gateway, "42").await;
-    assert_eq!((&welcome["cursor"], &welcome["recovered"]), (&Value::Null, &json!(false)));
+/// Gives a client that was let in, since it does not resume.
+async fn cannot_be_read(gateway: &Gateway, cursor: &str) -> Client {
+    let in_the_url = async { Client::unsure(gateway, "42", &format!("?resume={cursor}")).await.close_code().await };
+    let in_the_hello = async {
+        let mut client = Client::anonymous(gateway).await;
+        client.send(&json!({"type": "hello", "token": token("42"), "resume": cursor}).to_string()).await;
+        client.close_code().await
+    };
+    let no_cursor = Client::resume(gateway, "42", "x");
+    let not_asked = Client::connect_with_welcome(gateway, "42");
+    let all = Box::pin(async { tokio::join!(in_the_url, in_the_hello, no_cursor, not_asked) });
+    let (in_the_url, in_the_hello, (_, unknown), (mut client, welcome)) = all.await;
+    assert_eq!((in_the_url, in_the_hello, &unknown["recovered"]), (4102, 4102, &json!(false)));
+    let told = (&welcome["cursor"], &welcome["unread"], &welcome["recovered"]);
+    assert_eq!(told, (&Value::Null, &Value::Null, &json!(false)));
     client.send(r#"{"type":"what"}"#).await;
     assert_eq!(client.frame().await["type"], "error", "the connection is live");
+    client
 }
 
-async fn recovers_again(redis: &RedisServer, gateway: &Gateway, ids: &[String]) {
+/// Who was let in gets what is stored from then on, `next` and one more; who resumes gets all of it.
+async fn can_be_read_again(redis: &RedisServer, gateway: &Gateway, cursor: &str, mut let_in: Client, next: u32) {
     gateway.ready().await;
     eventually("history can be read", async || gateway.get(gateway.admin, "/v1/users/42/notifications").await.0 == 200)
         .await;
-    all_follows(redis, Client::resume(gateway, "42", &ids[0]).await, 1, &ids[1..]).await;
+    redis.store_unheard(next).await;
+    gateway.store("42", next + 1).await;
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&json!(next + 1)) {
+        numbers.push(let_in.stored_event().await.1);
+    }
+    assert!(numbers.ends_with(&[json!(next), json!(next + 1)]), "{numbers:?}");
+    let ids: Vec<_> = gateway.listed("42", 100).await.into_iter().map(|one| one.id).collect();
+    all_follows(redis, Client::resume(gateway, "42", cursor).await, 1, &ids[1..]).await;
 }
 
 #[tokio::test]
@@ -258,7 +270,9 @@ async fn resume_acked_goes_on_behind_what_the_device_has_handled() {
     let acked = |device: &str| format!("?resume=acked&device={device}");
     all_follows(&redis, Client::with_query(&gateway, "42", &acked("phone")).await, 0, &ids).await;
     let (mut phone, _) = Client::with_query(&gateway, "42", "?device=phone").await;
-    phone.send(&json!({"type": "ack", "id": ids[2]}).to_string()).await;
+    for id in [&ids[2], &ids[0]] {
+        phone.send(&json!({"type": "ack", "id": id}).to_string()).await;
+    }
     let position = async || {
         let (status, body) = gateway.get(gateway.admin, "/v1/users/42/read-position?device=phone").await;
         assert_eq!(status, 200, "{body}");
@@ -272,6 +286,9 @@ async fn resume_acked_goes_on_behind_what_the_device_has_handled() {
     all_follows(&redis, resumed, 3, &ids[3..]).await;
     all_follows(&redis, Client::with_query(&other, "42", &acked("laptop")).await, 0, &ids).await;
     all_follows(&redis, Client::with_query(&other, "42", "?resume=acked").await, 0, &ids).await;
+    let bearer = format!("Bearer {}", token("42"));
+    let refused = refused(other.public, "/ws?device=", &[("Authorization", &bearer)]).await;
+    assert_eq!((refused.status, refused.code.as_str()), (400, "bad_request"));
 }
 
 /// Numbers, each stored, and then the same in brackets, not stored.
@@ -331,7 +348,7 @@ async fn clients_that_come_in_the_middle_of_it_get_both_kinds_in_one_order() {
     const LAST: u32 = 1_500;
     let (redis, gateway) = home().await;
     let welcome = Client::connect_with_welcome(&gateway, "42").await.1;
-    let mut cursor = welcome["cursor"].as_str().unwrap().to_owned();
+    let mut cursor = text(&welcome["cursor"]).to_owned();
     let mut heard = BothKinds { stored: 0, plain: None, between: 0 };
     let reading = async {
         while heard.stored < LAST {
@@ -373,7 +390,7 @@ async fn a_thousand_are_resumed_by_a_client_that_reads_slowly_within_the_bound_o
             let grown = gateway.resident_bytes().saturating_sub(before);
             assert!(grown < 10_000_000, "by {grown} bytes");
         }
-        assert_eq!(stored_event(&mut slow).await.1[0], number);
+        assert_eq!(slow.stored_event().await.1[0], number);
     }
     goes_on(&redis, &mut slow).await;
 }
@@ -388,7 +405,7 @@ async fn what_redis_lost_before_a_deaf_instance_heard_it_is_told_with_4205() {
         let mut client = Client::connect(&deaf, "42").await;
         let mut newcomer = Client::connect(&deaf, new).await;
         let id = other.store("42", 1).await;
-        assert_eq!(stored_event(&mut client).await, (id.clone(), 1.into()));
+        assert_eq!(client.stored_event().await, (id.clone(), 1.into()));
         proxy.refuse();
         deaf.not_ready().await;
         other.store("42", 2).await;

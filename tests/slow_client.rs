@@ -107,10 +107,10 @@ async fn burst(outbox: &str) {
     const COUNT: u32 = 5_000;
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis).set("outbox.max_messages", outbox).start().await;
-    let mut devices = [Client::connect(&gateway, "42").await, Client::connect(&gateway, "42").await];
-    let reading = devices.iter_mut().map(async |device| {
+    let mut connections = [Client::connect(&gateway, "42").await, Client::connect(&gateway, "42").await];
+    let reading = connections.iter_mut().map(async |connection| {
         for number in 0..COUNT {
-            assert_eq!(device.event().await["number"], number);
+            assert_eq!(connection.event().await["number"], number);
         }
     });
     tokio::join!(redis.publish_all("42", (0..COUNT).map(|number| numbered(number, 100))), join_all(reading));

@@ -19,8 +19,10 @@ for (const backplane of ['in memory', 'in Redis']) {
       await mine.node.getByTestId('retry-now').click();
       await mine.is('waiting');
       await until('the socket is closed', async () => (await gateway.info()).connections === 0);
+      const missed = await gateway.missed();
       for (const title of numbered(from, from + 19)) await gateway.store('42', { title });
       await gateway.publish('42', 'stored nowhere');
+      await until('the instance has heard all of it', async () => (await gateway.missed()) === missed + 21);
       assert.equal(await mine.rows.count(), shown);
 
       await mine.network();

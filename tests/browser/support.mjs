@@ -130,7 +130,10 @@ export class Stage {
     return { port, cli, subscribe };
   }
 
-  /** An instance, and the calls of a backend. `listen` may name the address of one that is gone, `set` holds keys. */
+  /**
+   * An instance, and the calls of a backend. `listen` may name the address of one that is gone, `set` holds keys; `missed`
+   * is how many messages it has heard that were for nobody who is there.
+   */
   async gateway({ redis, secret, set = [], listen = '127.0.0.1:0' } = {}) {
     const readyFile = path.join(await this.#folder(), 'ready');
     const keys = ['drain.window=500ms', 'presence.offline_delay=100ms', ...set].flatMap((pair) => ['--set', pair]);
@@ -160,6 +163,10 @@ export class Stage {
       store: async (user, data, more) =>
         (await ask(`users/${encodeURIComponent(user)}/notifications`, { data, durable: true, ...more })).id,
       info: () => ask('info'),
+      missed: async () => {
+        const text = await (await fetch(`http://${ready.admin}/metrics`)).text();
+        return Number(/^tidings_messages_missed_total (\d+)$/m.exec(text)[1]);
+      },
       unread: async (user) => (await ask(`users/${encodeURIComponent(user)}/read-position`)).unread,
     };
   }

@@ -125,6 +125,11 @@ impl Wanderer {
         let (recovered, cursor) = (frame.recovered.unwrap(), frame.cursor);
         let instance = frame.instance.unwrap().to_owned();
         self.write(Seen::Welcome { instance, asked, recovered, cursor });
+        {
+            let mut tally = self.world.tally.lock();
+            tally.recovered += usize::from(recovered);
+            tally.told += usize::from(asked.is_some() && !recovered);
+        }
         self.before = self.held;
         // A client that recovers may go on from either.
         if !recovered || self.rng.bool() {

@@ -3,7 +3,7 @@
 //!
 //! Everything is written down while it happens (`record`), and judged afterwards by a function that asks nobody (`check`).
 //! A run is repeated by `DURABILITY_SEED` (as far as a real network repeats) and lengthened by `DURABILITY_SECONDS`; from
-//! 60 s on, Redis is restarted, too.
+//! 60 s on, Redis is restarted, too. On a busy machine it goes on until so much has happened that it means something.
 
 mod check;
 mod client;
@@ -27,7 +27,7 @@ use self::client::{Habits, MARKER, wander};
 use self::nemesis::{Nemesis, Trouble};
 use self::publisher::publish;
 use self::record::{Entry, Notification, Publication, Seen, User, Way};
-use self::world::{Reader, World, listen};
+use self::world::{Reader, Tally, World, listen};
 use crate::support::{Gateway, Listed, RedisServer, within};
 
 /// Until a client has what its instance did not hear: 2 s from its new subscription.
@@ -55,6 +55,15 @@ impl Plan {
     fn trims(&self) -> bool {
         self.max_len < 1_000
     }
+
+    /// Whether so much happened that a run without a fault means something.
+    fn is_enough(&self, tally: &Tally) -> bool {
+        let gaps = self.trims() || self.troubles.contains(&Trouble::Flush);
+        tally.idle == 0
+            && tally.published as f64 > self.rate * self.length.as_secs_f64() / 3.0
+            && tally.recovered > 2 * self.users
+            && (tally.told > 0 || !gaps)
+    }
 }
 
 /// What all of a run came to.
@@ -69,7 +78,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn seconds() -> u64 {
-    number("DURABILITY_SECONDS").unwrap_or(15)
+    number("DURABILITY_SECONDS").unwrap_or(8)
 }
 
 #[allow(clippy::print_stdout, reason = "what repeats a run, and what came of it")]
@@ -88,7 +97,7 @@ async fn run(plan: Plan) {
         }
     }
     assert!(found == 0, "{found} faults with DURABILITY_SEED={seed}, the first of them:\n{stories}");
-    println!("{}", is_enough(&outcome, &plan));
+    println!("{}", summary(&outcome));
 }
 
 /// Everybody plays until the end, and then everything is written down.
@@ -106,7 +115,9 @@ async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
     }
     let mut publishers = publishers(&world, plan, &names, &mut rng);
     let mut clients = clients(&world, plan, &names, &mut rng);
-    nemesis.reign(&plan.troubles, Instant::now() + plan.length).await;
+    let enough = || plan.is_enough(&world.tally.lock());
+    nemesis.reign(&plan.troubles, Instant::now() + plan.length, enough).await;
+    assert!(enough(), "too little happened: {:?}", world.tally.lock());
 
     // One instance does not hear the last of it.
     let deaf = nemesis.deafen().await;
@@ -153,6 +164,7 @@ fn publishers(
             let to: Vec<_> = (first..names.len().min(first + together)).collect();
             let users = to.iter().map(|user| names[*user].clone()).collect();
             let publishing = publish(Arc::clone(world), way, users, pause, rng.fork());
+            world.tally.lock().idle += 1;
             publishers.spawn(async move { (to, publishing.await) });
         }
     }
@@ -195,8 +207,8 @@ async fn listed(gateway: &Gateway, user: &str) -> Vec<Notification> {
     listed.collect()
 }
 
-/// Whether so much happened that a run without a fault means something: what happened.
-fn is_enough(outcome: &Outcome, plan: &Plan) -> String {
+/// What happened.
+fn summary(outcome: &Outcome) -> String {
     let logs = || outcome.users.iter().flat_map(|user| &user.clients).flatten();
     let count = |is: fn(&Seen) -> bool| logs().filter(|entry| is(&entry.seen)).count();
     let heard = count(|seen| matches!(seen, Seen::Event(_)));
@@ -209,14 +221,6 @@ fn is_enough(outcome: &Outcome, plan: &Plan) -> String {
         ended
     });
     let stored: usize = outcome.users.iter().map(|user| user.stored.len()).sum();
-    for way in Way::ALL {
-        assert!(outcome.users.iter().all(|user| user.published.iter().any(|one| one.way == way)), "{way:?}");
-    }
-    assert!(stored as f64 > plan.rate * plan.length.as_secs_f64() / 3.0, "little was published");
-    assert!(recovered > 2 * outcome.users.len(), "few clients came back");
-    assert!(plan.troubles.iter().all(|trouble| outcome.done.contains_key(trouble)), "{:?}", outcome.done);
-    let gaps = plan.trims() || plan.troubles.contains(&Trouble::Flush);
-    assert_eq!(told > 0, gaps, "gaps that were told");
     format!(
         "{stored} stored, {heard} heard, {recovered} resumes, {told} gaps told; ended {ended:?}; {:?}",
         outcome.done

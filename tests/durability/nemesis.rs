@@ -10,6 +10,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::world::{Place, SLOTS, World};
 use crate::support::{Gateway, Options, Proxy, RedisServer, eventually, free_port};
 
+/// How much longer a run goes on for so much to happen as it should have.
+const BUSY_MACHINE: Duration = Duration::from_secs(60);
+
 /// One way to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
@@ -205,11 +208,12 @@ impl Nemesis {
         &self.instances[0]
     }
 
-    /// Each kind once, then any, until `end`.
-    pub async fn reign(&mut self, troubles: &[Trouble], end: Instant) {
+    /// Each kind once, then any, until `end`, and on until `enough` has happened, if it does at all.
+    pub async fn reign(&mut self, troubles: &[Trouble], end: Instant, enough: impl Fn() -> bool) {
         let mut first = troubles.to_vec();
         self.rng.shuffle(&mut first);
-        while Instant::now() < end || !first.is_empty() {
+        let on_until = |now: Instant| now < end || (now < end + BUSY_MACHINE && !enough());
+        while !first.is_empty() || on_until(Instant::now()) {
             let trouble = first.pop().unwrap_or_else(|| troubles[self.rng.usize(0..troubles.len())]);
             self.strike(trouble).await;
         }

@@ -35,6 +35,9 @@ pub async fn publish(
             Way::One | Way::Batch => notification.post(&world, way, &users, &mut rng).await,
         };
         published.push(Publication { way, number, id });
+        let mut tally = world.tally.lock();
+        tally.idle -= usize::from(number == 0);
+        tally.published += users.len();
     }
     published
 }

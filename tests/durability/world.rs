@@ -35,6 +35,18 @@ impl From<&Gateway> for Place {
     }
 }
 
+/// What has happened so far, to see whether a run without a fault means something.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tally {
+    /// Publishers that have published nothing yet.
+    pub idle: usize,
+    /// What was confirmed, for each user that it was for.
+    pub published: usize,
+    /// Resumes that recovered everything, and those that told of a gap.
+    pub recovered: usize,
+    pub told: usize,
+}
+
 /// See the module.
 pub struct World {
     begun: Instant,
@@ -51,6 +63,7 @@ pub struct World {
     connection: Mutex<Option<MultiplexedConnection>>,
     /// What was ever stored.
     pub reader: tokio::sync::Mutex<Reader>,
+    pub tally: Mutex<Tally>,
     /// What was done to the instances and Redis, and when.
     tale: Mutex<Vec<(u64, String)>>,
 }
@@ -67,6 +80,7 @@ impl World {
             redis: redis::Client::open(redis_url).unwrap(),
             connection: Mutex::new(None),
             reader: tokio::sync::Mutex::new(Reader::new(users)),
+            tally: Mutex::default(),
             tale: Mutex::default(),
         }
     }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use futures::{SinkExt, StreamExt};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::either::Either;
 
-use super::{Gateway, secrets, token, within};
+use super::{Gateway, secrets, text, token, within};
 
 /// A refused handshake.
 #[derive(Debug)]
@@ -240,6 +240,14 @@ impl Client {
         let mut frame = self.frame().await;
         assert_eq!(frame["type"], "event", "{frame}");
         frame["data"].take()
+    }
+
+    /// The next text, which must be a stored notification: its id and its data.
+    pub async fn stored_event(&mut self) -> (String, Value) {
+        let mut frame = self.frame().await;
+        assert_eq!((&frame["type"], &frame["event"]), (&json!("event"), &json!("notification")), "{frame}");
+        assert!(frame["ts"].as_u64().is_some_and(|ms| ms > 1_700_000_000_000), "{frame}");
+        (text(&frame["id"]).to_owned(), frame["data"].take())
     }
 
     /// The next text, which must be a notification: its data, byte for byte.

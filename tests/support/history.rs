@@ -38,29 +38,46 @@ impl Gateway {
         answer["id"].as_str().unwrap_or_else(|| panic!("an id: {body}")).to_owned()
     }
 
-    /// All that is stored of a user, oldest first, in pages of so many.
-    pub async fn listed(&self, user: &str, page: usize) -> Vec<Listed> {
+    /// One page of what is stored of a user, oldest first, and where the next begins.
+    pub async fn page(&self, user: &str, query: &str) -> (Vec<Listed>, Option<String>) {
         #[derive(Deserialize)]
         struct Page {
             notifications: Vec<Listed>,
             next: Option<String>,
         }
-        let (mut listed, mut after) = (Vec::new(), String::new());
+        let (status, body) = self.get(self.admin, &format!("/v1/users/{user}/notifications?{query}")).await;
+        assert_eq!(status, 200, "{query}: {body}");
+        let page: Page = serde_json::from_str(&body).unwrap();
+        (page.notifications, page.next)
+    }
+
+    /// All that is stored of a user, oldest first, in pages of at most so many.
+    pub async fn listed(&self, user: &str, limit: usize) -> Vec<Listed> {
+        let (mut listed, mut query) = (Vec::new(), format!("limit={limit}"));
         loop {
-            let path = format!("/v1/users/{user}/notifications?limit={page}{after}");
-            let (status, body) = self.get(self.admin, &path).await;
-            assert_eq!(status, 200, "{body}");
-            let page: Page = serde_json::from_str(&body).unwrap();
-            listed.extend(page.notifications);
-            match page.next {
-                Some(next) => after = format!("&after={next}"),
-                None => return listed,
-            }
+            let (some, next) = self.page(user, &query).await;
+            assert!(some.len() <= limit, "{} of {limit}", some.len());
+            listed.extend(some);
+            let Some(next) = next else { return listed };
+            query = format!("limit={limit}&after={next}");
         }
     }
 }
 
 impl RedisServer {
+    /// Stores a number for user 42 as the script would, but publishes nothing.
+    pub async fn store_unheard(&self, data: u32) {
+        let last: Vec<(String, Vec<String>)> =
+            self.command(&["XREVRANGE", "tidings:history:{42}", "+", "-", "COUNT", "1"]).await;
+        let (ms, number) = last.first().map_or(("1", "0"), |(id, _)| id.split_once('-').unwrap());
+        let now: (u64, u64) = self.command(&["TIME"]).await;
+        let ms = ms.parse::<u64>().unwrap().max(now.0 * 1_000 + now.1 / 1_000);
+        let (id, data) = (format!("{ms}-{}", number.parse::<u64>().unwrap() + 1), data.to_string());
+        let entry = ["XADD", "tidings:history:{42}", &id, "event", "\"notification\"", "data", &data];
+        self.command::<String>(&entry).await;
+        self.command::<u64>(&["HINCRBY", "tidings:history", "count", "1"]).await;
+    }
+
     /// Stores and publishes through the outbox, in this order, and waits until all of it is.
     pub async fn store_all(&self, user: &str, payloads: impl IntoIterator<Item = String>) {
         let mut pipeline = Pipeline::new();

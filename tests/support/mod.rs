@@ -22,6 +22,7 @@ pub mod wire;
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use authority::Authority;
@@ -43,6 +44,11 @@ pub use token::{SECRET, now, sign, sign_with, token, token_for};
 
 /// How long a test waits for something that must come: far longer than it takes, so that only its absence fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The text of a JSON string.
+pub fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("a string was expected, not {value}"))
+}
 
 /// Waits for `event`, or fails saying what did not come.
 pub async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
