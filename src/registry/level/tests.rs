@@ -323,6 +323,7 @@ fn no_interleaving_loses_repeats_or_swaps_an_event() {
         for size in [
             Size { stored: 3, passing: 2, ..small },
             Size { stored: 3, passing: 1, losses: 1, ..small },
+            Size { stored: 6, passing: 1, ..small },
             Size { stored: 3, ends: 2, losses: 1, ..small },
             Size { stored: 3, passing: 1, overflows: 1, ..small },
             Size { stored: 2, passing: 1, ends: 1, overflows: 1, blind: true, ..small },
