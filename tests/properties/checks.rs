@@ -17,7 +17,9 @@ use tidings::auth::{Identity, TokenError, Verifier, cookie};
 use tidings::backplane::PageCursor;
 use tidings::backplane::resp::{self, Reply};
 use tidings::config::{Config, Layers};
-use tidings::protocol::{ClientFrame, Command, FrameError, MAX_JTI_BYTES, Revocation, Start, UserId, text_frame};
+use tidings::protocol::{
+    ClientFrame, Command, Cursor, FrameError, MAX_JTI_BYTES, Revocation, Stamped, Start, UserId, text_frame,
+};
 use tidings::server::{client_address, read_header};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
@@ -136,6 +138,19 @@ pub fn client_frame(text: &str) {
         (Ok(frame), Some(Some(expected))) => assert_eq!(*frame, expected, "{text}"),
         (_, expected) => panic!("{parsed:?}, not {expected:?}: {text}"),
     }
+}
+
+/// A stamp that is read says again, written as the scripts write it, what stood there; a cursor is read only as written.
+pub fn stamp(text: &str) {
+    if let Ok(cursor) = text.parse::<Cursor>() {
+        assert_eq!(cursor.to_string(), text);
+    }
+    let Some(Stamped { stored, event, data }) = Stamped::parse(text) else { return };
+    let place = stored.map_or_else(String::new, |(count, cursor)| format!("{count} {cursor} "));
+    let rest = text.strip_prefix(&format!("~{place}")).unwrap_or_else(|| panic!("{place}: {text}"));
+    let name = rest.strip_suffix(&format!(" {data}")).unwrap_or_else(|| panic!("{data}: {text}"));
+    // However its characters are escaped, it is the one JSON text that stands there.
+    assert_eq!(serde_json::from_str::<String>(name).unwrap(), event, "{text}");
 }
 
 /// The fields of a JSON object, each as often as it stands there.

@@ -4,6 +4,7 @@ mod checks;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use tidings::protocol::Stamped;
 
 /// A part of a push, as Redis writes it.
 fn part() -> impl Strategy<Value = Vec<u8>> {
@@ -162,6 +163,23 @@ proptest! {
     }
 
     #[test]
+    fn a_stamp_says_what_is_written_in_it(
+        parts in vec(prop_oneof![
+            Just("~".to_owned()), Just(" ".to_owned()), Just("a1b2c3d4e5f60718-1795000000123-17".to_owned()),
+            Just("\"paid\"".to_owned()), Just("\"\\u00e9\\\"\"".to_owned()), "[0-9]{1,21}", "[ -~]{0,6}",
+        ], 0..9),
+        whole in any::<bool>(),
+        count in any::<u64>(),
+        name in any::<String>(),
+        data in any::<String>(),
+    ) {
+        checks::stamp(&parts.concat());
+        let name = serde_json::to_string(&name).unwrap();
+        let place = if whole { format!("{count} a1b2c3d4e5f60718-1795000000123-17 ") } else { String::new() };
+        checks::stamp(&format!("~{place}{name} {data}"));
+    }
+
+    #[test]
     fn a_text_of_ours_is_read_by_a_client_as_it_was_meant(text in any::<String>()) {
         checks::server_text(&text);
     }
@@ -186,6 +204,8 @@ fn good_input_is_taken() {
     assert!(checks::proxy_header(v4) && !checks::proxy_header(&v4[..27]));
     checks::command(br#"{"disconnect":{"user":"42","connection":null}}"#);
     checks::command(br#"{"revoke":{"jti":"a","until":1795000000.5}}"#);
+    checks::stamp(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#);
+    assert!(Stamped::parse(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#).is_some());
     checks::page_cursor("7.61C3a9");
     checks::cookies("theme=dark; connect.sid=s%3Aa.b; q=\"quoted\"; flag");
     checks::forwarded("6.6.6.6, unknown\n");
