@@ -10,6 +10,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::clock::Due;
+use super::seldom::Done;
 use super::{Connection, Inbound, Read, close_for, echo, found, inbound};
 use crate::auth::{Identity, TokenError};
 use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
@@ -23,7 +24,7 @@ impl Connection {
         loop {
             self.note_life();
             let deadline = self.clock.next(self.socket.get_ref().last_read, &self.context);
-            let Self { member, socket, clock, verifying, following, .. } = self;
+            let Self { member, socket, clock, seldom, .. } = self;
             tokio::select! {
                 biased;
                 driven = poll_fn(|cx| member.outbox.poll_drive(cx, clock.stalled_since)) => match driven {
@@ -46,18 +47,14 @@ impl Connection {
                         }
                     }
                 },
-                verified = poll_fn(|cx| verifying.as_mut().map_or(Poll::Pending, |wait| wait.poll_unpin(cx))) => {
-                    self.verifying = None;
-                    self.refresh(verified);
-                }
-                reading = poll_fn(|cx| following.as_mut().map_or(Poll::Pending, |wait| wait.poll_unpin(cx))) => {
-                    self.following = None;
-                    match reading {
-                        Some(reading) if reading.whole => self.release(Some(found(reading, self.member.dialect))),
-                        Some(_) => return Close::Gap,
-                        None => return Close::BackplaneDown,
+                done = poll_fn(|cx| seldom.as_mut().map_or(Poll::Pending, |seldom| seldom.poll(cx))) => match done {
+                    Done::Verified(verified) => self.refresh(verified),
+                    Done::Read(Some(reading)) if reading.whole => {
+                        self.release(Some(found(reading, self.member.dialect)));
                     }
-                }
+                    Done::Read(Some(_)) => return Close::Gap,
+                    Done::Read(None) => return Close::BackplaneDown,
+                },
                 () = sleep_until(deadline) => {
                     if let Some(close) = self.keep_time() {
                         return close;
@@ -72,7 +69,8 @@ impl Connection {
         let Some(registration) = &self.registration else { return };
         let (history, user) = (Arc::clone(&self.context.history), registration.user().clone());
         let place = self.member.outbox.begin_reading();
-        self.following = Some(async move { history.follow(&user, place).await }.boxed());
+        let following = async move { history.follow(&user, place).await }.boxed();
+        self.seldom.get_or_insert_default().following = Some(following);
     }
 
     fn hear(&self, read: Read) -> Inbound {
@@ -106,7 +104,7 @@ impl Connection {
                 }
                 return;
             }
-            Ok(ClientFrame::Auth { .. }) if self.verifying.is_some() => {
+            Ok(ClientFrame::Auth { .. }) if self.seldom.as_ref().is_some_and(|seldom| seldom.verifying.is_some()) => {
                 (BAD_FRAME, "the token before this one is still being verified".into())
             }
             Ok(ClientFrame::Auth { token }) => {
@@ -114,7 +112,8 @@ impl Connection {
                     Some(verified) => self.refresh(verified),
                     None => {
                         let context = Arc::clone(&self.context);
-                        self.verifying = Some(async move { context.identify(&token).await }.boxed());
+                        let verifying = async move { context.identify(&token).await }.boxed();
+                        self.seldom.get_or_insert_default().verifying = Some(verifying);
                     }
                 }
                 return;

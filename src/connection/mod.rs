@@ -4,6 +4,7 @@ mod clock;
 mod drain;
 mod echo;
 mod live;
+mod seldom;
 mod wire;
 
 use std::future::poll_fn;
@@ -12,7 +13,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use futures::{SinkExt, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -33,6 +33,7 @@ use crate::registry::{self, Backlog, CredentialSlot, Driven, Found, Member, Outb
 use crate::shutdown::Shutdown;
 use clock::Clock;
 pub use drain::drain;
+use seldom::Seldom;
 use wire::Wire;
 
 /// From our close frame to the client's, and for what is still queued to leave before it.
@@ -106,13 +107,8 @@ pub struct Connection {
     clock: Clock,
     /// From the greeting on.
     registration: Option<Registration>,
-    /// A fresh token that waits for keys. Most never do, so the wait is on the heap and not in every connection, and is
-    /// one arm of the loop: the outbox and the clock go on meanwhile. It ends by itself, within one fetch of keys.
-    verifying: Option<BoxFuture<'static, Result<Identity, TokenError>>>,
-    /// What follows the client's place in the history, while it is behind.
-    following: Option<BoxFuture<'static, Option<Reading>>>,
-    /// Whose read position it moves; none: the default one.
-    device: Option<Box<str>>,
+    /// One arm of the loop: the outbox and the clock go on meanwhile.
+    seldom: Option<Box<Seldom>>,
     pass: Pass,
     /// Sends messages back instead of acting on them.
     echo: bool,
@@ -155,9 +151,7 @@ impl Connection {
             socket,
             clock: Clock::default(),
             registration: None,
-            verifying: None,
-            following: None,
-            device: None,
+            seldom: None,
             pass,
             echo: false,
             _open: open,
@@ -232,7 +226,9 @@ impl Connection {
         self.member.credential.set(identity.credential);
         self.clock.token_ends(context.verifier.ends_at(identity));
         self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(&self.member)));
-        self.device.clone_from(&start.device);
+        if let Some(device) = &start.device {
+            self.seldom.get_or_insert_default().device = Some(device.clone());
+        }
         let reading = tokio::select! {
             reading = context.history.start(&identity.user, start) => match reading {
                 // To say that nothing is recovered would not be true.
@@ -280,7 +276,7 @@ impl Connection {
     }
 
     fn device(&self) -> &str {
-        self.device.as_deref().unwrap_or(DEFAULT_DEVICE)
+        self.seldom.as_ref().and_then(|seldom| seldom.device.as_deref()).unwrap_or(DEFAULT_DEVICE)
     }
 
     fn release(&self, found: Option<Found>) {

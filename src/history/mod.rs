@@ -118,7 +118,8 @@ impl History {
     async fn read(&self, user: &UserId, from: &ReadFrom, device: &str) -> Result<Reading, BackplaneError> {
         // Never closed.
         let _reader = self.readers.acquire().await.ok();
-        let reading = self.backplane.read_history(user, from, device, self.page).await?;
+        // Boxed: in a storm many more wait for a reader than read.
+        let reading = Box::pin(self.backplane.read_history(user, from, device, self.page)).await?;
         self.metrics.replayed.inc_by(reading.entries.len() as u64);
         Ok(reading)
     }
