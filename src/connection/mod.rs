@@ -224,7 +224,8 @@ impl Connection {
         // Registered before the history is read: what is stored after that is heard.
         self.member.outbox.hold();
         self.member.credential.set(identity.credential);
-        self.clock.token_ends(context.verifier.ends_at(identity));
+        let ends_at = context.verifier.ends_at(identity);
+        self.clock.token_ends(ends_at);
         self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(&self.member)));
         if let Some(device) = &start.device {
             self.seldom.get_or_insert_default().device = Some(device.clone());
@@ -235,7 +236,7 @@ impl Connection {
                 None if start.resumes() => Err(Close::BackplaneDown),
                 reading => Ok(reading),
             },
-            close = closing(&self.member, &context, context.verifier.ends_at(identity)) => Err(close),
+            close = closing(&self.member, &context, ends_at) => Err(close),
         };
         match reading {
             Ok(reading) => self.welcome(&identity.user, start, reading, greeting),

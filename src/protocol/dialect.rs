@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::Cursor;
 use super::frame::text_frame;
+use super::id::is_name;
 
 /// How a client is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +47,7 @@ pub struct BadEventName;
 /// # Errors
 /// [`BadEventName`].
 pub fn check_event_name(name: &str) -> Result<(), BadEventName> {
-    let good = (1..=MAX_EVENT_BYTES).contains(&name.len()) && !name.chars().any(char::is_control);
-    if good { Ok(()) } else { Err(BadEventName) }
+    if is_name(name, MAX_EVENT_BYTES) { Ok(()) } else { Err(BadEventName) }
 }
 
 /// One notification.

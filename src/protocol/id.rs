@@ -64,6 +64,11 @@ impl UserId {
     }
 }
 
+/// Whether a text may name something: 1 to `most` bytes without control characters.
+pub(super) fn is_name(text: &str, most: usize) -> bool {
+    (1..=most).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
 // The registry looks users up by the text in a channel's name, without making an id of it first.
 impl Borrow<str> for UserId {
     fn borrow(&self) -> &str {

@@ -1,6 +1,7 @@
 //! Where in its user's stored history a client wants to start.
 
 use super::Cursor;
+use super::id::is_name;
 
 /// The device of a client that names none.
 pub const DEFAULT_DEVICE: &str = "default";
@@ -18,8 +19,7 @@ pub struct BadDevice;
 /// # Errors
 /// [`BadDevice`].
 pub fn check_device(name: &str) -> Result<(), BadDevice> {
-    let good = (1..=MAX_DEVICE_BYTES).contains(&name.len()) && !name.chars().any(char::is_control);
-    if good { Ok(()) } else { Err(BadDevice) }
+    if is_name(name, MAX_DEVICE_BYTES) { Ok(()) } else { Err(BadDevice) }
 }
 
 /// From where a client wants to resume.

@@ -177,9 +177,7 @@ impl Level {
                 released.events.push((true, event));
             }
         }
-        if older(&found.upto)
-            && !matches!(self.place, Place::At(place) if place.followed_by(&found.upto) == Following::Known)
-        {
+        if older(&found.upto) && self.followed_by(&found.upto) != Following::Known {
             // What has ended by its own ttl lies in between.
             self.place = Place::At(found.upto);
         }
@@ -238,7 +236,7 @@ impl Level {
 
     /// Moves on to an event of the history, unless it is known.
     fn follow(&mut self, cursor: &Cursor) -> bool {
-        let known = matches!(self.place, Place::At(place) if place.followed_by(cursor) == Following::Known);
+        let known = self.followed_by(cursor) == Following::Known;
         if !known {
             self.place = Place::At(*cursor);
         }
