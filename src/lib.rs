@@ -10,7 +10,7 @@
 //! | 2 | [`auth`], [`registry`], [`backplane`] |
 //! | 3 | [`limits`], [`history`] |
 //! | 4 | [`router`], [`presence`], [`control`], [`sessions`], [`connection`] |
-//! | 5 | [`server`], [`load`] (the load generator) |
+//! | 5 | [`server`] |
 //! | 6 | [`Gateway`], which wires them, and [`cli`] |
 
 pub mod auth;
@@ -23,7 +23,6 @@ pub mod control;
 mod gateway;
 pub mod history;
 pub mod limits;
-pub mod load;
 pub mod log;
 pub mod metrics;
 pub mod presence;

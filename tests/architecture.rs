@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 7] = [
     &["auth", "registry", "backplane"],
     &["limits", "history"],
     &["router", "presence", "control", "sessions", "connection"],
-    &["server", "load"],
+    &["server"],
     &["gateway", "cli", "lib", "main"],
 ];
 

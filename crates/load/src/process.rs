@@ -1,26 +1,27 @@
-//! What a process has used so far, from `/proc` (proc(5)).
+//! The resources that a process has used, from `/proc` (proc(5)).
 
 use std::io::{Error, ErrorKind, Result};
 use std::time::Duration;
 
-/// The kernel counts CPU time in these ticks for user space: `USER_HZ`, 100 on every Linux that matters.
+/// The unit of CPU time in `/proc`: `USER_HZ` is 100 on all supported Linux platforms.
 const TICK: Duration = Duration::from_millis(10);
 
-/// One reading.
+/// Totals since the process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Usage {
-    /// User and system together, to the nanosecond where the kernel tells; threads that have ended are not in it.
-    pub(super) cpu: Duration,
-    pub(super) user: Duration,
-    pub(super) system: Duration,
-    pub(super) resident_bytes: u64,
-    pub(super) context_switches: u64,
+pub(crate) struct ProcessUsage {
+    /// User and system time, in nanoseconds if the kernel provides them; excludes threads that have ended.
+    pub(crate) cpu: Duration,
+    pub(crate) user: Duration,
+    pub(crate) system: Duration,
+    pub(crate) resident_bytes: u64,
+    pub(crate) context_switches: u64,
 }
 
-impl Usage {
-    pub(super) fn read(pid: u32) -> Result<Self> {
+impl ProcessUsage {
+    pub(crate) fn read(pid: u32) -> Result<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let (user, system) = cpu_ticks(&stat).ok_or_else(|| Error::new(ErrorKind::InvalidData, "/proc/PID/stat"))?;
+        let ticks = |count: u64| TICK.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
         let mut usage = Self {
             cpu: Duration::ZERO,
             user: ticks(user),
@@ -28,12 +29,13 @@ impl Usage {
             resident_bytes: field(&std::fs::read_to_string(format!("/proc/{pid}/status"))?, "VmRSS:") * 1_024,
             context_switches: 0,
         };
-        // The process's own status has the switches of its main thread only.
+        // The status of the process counts the switches of its main thread only.
         for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-            // A thread may end meanwhile.
+            // A thread may end while the directory is read.
             let task = task?.path();
             if let Ok(times) = std::fs::read_to_string(task.join("schedstat")) {
-                usage.cpu += on_cpu(&times).unwrap_or_default();
+                // The first of three numbers is the time on a CPU, in nanoseconds.
+                usage.cpu += Duration::from_nanos(field(&times, ""));
             }
             if let Ok(status) = std::fs::read_to_string(task.join("status")) {
                 let switches =
@@ -48,16 +50,7 @@ impl Usage {
     }
 }
 
-/// The first of three numbers: nanoseconds on a CPU.
-fn on_cpu(schedstat: &str) -> Option<Duration> {
-    schedstat.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
-}
-
-fn ticks(count: u64) -> Duration {
-    TICK.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
-}
-
-/// Fields 14 and 15. The second one, a name in brackets, may hold anything.
+/// Fields 14 and 15 (user and system time). Field 2, a name in parentheses, may contain spaces and parentheses.
 fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
     let mut after_name = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     Some((after_name.next()?.parse().ok()?, after_name.next()?.parse().ok()?))
@@ -73,14 +66,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_brackets_and_spaces_does_not_shift_the_fields() {
+    fn a_process_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
         let stat = "42 (a) b) c) S 1 42 42 0 -1 4194560 100 0 0 0 7 9 0 0 20 0 3";
         assert_eq!(cpu_ticks(stat), Some((7, 9)));
     }
 
     #[test]
-    fn this_process_can_be_read() {
-        let usage = Usage::read(std::process::id()).unwrap();
+    fn the_usage_of_this_process_is_read() {
+        let usage = ProcessUsage::read(std::process::id()).unwrap();
         assert!(usage.resident_bytes > 100_000 && usage.context_switches > 0, "{usage:?}");
     }
 }
