@@ -1,4 +1,4 @@
-//! The load generator: what it says of a run can be trusted.
+//! The load generator: its reports are correct.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ async fn load(gateway: &Gateway, redis: &RedisServer, flags: &[&str]) -> (i32, V
 const SHORT: [&str; 8] = ["--settle", "0s", "--warm-up", "0s", "--duration", "300ms", "--connections", "20"];
 
 #[tokio::test]
-async fn each_phase_is_reported_of_and_every_delivery_is_found() {
+async fn each_phase_has_a_report_that_counts_every_delivery() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
     let misses = "--mode miss --flat-out --window 5000 --warm-up 0s --duration 300ms";
@@ -35,14 +35,14 @@ async fn each_phase_is_reported_of_and_every_delivery_is_found() {
 }
 
 #[tokio::test]
-async fn what_is_published_any_way_is_found_and_what_is_stored_runs_a_script() {
+async fn every_interface_delivers_and_a_stored_message_runs_a_script() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
-    let ways = ["pubsub", "outbox", "http"].map(|way| {
+    let phases = ["pubsub", "outbox", "http"].map(|publish| {
         let flags = "--warm-up 0s --duration 300ms --mode turn --burst 10 --flat-out --window 50";
-        format!("{flags} --publish {way}")
+        format!("{flags} --publish {publish}")
     });
-    let then = ways.iter().flat_map(|way| ["--then", way]);
+    let then = phases.iter().flat_map(|phase| ["--then", phase]);
     let flags: Vec<_> = SHORT.into_iter().chain(["--users", "15"]).chain(then).collect();
     let (code, reports, errors) = load(&gateway, &redis, &flags).await;
     assert_eq!(code, 0, "{errors}");
@@ -54,9 +54,9 @@ async fn what_is_published_any_way_is_found_and_what_is_stored_runs_a_script() {
     for user in 0..15 {
         each.push(redis.command::<u64>(&["XLEN", &format!("tidings:history:{{{user}}}")]).await);
     }
-    // Each of the two phases may end amid a round.
+    // Either of the two phases may end before each user has an equal number.
     assert!(each.iter().max().unwrap() - each.iter().min().unwrap() <= 2, "{each:?}");
-    // What was published and what Redis used are not read at one moment.
+    // The published messages and the usage of Redis are not read at the same moment.
     let scripts = |report: &Value| report["redis"]["scripts"].as_u64().unwrap();
     let half = |report: &Value| report["published"].as_u64().unwrap() / 2;
     assert!(scripts(outbox) > half(outbox) && scripts(http) > half(http), "{outbox} {http}");
@@ -65,19 +65,26 @@ async fn what_is_published_any_way_is_found_and_what_is_stored_runs_a_script() {
 }
 
 #[tokio::test]
-async fn clients_that_come_back_or_miss_something_are_timed_until_they_have_everything() {
+async fn recovery_is_measured_until_the_clients_have_all_notifications() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
-    let phases = ["--mode reconnect", "--mode resume --stored 150", "--mode refill --stored 10", "--mode resume"];
+    let phases = [
+        "--mode reconnect",
+        "--mode resume --stored 150",
+        "--mode refill --stored 10",
+        "--mode resume",
+        "--mode refill",
+    ];
     let then = phases.iter().flat_map(|phase| ["--then", phase]);
     let flags: Vec<_> = SHORT.into_iter().chain(["--users", "15"]).chain(then).collect();
     let (code, reports, errors) = load(&gateway, &redis, &flags).await;
     assert_eq!(code, 0, "{errors}");
     // Five users have two connections each.
     let deliveries: Vec<_> = reports[1..].iter().map(|report| report["deliveries"].as_u64().unwrap()).collect();
-    assert_eq!(deliveries, [0, 200, 15, 0]);
+    assert_eq!(deliveries, [0, 200, 15, 0, 0]);
     assert_eq!(gateway.metric("tidings_resumes_total{result=\"recovered\"}").await, 40.0);
-    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 1.0);
+    // The second one may be noticed after the run.
+    assert!(gateway.metric("tidings_backplane_gaps_total").await >= 1.0);
     for report in &reports[1..3] {
         assert!(report["redis"]["scripts"].as_u64() >= Some(20), "{report}");
         assert!(report["redis"]["cpu_us"].as_f64() > Some(0.0), "{report}");
@@ -95,7 +102,7 @@ async fn fan_out_counts_every_copy() {
 }
 
 #[tokio::test]
-async fn flat_out_every_user_must_have_a_connection() {
+async fn flat_out_requires_a_connection_for_every_user() {
     for flags in [
         &["--flat-out", "--connections", "2", "--users", "3"][..],
         &["--connections", "2", "--users", "3", "--then", "--flat-out"],
@@ -111,7 +118,7 @@ async fn flat_out_every_user_must_have_a_connection() {
 }
 
 #[tokio::test]
-async fn flat_out_goes_on_however_small_the_window_and_however_many_copies() {
+async fn flat_out_does_not_stall_with_a_small_window_or_many_copies() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
     let misses = "--mode miss --flat-out --window 10 --warm-up 0s --duration 300ms";
@@ -124,7 +131,7 @@ async fn flat_out_goes_on_however_small_the_window_and_however_many_copies() {
 }
 
 #[tokio::test]
-async fn a_phase_that_cannot_be_is_refused_by_name() {
+async fn the_error_for_an_invalid_phase_names_the_flag() {
     for (flags, named) in [
         (["--then", "--rate many"], "--rate"),
         (["--then", "--mode fanout"], "fanout"),
