@@ -178,46 +178,33 @@ fn start_routing(app: &App) {
     });
     app.backplane.subscribe(sink, shutdown);
 
-    let (control, stopping) = (Arc::clone(&app.control), shutdown.stopping().clone());
-    shutdown.spawn_service(async move {
-        stopping.run_until_cancelled(control.run()).await;
-    });
+    let control = Arc::clone(&app.control);
+    shutdown.spawn_until_stop(async move { control.run().await });
 }
 
 fn start_sessions(app: &App) {
     let Some(sessions) = app.sessions.clone() else { return };
-    let shutdown = &app.context.shutdown;
-    let stopping = shutdown.stopping().clone();
-    shutdown.spawn_service(async move {
-        stopping.run_until_cancelled(sessions.keep_true()).await;
-    });
+    app.context.shutdown.spawn_until_stop(async move { sessions.keep_true().await });
 }
 
 fn start_reloading(app: &App) {
     let Some(tls) = app.tls.clone() else { return };
     let Context { metrics, shutdown, .. } = &*app.context;
-    let (metrics, stopping) = (Arc::clone(metrics), shutdown.stopping().clone());
-    shutdown.spawn_service(async move {
-        stopping.run_until_cancelled(tls.keep_fresh(&metrics)).await;
-    });
+    let metrics = Arc::clone(metrics);
+    shutdown.spawn_until_stop(async move { tls.keep_fresh(&metrics).await });
 }
 
 fn start_history(app: &App) {
     let Context { history, acks, shutdown, .. } = &*app.context;
     shutdown.spawn_service(Arc::clone(acks).run(shutdown.stopping().clone().cancelled_owned(), GRACE));
-    let (history, stopping) = (Arc::clone(history), shutdown.stopping().clone());
-    shutdown.spawn_service(async move {
-        stopping.run_until_cancelled(history.keep_level()).await;
-    });
+    let history = Arc::clone(history);
+    shutdown.spawn_until_stop(async move { history.keep_level().await });
 }
 
 fn start_keys(app: &App) {
     let Context { verifier, metrics, shutdown, .. } = &*app.context;
     let Some(jwks) = verifier.jwks() else { return };
-    let (keeping, stopping) = (Arc::clone(jwks).keep_fresh(Arc::clone(metrics)), shutdown.stopping().clone());
-    shutdown.spawn_service(async move {
-        stopping.run_until_cancelled(keeping).await;
-    });
+    shutdown.spawn_until_stop(Arc::clone(jwks).keep_fresh(Arc::clone(metrics)));
 }
 
 fn start_presence(app: &App) {
@@ -227,8 +214,5 @@ fn start_presence(app: &App) {
     shutdown.spawn_service(presence.run(shutdown.stopping().clone().cancelled_owned(), GRACE));
 
     let (backplane, metrics) = (Arc::clone(&app.backplane), Arc::clone(metrics));
-    let stopping = shutdown.stopping().clone();
-    shutdown.spawn_service(async move {
-        stopping.run_until_cancelled(presence::keep_true(&backplane, &metrics)).await;
-    });
+    shutdown.spawn_until_stop(async move { presence::keep_true(&backplane, &metrics).await });
 }

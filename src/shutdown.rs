@@ -47,6 +47,15 @@ impl Shutdown {
         self.services.spawn(task);
     }
 
+    /// Spawns a service that does not end by itself: it is dropped, wherever it waits, once [`Shutdown::stopping`] is
+    /// cancelled. One that has work to finish then gets the token instead, from [`Shutdown::spawn_service`].
+    pub fn spawn_until_stop(&self, service: impl Future<Output = ()> + Send + 'static) {
+        let stopping = self.stopping.clone();
+        self.spawn_service(async move {
+            stopping.run_until_cancelled(service).await;
+        });
+    }
+
     /// Runs on a thread of its own what takes a while and waits for nobody.
     pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
         self.services.spawn_blocking(work);
@@ -72,7 +81,7 @@ impl Shutdown {
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum Signal {
     /// SIGTERM, SIGINT: the end.
     Stop,
     /// SIGHUP: files that may have changed are to be read anew.
@@ -101,13 +110,51 @@ impl Signals {
     }
 
     /// Waits for the next of them.
-    pub async fn next(&mut self) -> Asked {
-        let (name, asked) = tokio::select! {
-            _ = self.terminate.recv() => ("SIGTERM", Asked::Stop),
-            _ = self.interrupt.recv() => ("SIGINT", Asked::Stop),
-            _ = self.hangup.recv() => ("SIGHUP", Asked::Reload),
+    pub async fn next(&mut self) -> Signal {
+        let (name, signal) = tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", Signal::Stop),
+            _ = self.interrupt.recv() => ("SIGINT", Signal::Stop),
+            _ = self.hangup.recv() => ("SIGHUP", Signal::Reload),
         };
         info!(signal = name, "signal received");
-        asked
+        signal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says when it is dropped.
+    struct Dropped(Option<tokio::sync::oneshot::Sender<()>>);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            let _ = self.0.take().map(|sender| sender.send(()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_runs_until_the_stop_and_is_dropped_then() {
+        const GRACE: Duration = Duration::from_secs(1);
+        let shutdown = Shutdown::default();
+        let (runs, running) = tokio::sync::oneshot::channel();
+        let (sender, mut dropped) = tokio::sync::oneshot::channel();
+        let guard = Dropped(Some(sender));
+        shutdown.spawn_until_stop(async move {
+            let _guard = guard;
+            let _ = runs.send(());
+            std::future::pending().await
+        });
+        running.await.unwrap();
+
+        shutdown.draining().cancel();
+        tokio::time::sleep(GRACE).await;
+        assert!(dropped.try_recv().is_err(), "a drain does not end it");
+
+        let begun = tokio::time::Instant::now();
+        shutdown.stop(GRACE).await;
+        dropped.try_recv().unwrap();
+        assert!(begun.elapsed() < GRACE, "the stop waited for the grace to end");
     }
 }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::notify::{READY, STOPPING, notify};
 use super::{ConfigArgs, block_on, say};
 use crate::config::{Config, Redis, secret_bytes};
-use crate::shutdown::{Asked, Signals};
+use crate::shutdown::{Signal, Signals};
 use crate::{Gateway, log, server};
 
 /// An HMAC key as long as its hash (RFC 7518, section 3.2).
@@ -89,11 +89,11 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
         }
     }
 
-    while signals.next().await == Asked::Reload {
+    while signals.next().await == Signal::Reload {
         gateway.reload();
     }
     notify(STOPPING);
-    let second = async { while signals.next().await == Asked::Reload {} };
+    let second = async { while signals.next().await == Signal::Reload {} };
     tokio::select! {
         () = gateway.stop() => info!("stopped"),
         () = second => anyhow::bail!("a second signal: stopped at once"),
