@@ -23,8 +23,8 @@ const RAISED: [(&str, &str); 7] = [
     ("limits.max_inbound_bytes", "67108864"),
     ("limits.inbound_bytes_per_second", "4294967295"),
     ("limits.inbound_frames_per_second", "4294967295"),
-    ("outbox.max_bytes", "268435456"),
-    ("outbox.max_messages", "100000"),
+    ("send_queue.max_bytes", "268435456"),
+    ("send_queue.max_messages", "100000"),
     ("server.listen", "127.0.0.1:0"),
     ("server.admin_listen", "127.0.0.1:0"),
 ];

@@ -141,15 +141,15 @@ impl App {
         let backplane = Arc::new(Backplane::new(&config, &instance, &metrics)?);
         let registry = Arc::<Registry>::default();
         let (shared_registry, shared_metrics) = (Arc::clone(&registry), Arc::clone(&metrics));
-        let history = History::new(Arc::clone(&backplane), shared_registry, shared_metrics, &config.outbox);
+        let history = History::new(Arc::clone(&backplane), shared_registry, shared_metrics, &config.send_queue);
         let acks = Acks::new(Arc::clone(&backplane), Arc::clone(&metrics));
         let context = Arc::new(Context {
             instance,
             server: config.server.clone(),
-            outbox: config.outbox,
+            outbox: config.send_queue,
             limits: config.limits.clone(),
             limiter: Limiter::new(&config.limits, &backplane, &metrics),
-            backlog: Backlog::new(&metrics, config.outbox.max_total_bytes),
+            backlog: Backlog::new(&metrics, config.send_queue.max_total_bytes),
             verifier,
             revocations: Arc::new(Revocations::new(config.auth.leeway)),
             registry,

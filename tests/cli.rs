@@ -101,6 +101,7 @@ async fn what_is_unknown_or_wrong_is_refused_by_name_before_any_socket_is_opened
     let taken = taken.local_addr().unwrap().to_string();
     let unknown = write(&dir, "unknown.toml", "[server]\nlistn = \"127.0.0.1:1\"\n");
     let section = write(&dir, "section.toml", "[sever]\nlisten = \"127.0.0.1:1\"\n");
+    let renamed = write(&dir, "renamed.toml", "[outbox]\nmax_messages = 256\n");
     let wrong = write(&dir, "wrong.toml", "[presence]\nlease = \"soon\"\n");
     for (args, env, named) in [
         (&["--config", &*unknown][..], ("", ""), &["server.listn", "server.listen", "unknown.toml"][..]),
@@ -112,8 +113,11 @@ async fn what_is_unknown_or_wrong_is_refused_by_name_before_any_socket_is_opened
         (&[], ("TIDINGS_SERVER__HEARTBEAT", "5"), &["server.heartbeat", "\"5\"", "12s"]),
         (&[], ("TIDINGS_AUTH__QUERY_TOKEN", "yes"), &["auth.query_token", "yes", "true or false"]),
         (&[], ("TIDINGS_REDIS__URL", "http://127.0.0.1"), &["redis.url", "http://127.0.0.1", "redis://"]),
-        (&["--set", "outbox.slow_client=wait"], ("", ""), &["outbox.slow_client", "wait", "drop_oldest"]),
-        (&["--set", "outbox.max_bytes=-1"], ("", ""), &["outbox.max_bytes", "-1"]),
+        (&["--set", "send_queue.slow_client=wait"], ("", ""), &["send_queue.slow_client", "wait", "drop_oldest"]),
+        (&["--set", "outbox.max_bytes=1"], ("", ""), &["--set", "did you mean send_queue.max_bytes"]),
+        (&[], ("TIDINGS_OUTBOX__MAX_BYTES", "1"), &["TIDINGS_OUTBOX__MAX_BYTES", "did you mean send_queue.max_bytes"]),
+        (&["--config", &*renamed], ("", ""), &["renamed.toml", "did you mean send_queue.max_messages"]),
+        (&["--set", "send_queue.max_bytes=-1"], ("", ""), &["send_queue.max_bytes", "-1"]),
         (&["--admin-listen", "localhost"], ("", ""), &["server.admin_listen", "localhost", "127.0.0.1:8080"]),
         (&["--log-level", "loud"], ("", ""), &["log.level", "loud", "trace"]),
         (&["--log-format", "xml"], ("", ""), &["log.format", "xml", "text", "json"]),

@@ -217,7 +217,7 @@ async fn a_subscriber_of_its_own_sees_the_stamp_in_front_of_what_is_stored_or_na
 #[tokio::test]
 async fn a_client_that_resumes_and_does_not_read_delays_nobody() {
     let redis = RedisServer::start().await;
-    let gateway = Options::redis(&redis).set("outbox.write_timeout", "1h").start().await;
+    let gateway = Options::redis(&redis).set("send_queue.write_timeout", "1h").start().await;
     let before = Client::connect_with_welcome(&gateway, "42").await.1;
     let filling = "x".repeat(20_000);
     redis.store_all("42", (0..500).map(|number| format!("[{number},\"{filling}\"]"))).await;

@@ -591,10 +591,10 @@ async fn many_slow_clients_share_one_bound() {
     const CLIENTS: u32 = 40;
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis)
-        .set("outbox.max_total_bytes", "2000000")
-        .set("outbox.write_timeout", "1h")
-        .set("outbox.max_messages", "100000")
-        .set("outbox.max_bytes", "1000000000")
+        .set("send_queue.max_total_bytes", "2000000")
+        .set("send_queue.write_timeout", "1h")
+        .set("send_queue.max_messages", "100000")
+        .set("send_queue.max_bytes", "1000000000")
         .start()
         .await;
     let users: Vec<String> = (0..CLIENTS).map(|number| number.to_string()).collect();

@@ -136,8 +136,11 @@ async fn a_gap_that_cannot_be_filled_closes_with_4205_and_the_resume_tells_it() 
 async fn a_slow_client_whose_oldest_are_dropped_gets_every_stored_event_all_the_same() {
     const COUNT: u32 = 900;
     let redis = RedisServer::start().await;
-    let gateway =
-        Options::redis(&redis).set("outbox.slow_client", "drop_oldest").set("outbox.write_timeout", "1h").start().await;
+    let gateway = Options::redis(&redis)
+        .set("send_queue.slow_client", "drop_oldest")
+        .set("send_queue.write_timeout", "1h")
+        .start()
+        .await;
     let store = Store::on(&redis);
     let mut slow = Client::connect_narrow(&gateway, "42").await;
     let mut pace = Client::connect(&gateway, "43").await;

@@ -372,9 +372,9 @@ async fn a_thousand_are_resumed_by_a_client_that_reads_slowly_within_the_bound_o
     const BOUND: u32 = 200_000;
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis)
-        .set("outbox.max_bytes", &BOUND.to_string())
-        .set("outbox.max_messages", "64")
-        .set("outbox.write_timeout", "1h")
+        .set("send_queue.max_bytes", &BOUND.to_string())
+        .set("send_queue.max_messages", "64")
+        .set("send_queue.write_timeout", "1h")
         .start()
         .await;
     let cursor = Client::connect_with_welcome(&gateway, "42").await.1["cursor"].as_str().unwrap().to_owned();

@@ -64,8 +64,11 @@ async fn a_client_that_stops_reading_is_ended_and_delays_nobody() {
 async fn dropping_the_oldest_keeps_the_client_and_the_newest_in_order() {
     const COUNT: u32 = 1_000;
     let redis = RedisServer::start().await;
-    let gateway =
-        Options::redis(&redis).set("outbox.slow_client", "drop_oldest").set("outbox.write_timeout", "1h").start().await;
+    let gateway = Options::redis(&redis)
+        .set("send_queue.slow_client", "drop_oldest")
+        .set("send_queue.write_timeout", "1h")
+        .start()
+        .await;
     let mut slow = Client::connect_narrow(&gateway, "42").await;
     let mut others = [("42", Client::connect(&gateway, "42").await), ("43", Client::connect(&gateway, "43").await)];
     rounds(&redis, &mut others, 0..COUNT, 10_000).await;
@@ -81,9 +84,9 @@ async fn dropping_the_oldest_keeps_the_client_and_the_newest_in_order() {
 async fn a_write_that_makes_no_progress_times_out() {
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis)
-        .set("outbox.write_timeout", "300ms")
-        .set("outbox.max_bytes", "1000000000")
-        .set("outbox.max_messages", "1000000")
+        .set("send_queue.write_timeout", "300ms")
+        .set("send_queue.max_bytes", "1000000000")
+        .set("send_queue.max_messages", "1000000")
         .start()
         .await;
     let mut slow = Client::connect_narrow(&gateway, "42").await;
@@ -106,7 +109,7 @@ async fn a_burst_is_not_slow_for_a_client_that_reads() {
 async fn burst(outbox: &str) {
     const COUNT: u32 = 5_000;
     let redis = RedisServer::start().await;
-    let gateway = Options::redis(&redis).set("outbox.max_messages", outbox).start().await;
+    let gateway = Options::redis(&redis).set("send_queue.max_messages", outbox).start().await;
     let mut connections = [Client::connect(&gateway, "42").await, Client::connect(&gateway, "42").await];
     let reading = connections.iter_mut().map(async |connection| {
         for number in 0..COUNT {
@@ -121,7 +124,7 @@ async fn burst(outbox: &str) {
 async fn memory_is_bounded(mode: &str) {
     let redis = RedisServer::start().await;
     let gateway =
-        Options::redis(&redis).set("outbox.slow_client", mode).set("outbox.write_timeout", "1h").start().await;
+        Options::redis(&redis).set("send_queue.slow_client", mode).set("send_queue.write_timeout", "1h").start().await;
     let _slow = Client::connect_narrow(&gateway, "42").await;
     let mut pace = Client::connect(&gateway, "43").await;
     let before = gateway.resident_bytes();

@@ -93,7 +93,7 @@ async fn in_order(client: &mut Client, count: u32) {
 async fn events_arrive_in_order(version: &'static SupportedProtocolVersion) {
     const COUNT: u32 = 200;
     let place = Place::new().await;
-    let gateway = place.options().set("outbox.max_bytes", "100000000").start().await;
+    let gateway = place.options().set("send_queue.max_bytes", "100000000").start().await;
     let mut client = connect(&gateway, "42", &client_config(&place.authority, version)).await;
     assert_eq!(client.tls().get_ref().1.protocol_version(), Some(version.version));
     if version == &TLS13 {
@@ -164,7 +164,7 @@ async fn http_1_1_is_what_is_spoken() {
 /// Publishes 100 MB at a client that never reads, never faster than the instance takes them.
 async fn memory_is_bounded(mode: &str) {
     let place = Place::new().await;
-    let options = place.options().set("outbox.slow_client", mode).set("outbox.write_timeout", "1h");
+    let options = place.options().set("send_queue.slow_client", mode).set("send_queue.write_timeout", "1h");
     let gateway = options.start().await;
     let _slow = connect_narrow(&gateway, "42", &place.client()).await;
     let mut pace = connect(&gateway, "43", &place.client()).await;
@@ -198,7 +198,7 @@ async fn a_slow_client_whose_oldest_are_dropped_costs_bounded_memory() {
 async fn dropping_the_oldest_tears_nothing_and_keeps_the_newest() {
     const COUNT: u32 = 1_000;
     let place = Place::new().await;
-    let options = place.options().set("outbox.slow_client", "drop_oldest").set("outbox.write_timeout", "1h");
+    let options = place.options().set("send_queue.slow_client", "drop_oldest").set("send_queue.write_timeout", "1h");
     let gateway = options.start().await;
     let mut slow = connect_narrow(&gateway, "42", &place.client()).await;
     let mut pace = connect(&gateway, "43", &place.client()).await;
@@ -215,9 +215,9 @@ async fn a_write_that_makes_no_progress_times_out() {
     let place = Place::new().await;
     let gateway = place
         .options()
-        .set("outbox.write_timeout", "300ms")
-        .set("outbox.max_bytes", "1000000000")
-        .set("outbox.max_messages", "1000000")
+        .set("send_queue.write_timeout", "300ms")
+        .set("send_queue.max_bytes", "1000000000")
+        .set("send_queue.max_messages", "1000000")
         .start()
         .await;
     let _slow = connect_narrow(&gateway, "42", &place.client()).await;

@@ -301,7 +301,7 @@ async fn publish(
 
 async fn no_frame_is_torn(options: Options, redis: &RedisServer, story: Story) -> Vec<Transcript> {
     let seed = fastrand::u64(..u64::MAX / 2);
-    let mut gateway = options.set("outbox.write_timeout", "1h").start().await;
+    let mut gateway = options.set("send_queue.write_timeout", "1h").start().await;
     let (sender, round) = watch::channel(0);
     let greeted = Arc::<AtomicUsize>::default();
     let ends = [End::Drain, End::Drain, End::Close, End::Violation, End::Binary];
@@ -353,11 +353,11 @@ fn most_are_told(transcripts: &[Transcript], code: u16) {
 }
 
 fn ample(redis: &RedisServer) -> Options {
-    Options::redis(redis).set("outbox.max_bytes", "1000000000").set("outbox.max_messages", "1000000")
+    Options::redis(redis).set("send_queue.max_bytes", "1000000000").set("send_queue.max_messages", "1000000")
 }
 
 fn scant(redis: &RedisServer) -> Options {
-    Options::redis(redis).set("outbox.max_bytes", "200000").set("outbox.max_messages", "20")
+    Options::redis(redis).set("send_queue.max_bytes", "200000").set("send_queue.max_messages", "20")
 }
 
 #[tokio::test]
@@ -369,7 +369,7 @@ async fn whatever_is_said_and_published_at_once_is_heard_as_whole_frames_in_orde
 #[tokio::test]
 async fn what_is_left_when_the_oldest_are_dropped_is_whole_frames_in_order() {
     let redis = RedisServer::start().await;
-    no_frame_is_torn(scant(&redis).set("outbox.slow_client", "drop_oldest"), &redis, Story::Thinned).await;
+    no_frame_is_torn(scant(&redis).set("send_queue.slow_client", "drop_oldest"), &redis, Story::Thinned).await;
 }
 
 #[tokio::test]

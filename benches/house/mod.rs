@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings::config::{Outbox as Bound, SlowClient};
+use tidings::config::{SendQueue as Bound, SlowClient};
 use tidings::metrics::Metrics;
 use tidings::protocol::{ConnectionId, Dialect, UserId};
 use tidings::registry::{Backlog, CredentialSlot, Driven, Member, Outbox, Registration, Registry, Socket};

@@ -17,6 +17,10 @@ pub(super) const MASK: &str = "***";
 
 const ENV_PREFIX: &str = "TIDINGS_";
 
+/// Sections that had another name, and the one they have. Their keys are refused, not read: a configuration that has
+/// both would mean one of them.
+const RENAMED: [(&str, &str); 1] = [("outbox.", "send_queue.")];
+
 #[derive(Debug, Clone)]
 enum Source {
     File(PathBuf),
@@ -207,7 +211,12 @@ impl Settings {
     /// Ends the reading: what nobody read is unknown. Gives the effective configuration as TOML.
     pub(super) fn finish(mut self) -> Result<String, ConfigError> {
         for (key, setting) in std::mem::take(&mut self.given) {
-            let section = key.rsplit_once('.').map_or("", |(section, _)| section);
+            let today = todays_name(&key);
+            if today != key && self.known.contains(&today) {
+                self.problem(format!("unknown key {key} ({}): did you mean {today}", setting.source));
+                continue;
+            }
+            let section = today.rsplit_once('.').map_or("", |(section, _)| section);
             let mut near: Vec<&str> = self
                 .known
                 .iter()
@@ -223,6 +232,11 @@ impl Settings {
         }
         if self.problems.is_empty() { Ok(render(self.effective)) } else { Err(ConfigError(self.problems)) }
     }
+}
+
+fn todays_name(key: &str) -> String {
+    let renamed = RENAMED.iter().find_map(|(old, new)| Some(format!("{new}{}", key.strip_prefix(old)?)));
+    renamed.unwrap_or_else(|| key.to_owned())
 }
 
 fn render(effective: BTreeMap<String, Value>) -> String {

@@ -15,7 +15,7 @@ fn the_defaults_are_those_of_the_documentation() {
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(config.server.heartbeat, Duration::from_secs(25));
     assert_eq!(config.presence.lease, Duration::from_secs(10));
-    assert_eq!(config.outbox.max_messages, 256);
+    assert_eq!(config.send_queue.max_messages, 256);
     assert_eq!(config.limits.max_inbound_bytes, 16_384);
     assert!(config.require_token_key().unwrap_err().to_string().contains("auth.hmac_secret"));
 }
@@ -50,8 +50,8 @@ fn a_wrong_value_names_its_key_what_was_given_and_what_is_accepted() {
 
 #[test]
 fn every_problem_is_told_at_once() {
-    let text = problem(&[("TIDINGS_LOG__LEVEL", "loud"), ("TIDINGS_OUTBOX__MAX_BYTES", "-1")]);
-    assert!(text.contains("log.level") && text.contains("outbox.max_bytes"), "{text}");
+    let text = problem(&[("TIDINGS_LOG__LEVEL", "loud"), ("TIDINGS_SEND_QUEUE__MAX_BYTES", "-1")]);
+    assert!(text.contains("log.level") && text.contains("send_queue.max_bytes"), "{text}");
 }
 
 #[test]
@@ -59,6 +59,27 @@ fn unknown_keys_and_variables_are_refused_by_name() {
     let text = problem(&[("TIDINGS_SERVER__LISTN", "127.0.0.1:1")]);
     assert!(text.contains("TIDINGS_SERVER__LISTN") && text.contains("server.listen"), "{text}");
     assert!(problem(&[("TIDINGS_NONSENSE", "1")]).contains("TIDINGS_NONSENSE"));
+}
+
+#[test]
+fn a_key_that_was_renamed_is_refused_with_its_new_name_from_every_source() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for key in ["max_messages", "max_bytes", "max_total_bytes", "slow_client", "write_timeout"] {
+        let (old, new) = (format!("outbox.{key}"), format!("did you mean send_queue.{key}"));
+        std::fs::write(file.path(), format!("[outbox]\n{key} = 7\n")).unwrap();
+        let variable = format!("TIDINGS_OUTBOX__{}", key.to_uppercase());
+        let sources = [
+            Layers { file: Some(file.path().into()), ..Layers::default() },
+            Layers { env: vec![(variable, "7".into())], ..Layers::default() },
+            Layers { flags: vec![("--set".into(), old.clone(), "7".into())], ..Layers::default() },
+        ];
+        for layers in sources {
+            let text = Config::load(layers).unwrap_err().to_string();
+            assert!(text.contains(&old) && text.contains(&new) && text.lines().count() == 1, "{text}");
+        }
+    }
+    let text = problem(&[("TIDINGS_OUTBOX__NO_SUCH", "1")]);
+    assert!(text.contains("outbox.no_such") && text.contains("accepted are send_queue.max_bytes"), "{text}");
 }
 
 #[test]

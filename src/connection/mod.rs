@@ -50,7 +50,7 @@ pub struct Context {
     /// Deadlines.
     pub server: config::Server,
     /// The write timeout.
-    pub outbox: config::Outbox,
+    pub outbox: config::SendQueue,
     /// How much a client may send.
     pub limits: config::Limits,
     /// Who may connect, and how often.

@@ -15,7 +15,7 @@ use tracing::{debug, info};
 
 use crate::backoff::Backoff;
 use crate::backplane::{Backplane, BackplaneError, PageSize, ReadFrom, Reading};
-use crate::config::Outbox as Bound;
+use crate::config::SendQueue as Bound;
 use crate::metrics::Metrics;
 use crate::protocol::{DEFAULT_DEVICE, Resume, Start, UserId};
 use crate::registry::{Member, Place, Registry};

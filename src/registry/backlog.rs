@@ -66,7 +66,7 @@ impl Share {
         self.backlog.given_up.inc();
         self.backlog.lost.inc_by(lost as u64);
         if let Some(held_back) = self.backlog.crowds.admit() {
-            warn!(lost, held_back, "slow connection given up: too much waits in all (outbox.max_total_bytes)");
+            warn!(lost, held_back, "slow connection given up: too much waits in all (send_queue.max_total_bytes)");
         }
     }
 }

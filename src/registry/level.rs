@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::config::Outbox as Bound;
+use crate::config::SendQueue as Bound;
 use crate::protocol::{Cursor, Following};
 
 /// A client's place in the stored history.

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::backlog::{Backlog, Share};
 use super::level::{Found, Level, Place, Released};
 use super::socket::Socket;
-use crate::config::{Outbox as Bound, SlowClient};
+use crate::config::{SendQueue as Bound, SlowClient};
 use crate::protocol::{Close, Cursor, Following};
 
 /// Most frames in one write.

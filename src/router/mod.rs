@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::backplane::{Heard, USER_CHANNEL};
-use crate::config::Outbox as Bound;
+use crate::config::SendQueue as Bound;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{Cursor, DEFAULT_EVENT, Encoded, Event, STAMP, Stamped, UserId, is_json};

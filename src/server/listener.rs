@@ -78,7 +78,7 @@ pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
     let Context { metrics, shutdown, .. } = &*app.context;
     let http = Arc::new(Http::new(&app, router, listener.browsers.is_some()));
-    let unread_deadline = UNREAD_DEADLINE.max(app.config.outbox.write_timeout);
+    let unread_deadline = UNREAD_DEADLINE.max(app.config.send_queue.write_timeout);
     let refused = LogRate::new();
     loop {
         let accepted = shutdown.stopping().run_until_cancelled(listener.listener.accept()).await;
