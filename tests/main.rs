@@ -35,6 +35,7 @@ mod link_faults;
 mod load;
 mod openapi;
 mod outbox;
+mod portability;
 mod presence;
 mod presence_cost;
 mod presence_http;

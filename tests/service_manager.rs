@@ -1,7 +1,6 @@
 //! A service manager that asks is told when the instance is ready, and when it begins to stop (sd_notify(3)).
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 
 use tempfile::TempDir;
 use tokio::net::UnixDatagram as Told;
@@ -35,8 +34,12 @@ async fn by_a_socket_of_a_path() {
     is_told(UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap()).await;
 }
 
+#[cfg(target_os = "linux")]
 #[tokio::test]
 async fn by_a_socket_of_an_abstract_name() {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::SocketAddr;
+
     let name = format!("tidings-test-{}", fastrand::u64(..));
     let address = SocketAddr::from_abstract_name(&name).unwrap();
     is_told(UnixDatagram::bind_addr(&address).unwrap(), &format!("@{name}")).await;

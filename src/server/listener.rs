@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::server::TlsStream;
@@ -87,7 +86,7 @@ pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
             Some(Ok((socket, peer))) => {
                 // A refusal of these by the system costs speed or a slot for a while, no more.
                 socket.set_nodelay(true).ok();
-                SockRef::from(&socket).set_tcp_user_timeout(Some(unread_deadline)).ok();
+                limit_unacknowledged(&socket, unread_deadline);
                 if listener.browsers.is_some_and(|browsers| browsers.threshold.is_passed_by(&socket)) {
                     turn_away(&socket, app.tls.is_some(), metrics);
                     continue;
@@ -111,6 +110,16 @@ pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
         }
     }
 }
+
+/// Has the system give up a connection whose client acknowledges nothing for so long.
+#[cfg(target_os = "linux")]
+fn limit_unacknowledged(socket: &TcpStream, limit: Duration) {
+    socket2::SockRef::from(socket).set_tcp_user_timeout(Some(limit)).ok();
+}
+
+/// Only Linux can be told; elsewhere its own limits of retransmission hold, and `send_queue.write_timeout`.
+#[cfg(not(target_os = "linux"))]
+fn limit_unacknowledged(_: &TcpStream, _: Duration) {}
 
 /// Whether the system has no room for a connection. Any other error is one connection's alone, which is gone (accept(2)).
 fn is_shortage(error: &io::Error) -> bool {

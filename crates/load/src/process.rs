@@ -4,6 +4,7 @@ use std::io::{Error, ErrorKind, Result};
 use std::time::Duration;
 
 /// The unit of CPU time in `/proc`: `USER_HZ` is 100 on all supported Linux platforms.
+#[cfg(target_os = "linux")]
 const TICK: Duration = Duration::from_millis(10);
 
 /// Totals since the process started.
@@ -17,6 +18,7 @@ pub(crate) struct ProcessUsage {
     pub(crate) context_switches: u64,
 }
 
+#[cfg(target_os = "linux")]
 impl ProcessUsage {
     pub(crate) fn read(pid: u32) -> Result<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -50,18 +52,28 @@ impl ProcessUsage {
     }
 }
 
+/// Without `/proc`, `--server-pid` is an error.
+#[cfg(not(target_os = "linux"))]
+impl ProcessUsage {
+    pub(crate) fn read(_: u32) -> Result<Self> {
+        Err(Error::new(ErrorKind::Unsupported, "the usage of a process is read on Linux only"))
+    }
+}
+
 /// Fields 14 and 15 (user and system time). Field 2, a name in parentheses, may contain spaces and parentheses.
+#[cfg(target_os = "linux")]
 fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
     let mut after_name = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     Some((after_name.next()?.parse().ok()?, after_name.next()?.parse().ok()?))
 }
 
+#[cfg(target_os = "linux")]
 fn field(status: &str, name: &str) -> u64 {
     let value = status.lines().find_map(|line| line.strip_prefix(name));
     value.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 

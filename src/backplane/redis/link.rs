@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::stream::{KEEPALIVE, Stream, keepalive};
+use super::stream::{Stream, keepalive};
 use crate::backplane::BackplaneError;
 use crate::config;
 
@@ -65,7 +65,9 @@ impl Link {
     pub(super) fn new(config: &config::Redis, url: &SecretString, name: String) -> Result<Self, BackplaneError> {
         let bad_url = |error: redis::RedisError| BackplaneError::Config(format!("redis.url: {error}"));
         let info: ConnectionInfo = url.expose_secret().into_connection_info().map_err(bad_url)?;
-        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive()).set_user_timeout(KEEPALIVE * 2);
+        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive());
+        #[cfg(target_os = "linux")]
+        let tcp = tcp.set_user_timeout(super::stream::KEEPALIVE * 2);
         let info = info.set_tcp_settings(tcp);
         let client = match &config.ca_file {
             None => Client::open(info).map_err(bad_url)?,

@@ -176,6 +176,9 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, BackplaneError> {
                 socket.set_nodelay(true)?;
                 let options = SockRef::from(&socket);
                 options.set_tcp_keepalive(&keepalive())?;
+                // Keepalive pauses while data waits to be acknowledged. Elsewhere the limits of retransmission hold then,
+                // and the probe finds a dead subscription.
+                #[cfg(target_os = "linux")]
                 options.set_tcp_user_timeout(Some(KEEPALIVE * 2))?;
                 return Ok(socket);
             }
