@@ -427,7 +427,8 @@ async fn token_prints_a_token_that_works_and_lives_as_long_as_asked_for_and_noth
         assert!(token.split('.').count() == 3 && !token.contains(char::is_whitespace), "{token}");
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_audience(&["gateway"]);
-        let claims = decode::<Value>(token, &DecodingKey::from_secret(SECRET.as_bytes()), &validation).unwrap().claims;
+        let claims =
+            decode::<Value>(token, &DecodingKey::from_secret(SECRET.as_bytes()).unwrap(), &validation).unwrap().claims;
         let exp = claims["exp"].as_u64().unwrap();
         assert!((before + seconds..=now() + seconds).contains(&exp), "{claims}");
         assert_eq!(Client::connect_with_token(&gateway, token).await.1["user"], user);

@@ -85,7 +85,7 @@ async fn the_keys_of_a_set_let_in_their_own_tokens_and_no_others() {
         jsonwebtoken::encode(
             &jsonwebtoken::Header { kid: Some("g".into()), ..jsonwebtoken::Header::default() },
             &json!({"sub": "42", "exp": now() + 60}),
-            &jsonwebtoken::EncodingKey::from_secret(b"secret"),
+            &jsonwebtoken::EncodingKey::from_secret(b"secret").unwrap(),
         )
         .unwrap(),
     ];

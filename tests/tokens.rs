@@ -160,6 +160,36 @@ async fn without_any_way_to_verify_serve_names_those_that_would_do() {
     assert!(String::from_utf8(refused.stderr).unwrap().contains("auth.hmac_secret"));
 }
 
+#[tokio::test]
+async fn an_empty_secret_is_refused_at_start_by_name() {
+    for name in ["auth.hmac_secret", "auth.previous_hmac_secret"] {
+        for arguments in [&["serve"][..], &["check-config"], &["token", "42"]] {
+            let mut command = command(arguments);
+            command.env("TIDINGS_AUTH__HMAC_SECRET", SECRET);
+            command.env(format!("TIDINGS_{}", name.replace('.', "__").to_uppercase()), "");
+            let output = output(command).await;
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{error}");
+            assert!(error.contains(&format!("{name} = ***")) && error.contains("not empty"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_verifier_takes_no_empty_secret_from_whoever_embeds_the_gateway() {
+    let layers = Layers { env: vec![("TIDINGS_AUTH__HMAC_SECRET".into(), SECRET.into())], ..Layers::default() };
+    let good = Config::load(layers).unwrap().auth;
+    assert!(Verifier::new(&good).is_ok());
+    let mut current = good.clone();
+    current.hmac_secret = Some(String::new().into());
+    let mut previous = good;
+    previous.previous_hmac_secret = Some(String::new().into());
+    for (auth, name) in [(current, "auth.hmac_secret"), (previous, "auth.previous_hmac_secret")] {
+        let error = Verifier::new(&auth).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("empty"), "{error}");
+    }
+}
+
 #[test]
 fn a_key_set_is_fetched_over_https_or_on_this_machine_alone() {
     let url = |url: &str| verifier(&[("auth.jwks_url", url)]);
@@ -217,7 +247,7 @@ fn a_token_signed_with_hmac_and_the_public_key_as_its_secret_is_refused() {
 }
 
 fn sign_with_bytes(algorithm: Algorithm, secret: &[u8]) -> String {
-    let key = jsonwebtoken::EncodingKey::from_secret(secret);
+    let key = jsonwebtoken::EncodingKey::from_secret(secret).unwrap();
     jsonwebtoken::encode(&jsonwebtoken::Header::new(algorithm), &claims(), &key).unwrap()
 }
 
@@ -273,6 +303,18 @@ fn a_header_that_demands_an_extension_is_refused() {
         let refused = user(&verifier, &issuer.sign(&more, &claims()));
         assert!(matches!(&refused, Err(TokenError::Bad(why)) if why.contains("crit")), "{more}: {refused:?}");
     }
+}
+
+#[tokio::test]
+async fn a_token_that_demands_an_extension_does_not_get_in() {
+    let issuer = Issuer::new("ES256");
+    let file = pem_file(&issuer.pem());
+    let gateway = Options::dev().set("auth.public_key_file", file.path().to_str().unwrap()).start().await;
+    let bearer = |header: &Value| format!("Bearer {}", issuer.sign(header, &claims()));
+    let demanding = bearer(&json!({"crit": ["exp"], "exp": 0}));
+    let refusal = refused(gateway.public, "/ws", &[("Authorization", &demanding)]).await;
+    assert_eq!((refusal.status, &*refusal.code), (401, "bad_token"));
+    assert!(handshake(gateway.public, "/ws", &[("Authorization", &bearer(&json!({})))]).await.is_ok());
 }
 
 #[test]

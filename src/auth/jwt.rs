@@ -74,8 +74,13 @@ impl Verifier {
     /// # Errors
     /// A [`ConfigError`] that names the key of a file without a usable key.
     pub fn new(auth: &Auth) -> Result<Self, ConfigError> {
-        let secrets = [&auth.hmac_secret, &auth.previous_hmac_secret].into_iter().flatten();
-        let mut keys: Vec<Key> = secrets.flat_map(|secret| Key::shared(secret_bytes(secret))).collect();
+        let mut keys = Vec::new();
+        let secrets =
+            [("auth.hmac_secret", &auth.hmac_secret), ("auth.previous_hmac_secret", &auth.previous_hmac_secret)];
+        for (name, secret) in secrets.into_iter().filter_map(|(name, secret)| Some((name, secret.as_ref()?))) {
+            let refuse = |why| ConfigError::new(format!("{name}: {why}: accepted is a text that is not empty"));
+            keys.extend(Key::shared(secret_bytes(secret)).map_err(refuse)?);
+        }
         if let Some(path) = &auth.public_key_file {
             let refuse = |why: String| {
                 ConfigError::new(format!(
@@ -286,7 +291,7 @@ impl<'a> Token<'a> {
 /// A token for this user, signed with HS256, as [`Verifier`] with the same configuration accepts it.
 ///
 /// # Errors
-/// Those of the library, which has none for such claims and such a key.
+/// Those of the library, which has none for such claims and a secret that is not empty.
 pub fn mint(
     auth: &Auth,
     secret: &SecretString,
@@ -303,7 +308,7 @@ pub fn mint(
     claims.insert("exp".into(), (now() + ttl).as_secs().into());
     claims.insert("jti".into(), format!("{:032x}", fastrand::u128(..)).into());
     claims.insert(auth.user_claim.clone(), user.as_str().into());
-    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &EncodingKey::from_secret(secret_bytes(secret)))
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &EncodingKey::from_secret(secret_bytes(secret))?)
 }
 
 #[cfg(test)]
@@ -330,7 +335,7 @@ mod tests {
     }
 
     fn sign(algorithm: Algorithm, secret: &str, claims: &Value) -> String {
-        encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+        encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes()).unwrap()).unwrap()
     }
 
     fn verify(claims: &Value) -> Result<Identity, TokenError> {
@@ -355,7 +360,8 @@ mod tests {
         let large = format!(r#"{{"sub":123456789012345678901234567890,"exp":{}}}"#, now() + 60);
         let large: Box<serde_json::value::RawValue> = serde_json::from_str(&large).unwrap();
         let token =
-            encode(&Header::new(Algorithm::HS256), &large, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap();
+            encode(&Header::new(Algorithm::HS256), &large, &EncodingKey::from_secret(SECRET.as_bytes()).unwrap())
+                .unwrap();
         assert_eq!(check(&auth(&[]), &token).unwrap().user.as_str(), "123456789012345678901234567890");
     }
 
@@ -460,7 +466,7 @@ mod tests {
     /// Any text as the claims, signed with HS256.
     fn sign_text(claims: &str) -> String {
         let message = format!("{}.{}", HS256_HEADER, BASE64_URL_SAFE_NO_PAD.encode(claims));
-        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        let key = EncodingKey::from_secret(SECRET.as_bytes()).unwrap();
         let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
         format!("{message}.{signature}")
     }
@@ -470,7 +476,7 @@ mod tests {
         let auth = auth(&[]);
         let user = UserId::new("42").unwrap();
         let token = mint(&auth, auth.hmac_secret.as_ref().unwrap(), &user, Duration::from_secs(60)).unwrap();
-        let key = DecodingKey::from_secret(SECRET.as_bytes());
+        let key = DecodingKey::from_secret(SECRET.as_bytes()).unwrap();
         let decoded = decode::<Value>(&token, &key, &Validation::new(Algorithm::HS256)).unwrap();
         assert_eq!(decoded.claims["sub"], "42");
         assert_eq!(decoded.header.typ.as_deref(), Some("JWT"));
@@ -530,7 +536,7 @@ mod tests {
                 theirs.leeway = 30;
                 theirs.validate_nbf = true;
                 theirs.validate_aud = ours.audience.is_some();
-                let key = DecodingKey::from_secret(SECRET.as_bytes());
+                let key = DecodingKey::from_secret(SECRET.as_bytes()).unwrap();
                 if check(&ours, &token).is_ok() {
                     prop_assert!(decode::<serde::de::IgnoredAny>(&token, &key, &theirs).is_ok());
                 }

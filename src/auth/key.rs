@@ -75,6 +75,8 @@ pub(super) enum KeyError {
     Chain,
     #[error("it holds more than {MAX_KEYS} keys")]
     TooMany,
+    #[error("it is empty")]
+    Empty,
 }
 
 /// A key as it serves one algorithm.
@@ -88,8 +90,9 @@ pub(super) struct Key {
 
 impl Key {
     /// A shared secret, as it serves each HMAC algorithm.
-    pub(super) fn shared(secret: &[u8]) -> Vec<Self> {
-        Self::each(&DecodingKey::from_secret(secret))
+    pub(super) fn shared(secret: &[u8]) -> Result<Vec<Self>, KeyError> {
+        let key = DecodingKey::from_secret(secret).map_err(|_| KeyError::Empty)?;
+        Ok(Self::each(&key))
     }
 
     /// A public key in DER, SPKI (RFC 5280) or PKCS#1 (RFC 8017), as it serves each algorithm of its kind.

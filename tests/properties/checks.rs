@@ -209,7 +209,7 @@ fn now() -> u64 {
 /// Signs JSON and verifies it.
 pub fn verify_signed(claims: &str) -> Option<Identity> {
     let claims = serde_json::from_str::<&RawValue>(claims).ok()?;
-    let signed = encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap();
+    let signed = encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes()).unwrap()).unwrap();
     verify(&signed).ok()
 }
 

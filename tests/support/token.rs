@@ -33,7 +33,7 @@ pub fn sign(claims: &Value) -> String {
 
 /// Any claims, signed with any secret and algorithm.
 pub fn sign_with(algorithm: Algorithm, secret: &str, claims: &impl Serialize) -> String {
-    let token = encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap();
+    let token = encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret.as_bytes()).unwrap()).unwrap();
     secrets::keep_token(&token);
     token
 }
