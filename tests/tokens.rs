@@ -8,6 +8,8 @@ use tempfile::NamedTempFile;
 use tidings::auth::{Identity, TokenError, Verifier};
 use tidings::config::{Config, ConfigError, Layers};
 use tidings::protocol::UserId;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 
 use crate::support::{
     ASYMMETRIC, Issuer, KeyServer, Options, Publishes, SECRET, command, handshake, key_set, now, output, refused,
@@ -70,9 +72,12 @@ fn a_key_file_may_be_pkcs1_a_certificate_or_several_keys() {
     for issuer in [&rsa, &ec, &ed] {
         assert!(user(&with_pem(&issuer.certificate()), &issuer.token("42")).is_ok(), "{}", issuer.algorithm);
     }
-    let all = with_pem(&[rsa.pem(), ec.pem(), ed.pem()].concat());
-    for issuer in [&rsa, &ec, &ed] {
-        assert!(user(&all, &issuer.token("42")).is_ok(), "{}", issuer.algorithm);
+    let all = ["of a friend: \u{fc}\n", &rsa.pkcs1_pem(), &ec.pem(), "\n", &ed.pem()].concat();
+    for all in [all.replace('\n', "\r\n"), all] {
+        let all = with_pem(&all);
+        for issuer in [&rsa, &ec, &ed] {
+            assert!(user(&all, &issuer.token("42")).is_ok(), "{}", issuer.algorithm);
+        }
     }
 }
 
@@ -108,6 +113,10 @@ async fn a_file_without_a_usable_public_key_is_refused_at_start_by_name_and_not_
         (String::new(), "PEM"),
         (ec.pem().repeat(33), "32"),
         (ec.pem().replace("PUBLIC KEY", "X509 CRL"), "no key"),
+        ([ec.pem(), ec.pem().replace("PUBLIC KEY", "DSA PUBLIC KEY")].concat(), "no key"),
+        ([ec.pem(), ec.pem().replace("END", "AND")].concat(), "PEM"),
+        (ec.pem().replace("END PUBLIC", "END RSA"), "PEM"),
+        (["-----BEGIN PUBLIC KEY-----\n", &ec.pem()].concat(), "PEM"),
     ];
     for (pem, why) in refused {
         let file = pem_file(&pem);
@@ -236,7 +245,7 @@ fn a_token_signed_with_hmac_and_the_public_key_as_its_secret_is_refused() {
         let issuer = Issuer::new(algorithm);
         let verifier = with_pem(&issuer.pem());
         assert!(user(&verifier, &issuer.token("42")).is_ok());
-        let der = pem::parse(issuer.pem()).unwrap().into_contents();
+        let der = SubjectPublicKeyInfoDer::from_pem_slice(issuer.pem().as_bytes()).unwrap();
         let pem = issuer.pem();
         for secret in [pem.as_bytes(), pem.trim_end().as_bytes(), &der] {
             for hmac in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
@@ -269,7 +278,7 @@ async fn a_key_that_a_token_brings_or_points_to_is_neither_used_nor_fetched() {
     let server = KeyServer::start(Publishes::Keys(key_set(&[&attacker]))).await;
     let file = pem_file(&ours.pem());
     let gateway = Options::dev().set("auth.public_key_file", file.path().to_str().unwrap()).start().await;
-    let der = pem::parse(attacker.certificate()).unwrap().into_contents();
+    let der = CertificateDer::from_pem_slice(attacker.certificate().as_bytes()).unwrap();
     let x5c = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, der);
     let url = server.url();
     let headers = [

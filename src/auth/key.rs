@@ -13,6 +13,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::{AlgorithmFamily, DecodingKey, crypto};
 use serde::Deserialize;
 use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::{PemObject, SectionKind};
 use tokio_rustls::rustls::server::ParsedCertificate;
 
 /// Most keys of one file or one key set, so that a token has only so many to be tried with.
@@ -20,6 +21,14 @@ pub(super) const MAX_KEYS: usize = 32;
 
 /// 2048 bits; the library refuses signatures of smaller keys, and we the keys themselves.
 const LEAST_RSA_BYTES: usize = 256;
+
+/// What PKCS#1 keys are called in PEM.
+const RSA_LABEL: &str = "RSA PUBLIC KEY";
+
+/// What a section of PEM is called, where this line begins one.
+fn label(line: &str) -> Option<&str> {
+    line.strip_prefix("-----BEGIN ")?.trim_end().strip_suffix("-----")
+}
 
 /// A signature algorithm by its name in JOSE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -114,26 +123,39 @@ impl Key {
 
     /// The public keys of a PEM file (RFC 7468): any number of keys, or one certificate.
     pub(super) fn from_pem(text: &[u8]) -> Result<Vec<Self>, KeyError> {
-        let blocks = pem::parse_many(text).map_err(|_| KeyError::NotPem)?;
-        if blocks.is_empty() {
+        let text = String::from_utf8_lossy(text);
+        // The reader passes over sections whose label it does not know: the labels are judged here, before it reads.
+        let labels: Vec<&str> = text.lines().filter_map(label).collect();
+        if labels.is_empty() {
             return Err(KeyError::NotPem);
         }
-        if blocks.len() > MAX_KEYS {
+        if labels.len() > MAX_KEYS {
             return Err(KeyError::TooMany);
         }
-        let mut keys = Vec::new();
-        for block in &blocks {
-            keys.extend(match block.tag() {
-                tag if tag.ends_with("PRIVATE KEY") => return Err(KeyError::Private),
-                "PUBLIC KEY" | "RSA PUBLIC KEY" => Self::public(block.contents())?,
+        for label in &labels {
+            match *label {
+                label if label.ends_with("PRIVATE KEY") => return Err(KeyError::Private),
                 // The keys of a chain's authorities sign certificates, not tokens.
-                "CERTIFICATE" if blocks.len() > 1 => return Err(KeyError::Chain),
-                "CERTIFICATE" => {
-                    let certificate = CertificateDer::from(block.contents());
-                    let certificate = ParsedCertificate::try_from(&certificate).map_err(|_| KeyError::Unknown)?;
-                    Self::public(&certificate.subject_public_key_info())?
-                }
+                "CERTIFICATE" if labels.len() > 1 => return Err(KeyError::Chain),
+                "PUBLIC KEY" | RSA_LABEL | "CERTIFICATE" => {}
                 _ => return Err(KeyError::Unknown),
+            }
+        }
+        // One that it does not know. Whether a key is SPKI or PKCS#1 is seen in the key.
+        let text = text.replace(RSA_LABEL, "PUBLIC KEY");
+        let sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
+        let sections = sections.map_err(|_| KeyError::NotPem)?;
+        if sections.len() != labels.len() {
+            return Err(KeyError::NotPem);
+        }
+        let mut keys = Vec::new();
+        for (kind, der) in sections {
+            keys.extend(if kind == SectionKind::Certificate {
+                let certificate = CertificateDer::from(der);
+                let certificate = ParsedCertificate::try_from(&certificate).map_err(|_| KeyError::Unknown)?;
+                Self::public(&certificate.subject_public_key_info())?
+            } else {
+                Self::public(&der)?
             });
         }
         Ok(keys)

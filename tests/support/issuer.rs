@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{
     RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
 };
 use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD as BASE64};
 use serde_json::{Value, json};
 
 /// Every algorithm with a public key.
@@ -110,13 +110,13 @@ impl Issuer {
             Pair::Ec(pair) => pair.public_key().as_der().unwrap(),
             Pair::Ed(pair) => pair.public_key().as_der().unwrap(),
         };
-        pem::encode(&pem::Pem::new("PUBLIC KEY", der.as_ref()))
+        pem("PUBLIC KEY", der.as_ref())
     }
 
     /// An RSA key as `RSA PUBLIC KEY` in PEM.
     pub fn pkcs1_pem(&self) -> String {
         let Pair::Rsa(pair) = &self.pair else { panic!("no RSA key") };
-        pem::encode(&pem::Pem::new("RSA PUBLIC KEY", pair.public_key().as_ref()))
+        pem("RSA PUBLIC KEY", pair.public_key().as_ref())
     }
 
     /// The private key as `PRIVATE KEY` in PEM.
@@ -126,7 +126,7 @@ impl Issuer {
             Pair::Ec(pair) => pair.to_pkcs8v1().unwrap().as_ref().to_vec(),
             Pair::Ed(pair) => pair.to_pkcs8().unwrap().as_ref().to_vec(),
         };
-        pem::encode(&pem::Pem::new("PRIVATE KEY", der))
+        pem("PRIVATE KEY", &der)
     }
 
     /// A certificate for the key, signed by itself, in PEM.
@@ -161,6 +161,12 @@ impl Issuer {
         }
         jwk
     }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 /// A key set of these issuers' keys.
