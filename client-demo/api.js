@@ -1,4 +1,4 @@
-/** What the gateway answered when it refused. */
+/** An error response of the gateway. */
 export class Refusal extends Error {
   constructor(status, code, message) {
     super(message);
@@ -20,7 +20,7 @@ async function post(path, body) {
   }
   const answer = await response.json().catch(() => null);
   if (response.ok) return answer;
-  const { code = 'unknown', message = `It answered ${response.status}.` } = answer?.error ?? {};
+  const { code = 'unknown', message = `The gateway answered with status ${response.status}.` } = answer?.error ?? {};
   throw new Refusal(response.status, code, message);
 }
 

@@ -18,14 +18,14 @@ const who = presence({
 });
 const form = publishForm({ isOnline: (user) => panels.get(user)?.isLive() || who.isOnline(user) });
 
-/** `?user=42`, `?user=a&user=b` and `?users=a,b` all name users. */
+/** Users are given as `?user=42`, `?user=a&user=b` or `?users=a,b`. */
 function usersInAddress() {
   const query = new URLSearchParams(location.search);
   const named = [...query.getAll('user'), ...query.getAll('users').flatMap((users) => users.split(','))];
   return [...new Set(named.map((user) => user.trim()).filter((user) => user !== ''))];
 }
 
-/** So that a reload, or a link given to somebody, opens signed in. */
+/** Lets a reload or a shared link open the page signed in. */
 function rememberUsers() {
   const users = [...panels.keys()];
   const query = new URLSearchParams();

@@ -1,7 +1,7 @@
 /**
- * Makes an element. Text only ever becomes text, never markup: what is shown here comes from anybody.
+ * Creates an element. Text is never parsed as markup: the displayed data is untrusted.
  * @param {string} tag with classes: `p.hint.small`
- * @param {Record<string, unknown>} [props] attributes; `on…` are listeners; null and false leave one out
+ * @param {Record<string, unknown>} [props] attributes; `on…` are listeners; null and false omit an attribute
  * @param {...(Node | string | null)} children
  */
 export function el(tag, props = {}, ...children) {
@@ -16,7 +16,7 @@ export function el(tag, props = {}, ...children) {
   return node;
 }
 
-/** A command to run elsewhere, with a button that copies it. */
+/** A command to run in a terminal, with a copy button. */
 export function command(text) {
   const button = el('button.copy', { type: 'button', 'aria-label': `Copy: ${text}` }, 'Copy');
   button.addEventListener('click', async () => {
@@ -29,14 +29,14 @@ export function command(text) {
       await navigator.clipboard.writeText(what);
       return true;
     } catch {
-      getSelection().selectAllChildren(code); // No permission, or no secure context: selected, it is one key away.
+      getSelection().selectAllChildren(code); // Without permission or a secure context: select it for Ctrl C.
       return false;
     }
   }
   return el('div.command', {}, code, button);
 }
 
-/** One word of a shell command, whatever is in it. */
+/** Quotes a text as one word of a shell command. */
 export function shellWord(text) {
   return /^[\w.:@/-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }

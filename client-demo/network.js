@@ -1,6 +1,6 @@
 import { el } from './dom.js';
 
-/** One client's own network, with a switch: switched off, its socket is closed and no other can be opened. */
+/** A simulated network for one client, with a switch: when off, its socket is closed and no other can be opened. */
 export function network() {
   let isOn = true;
   let socket = null;
@@ -20,7 +20,7 @@ export function network() {
   };
 }
 
-/** Switched on again, a client that waits tries at once. */
+/** When switched on again, a waiting client retries at once. */
 export function networkSwitch(user, net, client) {
   const label = { 'aria-label': `Network of ${user}`, 'data-testid': 'network' };
   const button = el('button.switch', { type: 'button', role: 'switch', 'aria-checked': 'true', ...label }, 'Network');

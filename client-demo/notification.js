@@ -6,19 +6,19 @@ function clip(text, most) {
   return text.length > most ? `${text.slice(0, most)}… (${text.length - most} more characters)` : text;
 }
 
-/** As JSON to read. Unindented where it is too long to be shown whole: nested deeply, its indents would be endless. */
+/** Readable JSON. Not indented if it is too long to be shown whole: deep nesting would produce endless indentation. */
 function written(data) {
   try {
     const dense = JSON.stringify(data);
     return dense.length > MOST_SHOWN ? dense : JSON.stringify(data, null, 2);
   } catch {
-    return '(nested too deeply to be shown)'; // What can be parsed can be too much to write again.
+    return '(nested too deeply to be shown)'; // A value that can be parsed may be too deep to serialize.
   }
 }
 
 const isText = (value) => typeof value === 'string' && value.trim() !== '';
 
-/** The words a notification brings along: a title, a body, or both; null where it is data only. */
+/** A notification's title, body, or both; null if it has only data. */
 function wordsOf(event, data) {
   if (isText(data)) return { title: clip(data, 200), body: null };
   const title = isText(data?.title) ? clip(data.title, 200) : null;
@@ -28,15 +28,15 @@ function wordsOf(event, data) {
 
 const nameOf = (event) => (event === 'notification' ? 'Notification' : event);
 
-/** What a toast says. */
+/** The text of a toast. */
 export function summary(event, data) {
   const words = wordsOf(event, data);
   if (words) return words;
-  const oneLine = written(data).replace(/\s+/g, ' '); // With spaces, so that it may wrap.
+  const oneLine = written(data).replace(/\s+/g, ' '); // With spaces, so that it can wrap.
   return { title: nameOf(event), body: clip(oneLine, 120) };
 }
 
-/** One row of the list. Data that is more than its words is shown whole. */
+/** One row of the list. Data with more than a title and a body is shown whole. */
 export function row({ event, data, id, ts }) {
   const words = wordsOf(event, data);
   const saysAll = words && (isText(data) || Object.keys(data).every((key) => key === 'title' || key === 'body'));

@@ -9,19 +9,19 @@ import { unread } from './unread.js';
 const MOST_ROWS = 200;
 const EXAMPLE = '{"title":"Hello","body":"From a terminal"}';
 
-/** Why a connection is not there, in words. */
+/** The reason for a missing connection, as text. */
 function why({ code, reason }) {
   if (code === 1000) return '';
   if (code === 1006 || code === 'token_failed') return 'The gateway did not answer.';
-  if (code === 'no_token') return 'The gateway gives this user no token.';
+  if (code === 'no_token') return 'The gateway refused to issue a token for this user.';
   const text = reason || (typeof code === 'number' ? `Closed with ${code}` : code);
   return `${text[0].toUpperCase()}${text.slice(1)}${typeof code === 'number' && reason ? ` (${code})` : ''}.`;
 }
 
-/** The line that says how the connection is, with a countdown while it waits. */
+/** The connection state line, with a countdown while waiting. */
 function stateLine(client) {
   const word = el('span');
-  const countdown = el('span.countdown', { 'aria-hidden': 'true' }); // Read out each second, it would drown the rest.
+  const countdown = el('span.countdown', { 'aria-hidden': 'true' }); // A screen reader would announce it every second.
   const line = el('p.state', { 'data-testid': 'state', role: 'status' }, el('span.dot'), word, countdown);
   const again = el('button.quiet.small', { type: 'button', 'data-testid': 'retry-now' }, 'Retry now');
   again.addEventListener('click', () => client.connect());
@@ -48,7 +48,7 @@ function stateLine(client) {
   return { line, again };
 }
 
-/** What to do while nothing has come yet. */
+/** Shown until the first notification arrives. */
 function emptyState(user) {
   return el(
     'div.empty',
@@ -56,12 +56,12 @@ function emptyState(user) {
     el('p.empty-title', {}, 'Nothing yet'),
     el('p', {}, 'Send one with the form, or from a terminal:'),
     command(`tidings publish ${shellWord(user)} '${EXAMPLE}'`),
-    el('p', {}, 'Where the gateway has a Redis, through that (redis-cli -p names its port):'),
+    el('p', {}, 'If the gateway uses Redis, publish through it (redis-cli -p PORT for another port):'),
     command(`redis-cli publish ${shellWord(`user:${user}`)} '${EXAMPLE}'`),
   );
 }
 
-/** The bounded list of what has arrived, newest first, those not yet read marked. */
+/** The bounded list of received notifications, newest first, unread ones marked. */
 function notificationList(user, client) {
   const list = el('ol.notifications', { tabindex: '0', 'aria-label': `Notifications of ${user}` });
   const empty = emptyState(user);
@@ -102,12 +102,12 @@ function notificationList(user, client) {
   return { nodes: [news, head, list, empty], add };
 }
 
-/** The user's token: the one signed in with first, then a fresh one each time; none without a network. */
+/** The user's tokens: first the one from sign-in, then a new one each time; an error while the network is off. */
 function tokens(user, first, net) {
   return async () => {
     if (!net.isOn()) throw new Error('the network is off');
     const token = first ?? (await fetchToken(user).catch((failure) => {
-      // Asking again for what was refused is of no use, but for a limit of how often.
+      // A refusal is final, except for a rate limit.
       if (failure instanceof Refusal && failure.status < 500 && failure.status !== 429) return null;
       throw failure;
     }));
@@ -116,13 +116,13 @@ function tokens(user, first, net) {
   };
 }
 
-/** One user's connection and what arrives over it. */
+/** One user's connection and the notifications received over it. */
 export function userPanel(user, token, { signOut }) {
   const net = network();
   const client = new Tidings('ws', { token: tokens(user, token, net), resume: 'acked', WebSocket: net.WebSocket });
   const { line, again } = stateLine(client);
   const list = notificationList(user, client);
-  const ids = el('p.ids', {}, ' '); // The connection's names while there is one, else why there is none.
+  const ids = el('p.ids', {}, ' '); // The ids of instance and connection, or the reason for a disconnection.
   const problem = el('p.result.bad', { role: 'status' });
 
   client.on('welcome', ({ instance, connection }) => {
@@ -134,7 +134,7 @@ export function userPanel(user, token, { signOut }) {
   });
   client.on('state', (state) => {
     if (state.name !== 'waiting' && state.name !== 'closed') return;
-    ids.textContent = net.isOn() ? why(state) : 'Its network is switched off.';
+    ids.textContent = net.isOn() ? why(state) : 'The network of this user is switched off.';
   });
   client.on('event', (data, frame) => {
     list.add(frame);

@@ -1,23 +1,23 @@
 import { el } from './dom.js';
 
-const MOST_KNOWN = 1_000; // as many as a snapshot names
+const MOST_KNOWN = 1_000; // the size of a snapshot
 const MOST_SHOWN = 100;
 const RETRY_MS = 3_000;
 
 const byName = new Intl.Collator(undefined, { numeric: true }).compare;
 
 /**
- * Shows who is online, as it changes.
+ * Shows the online users, updated live.
  * @param {{ isHere: (user: string) => boolean, picked: (user: string) => void }} options
  */
 export function presence({ isHere, picked }) {
   const list = document.getElementById('online');
   const total = document.getElementById('online-count');
   const note = document.getElementById('online-note');
-  const users = new Set(); // Those known by name: all, or the first of a great many.
+  const users = new Set(); // The users known by name: all, or the first MOST_KNOWN.
   const chips = new Map();
   let online = 0;
-  let asking = true; // Until a snapshot has come, what we have is old.
+  let asking = true; // Until a snapshot arrives, the list is stale.
   let drawing = false;
 
   const chip = (user) => {
@@ -43,12 +43,12 @@ export function presence({ isHere, picked }) {
     });
     total.textContent = asking ? '–' : online.toLocaleString();
     const more = online - shown.length;
-    if (asking) note.textContent = 'Asking who is online…';
-    else if (online === 0) note.textContent = 'Nobody yet. Sign in here, or open this page in another window.';
-    else note.textContent = more > 0 ? `and ${more.toLocaleString()} more` : 'Choose one to publish to them.';
+    if (asking) note.textContent = 'Loading the online users…';
+    else if (online === 0) note.textContent = 'No users yet. Sign in here, or open this page in another window.';
+    else note.textContent = more > 0 ? `and ${more.toLocaleString()} more` : 'Choose a user to publish to.';
   }
 
-  /** Many changes at once are drawn once. */
+  /** Coalesces several changes into one redraw. */
   function drawSoon() {
     if (drawing) return;
     drawing = true;
@@ -83,7 +83,7 @@ export function presence({ isHere, picked }) {
     source.addEventListener('error', () => {
       asking = true;
       drawSoon();
-      // An EventSource comes back by itself from a lost connection, but not from an answer it did not like.
+      // An EventSource reconnects after a lost connection, but not after an error response.
       if (source.readyState === EventSource.CLOSED) setTimeout(listen, RETRY_MS);
     });
   }

@@ -2,7 +2,7 @@ import { publish } from './api.js';
 
 const FRIENDLY = { title: 'Payment received', body: '€42.00 from Ada' };
 
-/** Where in the text a parser stopped, if it says so. */
+/** The position in the text at which a parser stopped, if it reports one. */
 function place(text, message) {
   const at = /position (\d+)/.exec(message);
   if (!at || /line \d+/.test(message)) return '';
@@ -10,15 +10,15 @@ function place(text, message) {
   return ` (line ${before.length}, column ${before.at(-1).length + 1})`;
 }
 
-/** What is wrong with a text that should be JSON, and what would be right where that is easy to guess. */
+/** The error in an invalid JSON text, with a hint for common mistakes. */
 function complaint(text, { message }) {
-  if (text.trim() === '') return 'There is no data. Any JSON will do, for example {"title":"Hello"}.';
+  if (text.trim() === '') return 'The data is missing. Enter any JSON, for example {"title":"Hello"}.';
   let hint = '';
-  if (/[{,]\s*'|:\s*'/.test(text)) hint = ' Use double quotes: JSON has no single ones.';
-  else if (/,\s*[}\]]/.test(text)) hint = ' A comma is left over before a closing bracket.';
-  else if (/[{,]\s*[A-Za-z_]\w*\s*:/.test(text)) hint = ' Names must stand in double quotes.';
+  if (/[{,]\s*'|:\s*'/.test(text)) hint = ' Use double quotes: JSON has no single quotes.';
+  else if (/,\s*[}\]]/.test(text)) hint = ' Remove the comma before a closing bracket.';
+  else if (/[{,]\s*[A-Za-z_]\w*\s*:/.test(text)) hint = ' Names must be in double quotes.';
   else if (/:\s*[}\],]/.test(text)) hint = ' A value is missing after a colon.';
-  // Some engines repeat the whole text in their message; it stands just above.
+  // Some engines repeat the whole text, which is already visible above.
   const said = message.replace(/, "[^]*" is not valid JSON$/, '').replace(/\.$/, '');
   return `This is not JSON: ${said}${place(text, message)}.${hint}`;
 }
@@ -59,7 +59,7 @@ export function publishForm({ isOnline }) {
     const to = user.value.trim();
     const { value, problem } = parsed();
     if (to === '') {
-      say('bad', 'Type the user it is for.');
+      say('bad', 'Enter the recipient.');
       return user.focus();
     }
     if (problem) {
@@ -67,7 +67,7 @@ export function publishForm({ isOnline }) {
       return data.focus();
     }
     if (durable.checked && !/^([1-9]\d*)?$/.test(ttl.value.trim())) {
-      say('bad', 'How long it is kept is a whole number of seconds, from 1.');
+      say('bad', 'The time to live must be a whole number of seconds, at least 1.');
       return ttl.focus();
     }
     send.disabled = true;
@@ -77,9 +77,9 @@ export function publishForm({ isOnline }) {
         durable: durable.checked,
         ttl_s: durable.checked && ttl.value.trim() !== '' ? Number(ttl.value) : undefined,
       });
-      if (isOnline(to)) say('good', durable.checked ? `Stored for ${to}, and sent.` : `Published to ${to}.`);
-      else if (durable.checked) say('good', `Stored for ${to}, who is not online: it waits.`);
-      else say('', `Published, but ${to} is not online, so nobody has received it.`);
+      if (isOnline(to)) say('good', durable.checked ? `Stored for ${to} and sent.` : `Published to ${to}.`);
+      else if (durable.checked) say('good', `Stored for ${to}, who is not online: sent on the next sign-in.`);
+      else say('', `Published, but ${to} is not online: it was not received.`);
     } catch (failure) {
       say('bad', `Not published: ${failure.message}`);
     } finally {
@@ -89,7 +89,7 @@ export function publishForm({ isOnline }) {
 
   const showTtl = () => (ttl.closest('label').hidden = !durable.checked);
   durable.addEventListener('change', showTtl);
-  showTtl(); // A browser may bring back what was chosen before a reload.
+  showTtl(); // A browser may restore the earlier choice after a reload.
   form.addEventListener('submit', submit);
   data.addEventListener('change', check);
   data.addEventListener('input', () => result.classList.contains('bad') && check());
@@ -97,7 +97,7 @@ export function publishForm({ isOnline }) {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
   return {
-    /** Fills in a user: when asked to, or because there is none yet. */
+    /** Fills in a user: with `replace`, or if the field is empty. */
     to(name, { replace }) {
       if (replace || user.value === '') user.value = name;
       if (replace) data.focus();

@@ -13,7 +13,7 @@ function steps() {
 }
 
 /**
- * A card to sign in with.
+ * The sign-in card.
  * @param {{ suggestion: string, error?: string, check: (user: string) => string | null,
  *           signedIn: (user: string, token: string) => void, cancel?: () => void }} options
  */
@@ -28,7 +28,7 @@ export function signInCard({ suggestion, error = '', check, signedIn, cancel }) 
   const submit = async (event) => {
     event.preventDefault();
     const user = input.value.trim();
-    problem.textContent = user === '' ? 'Type a user, for example 42.' : (check(user) ?? '');
+    problem.textContent = user === '' ? 'Enter a user, for example 42.' : (check(user) ?? '');
     if (problem.textContent !== '') return input.focus();
     button.disabled = true;
     try {
@@ -45,8 +45,8 @@ export function signInCard({ suggestion, error = '', check, signedIn, cancel }) 
     { onsubmit: submit, novalidate: true },
     el('h2', {}, cancel ? 'Add a user' : 'Sign in as any user'),
     el('p.lead', {}, cancel
-      ? 'Each user on this page has a connection of their own.'
-      : 'This page opens a WebSocket with a token of theirs, and shows what is published to them.'),
+      ? 'Each user on this page has a separate connection.'
+      : "This page opens a WebSocket with the user's token and shows the user's notifications."),
     el('label', { for: 'user-input' }, 'User'),
     el('div.row.join', {}, input, button, cancel
       ? el('button.quiet', { type: 'button', onclick: cancel }, 'Cancel')

@@ -1,43 +1,43 @@
 export interface TidingsOptions {
   /**
-   * Gives the JWT to connect with: asked before every attempt, and again before the token ends. A rejection is retried
-   * with backoff; null or undefined means that there is none any more, and closes the client.
+   * Returns the JWT to connect with: called before every attempt, and again before the token expires. A rejection is
+   * retried with backoff; null or undefined means that there is no token any more, and closes the client.
    */
   token: () => Promise<string | null | undefined> | string | null | undefined;
   /** Connect at construction. Default true. */
   autoConnect?: boolean;
-  /** A cursor kept from an earlier page, to resume from. Goes before the two below. Default null. */
+  /** A cursor kept from an earlier page, to resume from. Takes precedence over the two below. Default null. */
   cursor?: string | null;
-  /** `acked`: begin behind what this device of the user has acked, until there is a cursor. Default null. */
+  /** `acked`: resume after the position acked by this device of the user, until there is a cursor. Default null. */
   resume?: 'acked' | null;
   /**
-   * Keep the cursor of each user in localStorage, under names that begin with this, and resume from it on the next
+   * Store the cursor of each user in localStorage, under keys that begin with this, and resume from it on the next
    * page. Default null: in memory only.
    */
   storageKey?: string | null;
-  /** Whose read position acks move, and `unread` counts from: 1 to 64 bytes. Default null: the one named `default`. */
+  /** The device whose read position acks set, and `unread` counts from: 1 to 64 bytes. Default null: `default`. */
   device?: string | null;
   /** Ceiling of the first backoff, doubled at each attempt. Default 500. */
   baseDelayMs?: number;
   /** Highest ceiling of the backoff. Default 30,000. */
   maxDelayMs?: number;
-  /** Ceiling of the first wait after a 42xx close or a token to replace. Default 1,000. */
+  /** Ceiling of the first wait after a 42xx close or a token that must be replaced. Default 1,000. */
   promptDelayMs?: number;
-  /** How long a connection must live before attempts are counted from zero again. Default 5,000. */
+  /** How long a connection must last before the attempt count is reset. Default 5,000. */
   stableAfterMs?: number;
-  /** From the start of an attempt, token included, to its `welcome`. Default 10,000. */
+  /** Time limit from the start of an attempt, token callback included, to its `welcome`. Default 10,000. */
   connectTimeoutMs?: number;
-  /** How much longer than the gateway's heartbeat nothing may be heard. Default 15,000. */
+  /** Allowed silence of the gateway beyond its heartbeat. Default 15,000. */
   silenceGraceMs?: number;
-  /** How many event ids are remembered to drop duplicates. Default 1,000. */
+  /** Number of event ids remembered to drop duplicates. Default 1,000. */
   rememberedIds?: number;
-  /** From 0 up to 1, for the jitter. Default Math.random. */
+  /** Returns a number from 0 to 1, for the jitter. Default Math.random. */
   random?: () => number;
-  /** The WebSocket class. Default the global one. */
+  /** The WebSocket class. Default: the global one. */
   WebSocket?: new (url: string, protocols: string[]) => any;
 }
 
-/** A close or error code of the gateway, an RFC 6455 close code, or what happened on this side. */
+/** A close or error code of the gateway, an RFC 6455 close code, or a failure in the client. */
 export type TidingsCode =
   | number
   | 'connect_timeout'
@@ -72,7 +72,7 @@ export interface WelcomeFrame {
   readonly instance: string;
   readonly cursor: string | null;
   readonly recovered: boolean;
-  /** Stored notifications behind this device's read position, those that follow by a resume among them. */
+  /** Stored notifications after this device's read position, including those about to be replayed. */
   readonly unread?: number | null;
   readonly heartbeat_ms: number;
 }
@@ -92,9 +92,9 @@ export interface ReconnectFrame {
   after_ms: number;
 }
 
-/** Some of what lay between the two is gone: refetch it. */
+/** Some durable notifications between the two cursors are gone: refetch them. */
 export interface Gap {
-  /** Null where it was `acked`. */
+  /** Null after a resume from `acked`. */
   since: string | null;
   cursor: string | null;
 }
@@ -114,7 +114,7 @@ export class Tidings {
   connect(): void;
   retryNow(): void;
   close(): void;
-  /** The durable events up to this one are handled; default: the last that listeners have been given. */
+  /** Acknowledges the durable events up to this one; default: the last one passed to listeners. */
   ack(id?: string | null): void;
   on(name: 'state', listener: Listener<[TidingsState]>): () => void;
   on(name: 'welcome', listener: Listener<[WelcomeFrame]>): () => void;

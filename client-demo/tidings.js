@@ -7,20 +7,20 @@
  *     c.ack();
  *     c.close();
  *
- * It connects when constructed (or at `connect()`, with `autoConnect: false`), stays connected, and says through
- * `state` what it is doing. It never logs the token, nor puts it into an error.
+ * It connects when constructed (or at `connect()`, with `autoConnect: false`), stays connected, and reports its
+ * condition through `state`. It never logs the token or includes it in an error.
  */
 
-/** What a timer can count; a longer wait is made of several. */
+/** The maximum delay of one timer; a longer wait is split into several. */
 const MAX_TIMEOUT_MS = 2 ** 31 - 1;
 
-/** Acks are told this often at most, the furthest of them: a gateway bounds what a client may send in a second. */
+/** Minimum interval between acks; only the furthest is sent. The gateway limits frames per second. */
 const ACK_EVERY_MS = 100;
 
-/** Names this client emits itself. A published event of the same name reaches listeners of `event` only. */
+/** Events emitted by the client itself. A published event with such a name reaches only listeners of `event`. */
 const OWN_EVENTS = new Set(['event', 'welcome', 'state', 'error', 'reconnect', 'gap']);
 
-/** Three base64url parts. What no subprotocol may hold stays out: a WebSocket would quote it in its error. */
+/** Three base64url parts. Excludes characters invalid in a subprotocol: a WebSocket would quote them in its error. */
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/;
 
 const DEFAULTS = {
@@ -39,7 +39,7 @@ const DEFAULTS = {
   random: Math.random,
 };
 
-/** A failure with a code: a close or error code of the gateway (a number), or a word for what happened on this side. */
+/** A failure with a code: a close or error code of the gateway (a number), or a word for a failure in the client. */
 export class TidingsError extends Error {
   /**
    * @param {number | string} code
@@ -54,7 +54,7 @@ export class TidingsError extends Error {
 }
 
 /**
- * Full jitter: any wait up to a ceiling that doubles with each attempt, so that many clients do not return together.
+ * Full jitter: a random wait up to a ceiling that doubles with each attempt, so that clients do not reconnect together.
  * @param {number} attempt failed attempts so far
  * @param {{ baseDelayMs: number, maxDelayMs: number, random: () => number }} options
  */
@@ -62,7 +62,7 @@ export function backoff(attempt, { baseDelayMs, maxDelayMs, random }) {
   return random() * Math.min(maxDelayMs, baseDelayMs * 2 ** attempt);
 }
 
-/** What a token says, or nothing: the gateway may read what we cannot, and we only plan with it. */
+/** The claims of a token, or none: the gateway may accept tokens that we cannot parse, and we only schedule by them. */
 function claims(token) {
   try {
     const bytes = atob(token.split('.')[1].replaceAll('-', '+').replaceAll('_', '/'));
@@ -72,7 +72,7 @@ function claims(token) {
   }
 }
 
-/** Whether one cursor lies before another of the same history; those of two histories cannot be compared. */
+/** Whether a cursor precedes another of the same history; cursors of different histories cannot be compared. */
 function isBefore(cursor, other) {
   const [epoch, ms, number] = cursor.split('-');
   const [otherEpoch, otherMs, otherNumber] = other.split('-');
@@ -82,8 +82,8 @@ function isBefore(cursor, other) {
 const isOfSameHistory = (cursor, other) => cursor.split('-')[0] === other.split('-')[0];
 
 /**
- * How long to wait before a token should be replaced: 80% of what is left of it and at least 10 s before its end, or
- * half of what is left where it is that short. Null without a readable `exp`, or when it is too late to matter.
+ * The delay before a token should be refreshed: 80% of its remaining lifetime and at least 10 s before its expiry, or
+ * half of the remaining lifetime if it is that short. Null without a readable `exp`, or if it is too late to refresh.
  * @param {string} token
  * @param {number} now ms since 1970
  * @returns {number | null}
@@ -104,7 +104,7 @@ function socketUrl(url) {
   return resolved;
 }
 
-/** A handshake refused for one of these would not say so to a browser, so they are refused here. */
+/** A browser does not expose the reason for a refused handshake, so invalid options are rejected here. */
 function check({ token, device, resume }) {
   if (typeof token !== 'function') throw new TypeError('tidings: options.token must be a function');
   if (resume !== null && resume !== 'acked') throw new TypeError("tidings: options.resume is 'acked' or left out");
@@ -115,7 +115,7 @@ function check({ token, device, resume }) {
   }
 }
 
-/** Hands over what a listener threw without letting it disturb the client. */
+/** Reports an exception of a listener without affecting the client. */
 function report(error) {
   queueMicrotask(() => (globalThis.reportError ?? console.error)(error));
 }
@@ -128,23 +128,23 @@ export class Tidings {
   #timers = new Map();
   #state = Object.freeze({ name: 'idle' });
 
-  #turn = 0; // Counts sockets and attempts, so that an answer to an earlier one is recognised as late.
-  #attempt = 0; // Connections in a row that failed or did not last.
+  #turn = 0; // Counts sockets and attempts, so that a response to an earlier one is recognised as stale.
+  #attempt = 0; // Consecutive connections that failed or did not last.
   #socket = null;
-  #token = null; // The one the connection lives under.
-  #offered = null; // The one sent to replace it, not yet answered.
-  #refused = null; // The one a 4009 turned down.
-  #resuming = null; // What this connection asked to resume from: a cursor, or `acked`.
-  #reconnectAt = null; // When the gateway asked us to come back.
-  #silentAt = Infinity; // When a silent gateway counts as gone.
+  #token = null; // The token in force for the connection.
+  #offered = null; // The token sent to replace it, not yet answered.
+  #refused = null; // The token refused with 4009.
+  #resuming = null; // The resume requested by this connection: a cursor, or `acked`.
+  #reconnectAt = null; // The time at which the gateway asked us to reconnect.
+  #silentAt = Infinity; // The time at which a silent gateway counts as dead.
   #refreshAt = Infinity;
 
   #welcome = null;
-  #user = null; // Whose the rest of these are, once that is known.
+  #user = null; // The user that the following fields belong to, once known.
   #cursor;
   #seen = new Set();
-  #handed = null; // The last durable event that listeners have been given.
-  #acked = null; // The furthest that the page has acked.
+  #handed = null; // The last durable event passed to listeners.
+  #acked = null; // The furthest position acked by the page.
   #ackPlanned = false;
   #ackSentAt = -Infinity;
   #storageFailed = false;
@@ -160,18 +160,18 @@ export class Tidings {
     this.#options = { WebSocket: globalThis.WebSocket, ...DEFAULTS, ...Object.fromEntries(given) };
     check(this.#options);
     if (typeof this.#options.WebSocket !== 'function') throw new TypeError('tidings: no WebSocket here; pass one');
-    // Called a moment later, so that the callback may use what is being assigned from this constructor.
+    // Called asynchronously, so that the callback may use the variable that this instance is assigned to.
     this.#fetchToken = () => Promise.resolve().then(options.token);
     this.#cursor = this.#options.cursor;
     if (this.#options.autoConnect) this.connect();
   }
 
-  /** What the client is doing; see the `state` event. */
+  /** The client's current state; see the `state` event. */
   get state() {
     return this.#state;
   }
 
-  /** The place in the user's durable history up to which listeners have been given everything, or null. */
+  /** The position in the user's durable history up to which every event was passed to listeners, or null. */
   get cursor() {
     return this.#cursor;
   }
@@ -197,19 +197,19 @@ export class Tidings {
     if (this.#state.name === 'waiting') this.#open();
   }
 
-  /** Closes for good: nothing is delivered any more, until `connect()`. */
+  /** Closes permanently: nothing is delivered until `connect()`. */
   close() {
     if (this.#state.name !== 'closed') this.#end(1000, 'closed by this client');
   }
 
   /**
-   * Says that the durable events up to this one are handled: it becomes the read position of the user's device. Told
-   * soon, and after each welcome again, as nothing says that it arrived; only the furthest counts.
-   * @param {string | null} [id] default: the last durable event that listeners have been given
+   * Acknowledges the durable events up to this one: it becomes the read position of the user's device. Sent soon, and
+   * again after each welcome, because acks are not confirmed; only the furthest counts.
+   * @param {string | null} [id] default: the last durable event passed to listeners
    */
   ack(id = this.#handed) {
     if (id === null) return;
-    if (typeof id !== 'string') throw new TypeError('tidings: what is acked is an id or a cursor');
+    if (typeof id !== 'string') throw new TypeError('tidings: ack() takes an id or a cursor');
     if (this.#acked !== null && (id === this.#acked || isBefore(id, this.#acked))) return;
     this.#acked = id;
     this.#planAck();
@@ -222,7 +222,7 @@ export class Tidings {
     this.#after('ack', wait, () => this.#sendAck());
   }
 
-  /** Sends the ack that is planned, if one is. */
+  /** Sends the planned ack, if any. */
   #sendAck() {
     if (!this.#ackPlanned) return;
     this.#ackPlanned = false;
@@ -274,7 +274,7 @@ export class Tidings {
     this.#timers.set(name, setTimeout(fire, step));
   }
 
-  /** Lets go of the socket and every timer: nothing of the connection so far can be heard again. */
+  /** Releases the socket and every timer: the previous connection can no longer cause any event. */
   #drop() {
     this.#sendAck();
     this.#turn += 1;
@@ -304,13 +304,13 @@ export class Tidings {
       return;
     }
     if (late()) return;
-    if (token === null || token === undefined) this.#end('no_token', 'the token callback has none');
-    else if (!JWT.test(token)) this.#end('bad_token', 'the token callback gave something that is no JWT');
-    else if (token === this.#refused) this.#end(4009, 'bad token, and the token callback has no other');
+    if (token === null || token === undefined) this.#end('no_token', 'the token callback returned no token');
+    else if (!JWT.test(token)) this.#end('bad_token', 'the token callback did not return a JWT');
+    else if (token === this.#refused) this.#end(4009, 'bad token, and the token callback returned it again');
     else this.#dial(token);
   }
 
-  /** Where to begin: behind what this client has handled, else where the page wants to, else what the browser keeps. */
+  /** The resume position: this client's own cursor, else the page's option, else the cursor stored in the browser. */
   #place(token) {
     if (this.#cursor !== null) return this.#cursor;
     if (this.#options.resume !== null) return this.#options.resume;
@@ -318,27 +318,27 @@ export class Tidings {
     const user = this.#user ?? (Number.isInteger(sub) ? String(sub) : sub);
     const kept = this.#stored(user, (storage, key) => storage.getItem(key)) ?? null;
     if (kept === null) return null;
-    this.#user = user; // A guess until the welcome, where the gateway takes the user from another claim.
+    this.#user = user; // A guess until the welcome: the gateway may take the user from another claim.
     this.#cursor = kept;
     return kept;
   }
 
-  /** Uses what the browser keeps for a user. The client does without it where that fails, and says so once. */
+  /** Accesses the cursor that the browser stores for a user. A failure is reported once; the client continues. */
   #stored(user, use) {
     if (this.#options.storageKey === null || user === undefined) return undefined;
-    const { origin, pathname } = this.#url; // Not its query, which may hold secrets.
+    const { origin, pathname } = this.#url; // Without the query, which may contain secrets.
     try {
       return use(globalThis.localStorage, `${this.#options.storageKey} ${origin}${pathname} ${user}`);
     } catch (cause) {
       if (!this.#storageFailed) {
         this.#storageFailed = true;
-        this.#emitError('storage_failed', 'the browser stores no cursor: the next page will not resume', cause);
+        this.#emitError('storage_failed', 'the browser cannot store the cursor: the next page will not resume', cause);
       }
       return undefined;
     }
   }
 
-  /** Moves the cursor, and the stored one with it unless another tab is further. */
+  /** Moves the cursor, and the stored cursor unless another tab is further ahead. */
   #moveTo(cursor) {
     this.#cursor = cursor;
     this.#stored(this.#user, (storage, key) => {
@@ -356,18 +356,18 @@ export class Tidings {
     try {
       socket = new this.#options.WebSocket(url.href, ['tidings.v1', `bearer.${token}`]);
     } catch (error) {
-      // Its message may quote what it was given, so only its name is passed on.
-      return this.#end('refused_here', `no WebSocket may be opened from here (${error.name})`);
+      // The message may quote the arguments, so only the name is passed on.
+      return this.#end('refused_here', `the browser refused to open a WebSocket (${error.name})`);
     }
     socket.onmessage = ({ data }) => this.#receive(data);
     socket.onclose = ({ code, reason }) => this.#lost(code, reason);
-    socket.onerror = () => {}; // Always followed by a close, which says more.
+    socket.onerror = () => {}; // Always followed by a close, which carries the code.
     this.#socket = socket;
     this.#token = token;
     this.#resuming = resuming;
   }
 
-  /** A connection or an attempt has ended: decides whether, and when, to try again. */
+  /** A connection or an attempt has ended: decides whether, and when, to retry. */
   #lost(code, reason, cause) {
     const planned = this.#reconnectAt;
     if (code >= 4000 && code < 4100 && !this.#mayRetry(code)) return this.#end(code, reason);
@@ -380,7 +380,7 @@ export class Tidings {
     if (planned === null) this.#emitError(code, reason, cause);
   }
 
-  /** Of the 40xx only a token can have changed by itself: an expired one always, a bad one once. */
+  /** Among the 40xx only a token can be replaced: an expired one always, a bad one once. */
   #mayRetry(code) {
     if (code === 4010) return true;
     if (code !== 4009 || this.#refused !== null) return false;
@@ -414,7 +414,7 @@ export class Tidings {
     try {
       if (typeof text === 'string') frame = JSON.parse(text);
     } catch {
-      // Told apart from a good frame just below.
+      // Rejected just below.
     }
     if (frame === null || typeof frame !== 'object') return this.#emitError('bad_frame', 'not a frame of tidings.v1');
     switch (frame.type) {
@@ -424,7 +424,7 @@ export class Tidings {
       case 'authenticated': return this.#onAuthenticated();
       case 'reconnect': return this.#onReconnect(frame);
       case 'error': return this.#onError(frame);
-      default: // A newer gateway may say more; what it adds is optional.
+      default: // A newer gateway may send more types; they are optional.
     }
   }
 
@@ -432,7 +432,7 @@ export class Tidings {
     if (this.#socket?.readyState === 1) this.#socket.send(JSON.stringify(frame));
   }
 
-  /** The gateway pings a silent client, so hearing nothing for that long and a grace means that it is gone. */
+  /** The gateway pings a silent client, so silence for a heartbeat plus a grace period means that it is dead. */
   #heard() {
     const heartbeat = this.#state.name === 'live' ? this.#welcome.heartbeat_ms : 0;
     if (!(heartbeat > 0)) return;
@@ -442,7 +442,7 @@ export class Tidings {
   }
 
   #silent() {
-    this.#lost('silent', 'nothing heard from the gateway');
+    this.#lost('silent', 'nothing received from the gateway');
   }
 
   #onWelcome(frame) {
@@ -450,14 +450,14 @@ export class Tidings {
     const mine = this.#user === null || this.#user === frame.user;
     if (!mine) this.#forget();
     this.#user = frame.user;
-    // Only now is it known who the user is: what we resumed from may be another's, or have been left out.
+    // The user is known only now: the resume may have used another user's cursor, or been omitted.
     if ((!mine || this.#resuming === null) && this.#place(this.#token) !== null) return this.#again();
     const missed = mine && this.#resuming !== null && !frame.recovered;
     const since = this.#resuming === 'acked' ? null : this.#resuming;
-    // What was recovered is still to come: our own cursor moves with it, one event after the other. One that the
-    // gateway cannot tell just now is no reason to lose ours.
+    // After a recovery the missed events still follow, and move our cursor one by one. If the gateway currently cannot
+    // give a cursor, we keep ours.
     if (frame.cursor && (!frame.recovered || this.#cursor === null)) this.#moveTo(frame.cursor);
-    // It would be refused each time.
+    // It would be dropped each time.
     if (this.#acked !== null && frame.cursor && !isOfSameHistory(this.#acked, frame.cursor)) this.#acked = null;
     this.#welcome = Object.freeze(frame);
     this.#after('stable', this.#options.stableAfterMs, () => {
@@ -466,7 +466,7 @@ export class Tidings {
     });
     this.#planRefresh();
     this.#setState({ name: 'live' });
-    if (this.#state.name !== 'live') return; // A listener has closed us.
+    if (this.#state.name !== 'live') return; // A listener called close().
     this.#heard();
     this.#emit('welcome', frame);
     if (missed) this.#emit('gap', { since, cursor: this.#cursor });
@@ -478,7 +478,7 @@ export class Tidings {
     this.#cursor = this.#handed = this.#acked = null;
   }
 
-  /** Dials anew, to begin elsewhere: at once, unless it comes to that again and again. */
+  /** Reconnects to resume from another position: at once, or with backoff if that repeats. */
   #again() {
     const delay = this.#attempt === 0 ? 0 : backoff(this.#attempt, this.#options);
     this.#drop();
@@ -496,11 +496,11 @@ export class Tidings {
     }
     if (!OWN_EVENTS.has(event)) this.#emit(event, data, frame);
     this.#emit('event', data, frame);
-    // Only now: a page that ends within a listener is given the event again.
+    // Only now: a page that is closed within a listener receives the event again.
     if (id !== undefined) this.#moveTo(id);
   }
 
-  /** Comes back when asked to. One that is asked again and again without ever settling backs off all the same. */
+  /** Reconnects at the requested time. Backs off if requests repeat before a connection is stable. */
   #onReconnect(frame) {
     const asked = Number.isFinite(frame.after_ms) ? Math.max(0, frame.after_ms) : 0;
     const delay = this.#attempt === 0 ? asked : Math.max(asked, backoff(this.#attempt, this.#options));
@@ -513,7 +513,7 @@ export class Tidings {
   }
 
   #onError(frame) {
-    this.#offered = null; // If it was about the offered token, the connection lives on under its old one.
+    this.#offered = null; // If the offered token was refused, the old one stays in force.
     this.#emitError(frame.code, frame.message);
   }
 
@@ -530,14 +530,14 @@ export class Tidings {
     if (delay !== null) this.#after('refresh', delay, () => this.#refresh());
   }
 
-  /** Offers a fresh token. The next try is planned first, so that a failure or no answer only postpones it. */
+  /** Offers a new token. The next try is planned first, so that a failure or a missing answer only postpones it. */
   async #refresh() {
     const turn = this.#turn;
     this.#planRefresh();
     try {
       const token = await this.#fetchToken();
       if (turn !== this.#turn) return;
-      if (!JWT.test(token)) return this.#emitError('bad_token', 'the token callback gave something that is no JWT');
+      if (!JWT.test(token)) return this.#emitError('bad_token', 'the token callback did not return a JWT');
       this.#offered = token;
       this.#send({ type: 'auth', token });
     } catch (cause) {
@@ -545,9 +545,9 @@ export class Tidings {
     }
   }
 
-  /** Timers stand still while a machine sleeps, and a network that returns is worth a try at once. */
+  /** Timers stop while a machine sleeps, and a restored network justifies an immediate retry. */
   #wake = ({ type }) => {
-    this.#sendAck(); // Timers of a page that is left may never fire.
+    this.#sendAck(); // Timers of a page that is being left may never fire.
     const now = Date.now();
     const { name, retryAt } = this.#state;
     if (name === 'waiting' && (type === 'online' || now >= retryAt)) this.#open();

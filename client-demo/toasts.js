@@ -6,7 +6,7 @@ const SHOWN_MS = 6_000;
 
 const region = document.getElementById('toasts');
 
-/** Shows a notification for a moment; it stays while it is pointed at or holds the focus. */
+/** Shows a notification briefly; it stays while hovered or focused. */
 export function toast(user, event, data) {
   const { title, body } = summary(event, data);
   const close = el('button.close', { type: 'button', 'aria-label': `Dismiss: ${title}` }, '×');

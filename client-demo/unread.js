@@ -1,7 +1,7 @@
 import { el } from './dom.js';
 
 /**
- * How many stored notifications the user has not read, a button that marks them read, and what came after a break.
+ * The number of unread stored notifications, a button that marks them read, and the result of the last catch-up.
  * @param {import('./tidings.d.ts').Tidings} client
  * @param {{ user: string, changed: (unread: number) => void }} options
  */
@@ -14,16 +14,16 @@ export function unread(client, { user, changed }) {
   );
   const news = el('p.result.good', { 'data-testid': 'recovered', role: 'status' });
   let number = 0;
-  let toCome = 0; // Of those, how many are still to be replayed.
-  let recovered = null; // How many were, since this connection replaced another.
+  let toCome = 0; // The number of these still to be replayed.
+  let recovered = null; // The number replayed since this connection replaced another.
 
   const show = () => {
     pill.textContent = `${number.toLocaleString()} unread`;
     pill.hidden = number === 0;
     mark.hidden = number === 0 || client.state.name !== 'live';
     if (recovered === null) news.textContent = '';
-    else if (recovered === 0) news.textContent = 'Back: nothing was missed.';
-    else news.textContent = `Back: ${recovered.toLocaleString()} stored meanwhile, now here.`;
+    else if (recovered === 0) news.textContent = 'Caught up: nothing was missed.';
+    else news.textContent = `Caught up: ${recovered.toLocaleString()} missed, now received.`;
     changed(number);
   };
   let first = true;

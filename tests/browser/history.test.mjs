@@ -28,7 +28,7 @@ for (const backplane of ['in memory', 'in Redis']) {
       await mine.network();
       await mine.is('live');
       await mine.row(`Number ${from + 19}.`);
-      const back = mine.node.getByTestId('recovered').filter({ hasText: 'Back: 20 stored meanwhile, now here.' });
+      const back = mine.node.getByTestId('recovered').filter({ hasText: 'Caught up: 20 missed, now received.' });
       await back.waitFor();
       await gateway.publish('42', `marker ${turn}`);
       await mine.row(`marker ${turn}`);
@@ -106,14 +106,14 @@ scenario('the form stores, also for who is not there, under a name and for a whi
   await ttl.fill('3600');
   await page.getByTestId('publish-event').fill('order.paid');
   await page.getByTestId('publish-send').click();
-  await result.filter({ hasText: 'Stored for 42, and sent.' }).waitFor();
+  await result.filter({ hasText: 'Stored for 42 and sent.' }).waitFor();
   await mine.rows.filter({ hasText: 'Payment received' }).filter({ hasText: 'order.paid' }).waitFor();
   await mine.unread(1);
   assert.match(await redis.cli('xrange', 'tidings:history:{42}', '-', '+'), /\buntil\b/);
 
   await page.getByTestId('publish-user').fill('ada');
   await page.getByTestId('publish-send').click();
-  await result.filter({ hasText: 'Stored for ada, who is not online: it waits.' }).waitFor();
+  await result.filter({ hasText: 'Stored for ada, who is not online: sent on the next sign-in.' }).waitFor();
   await page.getByTestId('add-user').click();
   const ada = await signIn(page, 'ada');
   await ada.row('Payment received');

@@ -72,7 +72,7 @@ scenario('a phone shows what is unread and what came back, nothing sideways', as
   for (let number = 1; number <= 100; number += 1) await gateway.store(LONG.slice(0, 200), { title: LONG, number });
   await mine.network();
   await mine.unread(100);
-  await mine.node.getByTestId('recovered').filter({ hasText: 'Back: 100' }).waitFor();
+  await mine.node.getByTestId('recovered').filter({ hasText: 'Caught up: 100' }).waitFor();
   assert.equal(await overflow(page), 0);
   assert.deepEqual(await faintTexts(page), []);
 });
