@@ -1,7 +1,7 @@
-// tidings in several environments, interleaved: which allocator, how many threads, which build.
+// Compares tidings in several environments, interleaved: allocators, thread counts, builds.
 //
 // usage: node bench/compare.mjs --only SCENARIO [--repeats N] [--unpinned] LABEL[:NAME=VALUE]…
-//   such as: node bench/compare.mjs --only churn glibc mimalloc:LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libmimalloc.so.2
+//   for example: node bench/compare.mjs --only churn glibc mimalloc:LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libmimalloc.so.2
 //   or, with another build: node bench/compare.mjs --only unicast before:BINARY=../before/target/release/tidings now
 
 import { join } from 'node:path';
@@ -26,7 +26,7 @@ function wayOf(argument) {
 
 try {
   const scenario = scenarios.find(({ name }) => name === values.only);
-  if (!scenario) throw new Error(`--only is one of ${scenarios.map(({ name }) => name).join(', ')}`);
+  if (!scenario) throw new Error(`--only must be one of ${scenarios.map(({ name }) => name).join(', ')}`);
   const ways = positionals.map(wayOf);
   for (let repeat = 0; repeat < Number(values.repeats); repeat += 1) {
     for (let turn = 0; turn < ways.length; turn += 1) {

@@ -1,4 +1,4 @@
-// From raw lines to figures: medians, spreads, ratios within one repeat, and whether a promise was kept.
+// Computes figures from raw lines: medians, spreads, ratios within one repeat, and whether a target was met.
 
 import { rowsOf } from './sessions.mjs';
 
@@ -16,14 +16,14 @@ export function labelOf({ server, variant }) {
   return variant ? `${server}, ${variant}` : server;
 }
 
-// What one row measured: repeat => value.
+// The values of one row: repeat => value.
 function series(scenario, lines, row, key) {
   const metric = scenario.metrics.find((candidate) => candidate.key === key);
   const mine = lines.filter((line) => line.server === row.server && line.variant === row.variant);
   return new Map(mine.map((line) => [line.repeat, metric.of(line.report, line.extra)]));
 }
 
-// Only of repeats that both were measured in: one that was interrupted ends with some servers missing.
+// Only for repeats in which both were measured: an interrupted repeat lacks some servers.
 function ratios(ours, theirs) {
   return [...ours].filter(([repeat]) => theirs.has(repeat)).map(([repeat, value]) => value / theirs.get(repeat));
 }
@@ -35,7 +35,7 @@ export function tableOf(scenario, lines) {
   }));
 }
 
-// Each row to the one that the scenario is measured against, within a repeat.
+// Each row relative to the reference row of the scenario, within a repeat.
 export function ratiosOf(scenario, lines) {
   const rows = rowsOf(scenario);
   const other = rows.find(({ variant }) => variant === scenario.against);
@@ -50,7 +50,7 @@ export function ratiosOf(scenario, lines) {
 function verdictOf(target, { median, min, max, count }) {
   const most = target.times ?? target.most;
   const keeps = target.better === 'less' ? (value) => value <= most : (value) => value >= most;
-  // One repeat shows no spread, and so proves little.
+  // One repeat shows no spread, and so is weak evidence.
   if (count === 1) return keeps(median) ? 'met once' : 'missed once';
   if (keeps(min) && keeps(max)) return 'met';
   return keeps(median) ? 'met in the median' : 'missed';

@@ -1,7 +1,7 @@
-//! The floor: the least that a gateway on this machine can do, to measure others against.
+//! The floor: a minimal gateway, the baseline for the other servers on the same machine.
 //!
-//! One thread, one epoll. It accepts, reads `user:*` from Redis, and makes one write per delivery: no token is verified,
-//! no presence kept, nothing checked, counted or bounded. `cargo run --release --example floor -- LISTEN REDIS`
+//! One thread, one epoll. It accepts, reads `user:*` from Redis, and makes one write per delivery: no token verification,
+//! no presence, no checks, counters or limits. `cargo run --release --example floor -- LISTEN REDIS`
 
 #![allow(
     clippy::indexing_slicing,
@@ -27,7 +27,7 @@ const FIRST: usize = 2;
 
 struct Client {
     socket: TcpStream,
-    /// The request while it is incomplete, then whatever could not be written.
+    /// The incomplete request, later the bytes that could not be written.
     buffer: Vec<u8>,
     greeted: bool,
     user: String,
@@ -99,7 +99,7 @@ impl Floor {
         }
     }
 
-    /// Reads the request, then throws away what the client says; writes what is left over.
+    /// Reads the request, later discards client data; writes pending bytes.
     fn serve(&mut self, index: usize) -> io::Result<()> {
         let Some(client) = &mut self.clients[index] else { return Ok(()) };
         if client.greeted && !client.buffer.is_empty() {
@@ -161,7 +161,7 @@ impl Floor {
         frame.extend_from_slice(payload);
         for index in indices {
             if let Some(client) = &mut self.clients[*index] {
-                // An end is met when the socket is read.
+                // Reading the socket detects the end of the connection.
                 client.write(&frame).ok();
             }
         }
@@ -183,7 +183,7 @@ impl Client {
              Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: tidings.v1\r\n\r\n"
         )
         .into_bytes();
-        // A greeting, so that the client knows that it is known: an empty text frame.
+        // A welcome, so that the client knows that it is registered: an empty text frame.
         answer.extend_from_slice(&[0x81, 0]);
         self.greeted = true;
         self.write(&answer)?;
@@ -206,7 +206,7 @@ impl Client {
 
 type Range = std::ops::Range<usize>;
 
-/// The channel and payload of the first whole push, and where it ends. A confirmation counts as a message to nobody.
+/// The channel and payload of the first complete push, and its end. A confirmation counts as a message without recipient.
 fn message(bytes: &[u8]) -> Option<(Range, Range, usize)> {
     let line = |from: usize| {
         let end = from + bytes.get(from..)?.windows(2).position(|two| two == b"\r\n")?;

@@ -1,7 +1,7 @@
-// Instruction counts of the hot path, into docs/benchmarks: the same on a noisy machine as on a quiet one.
+// Writes instruction counts of the hot path to docs/benchmarks: stable even on a noisy machine.
 //
 // usage: node bench/instructions.mjs [--check]
-//   --check   writes nothing, and fails where a count is 5 % above the one that is written there
+//   --check   writes nothing, and fails if a count exceeds the recorded one by more than 5 %
 
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -16,18 +16,18 @@ const COUNTS = 'docs/benchmarks/raw/instructions.json';
 const PAGE = 'docs/benchmarks/instructions.md';
 const MOST = 1.05;
 
-// Each benchmark does its thing so many times: TIMES in benches/instructions.rs.
+// Iterations of each benchmark: TIMES in benches/instructions.rs.
 const TIMES = 100;
 
 const WHAT = {
-  parse: 'read one message of Redis',
-  lookup_hit: 'look a user up who is here',
-  lookup_miss: 'look a user up who is not here',
-  check: 'check that 128 bytes are JSON',
-  encode: 'wrap them into a WebSocket frame',
+  parse: 'read one message from Redis',
+  lookup_hit: 'look up a user with a connection',
+  lookup_miss: 'look up a user without a connection',
+  check: 'check that a payload of 128 bytes is JSON',
+  encode: 'wrap it into a WebSocket frame',
   push: 'queue a frame and write it to the socket',
-  route_hit: 'the whole way of a message to one connection, from the channel’s name to the socket',
-  route_miss: 'the whole way of a message for nobody here',
+  route_hit: 'complete delivery of a message to one connection, from the channel name to the socket',
+  route_miss: 'complete handling of a message without a local recipient',
 };
 
 const output = (command, ...args) => execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
@@ -46,13 +46,13 @@ function prepare() {
   const runner = versionOf('gungraun-runner');
   if (runner !== wanted) {
     const how = `cargo install gungraun-runner --version =${wanted} --locked`;
-    throw new Error(`gungraun-runner ${wanted} is needed and ${runner ?? 'none'} is here: ${how}`);
+    throw new Error(`gungraun-runner ${wanted} is required, found ${runner ?? 'none'}: ${how}`);
   }
 }
 
 const instructionsOf = ({ profiles }) => profiles[0].data.total.metrics.Ir.values.new;
 
-// Name => instructions each time.
+// Name => instructions per iteration.
 function measure() {
   const text = output('cargo', 'bench', '--locked', '--bench', 'instructions', '--', '--output-format=json');
   const summaries = text.trim().split('\n').filter((line) => line.startsWith('{')).map((line) => JSON.parse(line));
@@ -67,21 +67,21 @@ function write(found) {
     PAGE,
     `# Instructions
 
-\`make bench-instructions\` makes this page. Valgrind counts what the processor is told, without the kernel: the same on a
-noisy machine as on a quiet one, for one compiler (rustc ${about.rustc} here). Payloads are 128 bytes, 10,000 users are here,
-one connection each; a figure is the mean of ${TIMES} times.
+\`make bench-instructions\` generates this page. Valgrind counts executed instructions without the kernel: the counts are
+stable even on a noisy machine, for one compiler (here rustc ${about.rustc}). Payloads are 128 bytes; 10,000 users are
+connected, with one connection each; each figure is the mean of ${TIMES} iterations.
 
-${table(['what', 'instructions'], rows)}
+${table(['operation', 'instructions'], rows)}
 
-\`make bench-instructions ARGS=--check\` fails where a count has grown by more than 5 %.
+\`make bench-instructions ARGS=--check\` fails if a count has grown by more than 5 %.
 `,
   );
 }
 
-// What grew too much.
+// The benchmarks whose count grew too much.
 function grown(found) {
   const { rustc, instructions } = JSON.parse(readFileSync(COUNTS, 'utf8'));
-  if (rustc !== versionOf('rustc')) throw new Error(`${COUNTS} was counted with rustc ${rustc}: count anew`);
+  if (rustc !== versionOf('rustc')) throw new Error(`${COUNTS} was counted with rustc ${rustc}: run without --check first`);
   return Object.entries(found).filter(([name, count]) => count > instructions[name] * MOST || !(name in instructions));
 }
 

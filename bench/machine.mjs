@@ -1,4 +1,4 @@
-// What the figures were measured on, and with which versions.
+// The machine and the versions of a measurement.
 
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';

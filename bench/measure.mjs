@@ -1,4 +1,4 @@
-// One session with one server: fresh processes, and a line for each of its phases.
+// Runs one session with one server: fresh processes, and one line per phase.
 
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -8,7 +8,7 @@ const QUICK_CONNECTIONS = 1_000;
 const QUICK_DURATION = '1s';
 const QUICK_SHARE = 10;
 
-// From the last close until memory is read: longer than presence takes to see that somebody left.
+// From the last close until memory is read: longer than presence takes to register a disconnection.
 const EMPTY_MS = 8_000;
 const WATCH_MS = 50;
 
@@ -20,7 +20,7 @@ function shortened(flags) {
     .replace(/--duration \d+s/, `--duration ${QUICK_DURATION}`);
 }
 
-// One report for each phase: the first one's flags stand for themselves, the others follow on its connections.
+// One report per phase: the first phase has its own flags, the others follow with --then on its connections.
 async function load(server, { connect, phases }, core) {
   const [first, ...others] = phases.map(({ flags }) => flags);
   const flags = [...`${connect} ${first} --json`.split(' '), ...others.flatMap((other) => ['--then', other])];
@@ -32,7 +32,7 @@ async function load(server, { connect, phases }, core) {
   return stdout.trim().split('\n').map((line) => JSON.parse(line));
 }
 
-// Rounds of connections that come and go, and the memory that is left after the first and the last.
+// Rounds of connecting and disconnecting, and the memory after the first and the last.
 async function rounds(server, session, core) {
   const empty = [];
   let reports;
@@ -53,7 +53,7 @@ async function watched(server, session, core) {
   return { reports, extra: { peak } };
 }
 
-// What goes to a socket is `sendto` or `writev`; a `write` wakes one of the server's own threads.
+// Writes to sockets are `sendto` or `writev`; a `write` wakes one of the server's own threads.
 async function traced(server, session, core) {
   const counted = ['-c', '-U', 'calls,name', '-e', 'trace=sendto,writev,sendmsg'];
   const strace = start(['strace', '-f', ...counted, '-p', `${server.child.pid}`]);
@@ -72,7 +72,7 @@ function quickened({ connect, phases, ...session }) {
   };
 }
 
-// `env` is for the server alone.
+// `env` applies only to the server.
 export async function measure(wanted, name, { quick, env }) {
   const session = quick ? quickened(wanted) : wanted;
   const [serverCore, loadCore] = session.pinned ? [SERVER_CORE, LOAD_CORE] : [];
@@ -80,7 +80,7 @@ export async function measure(wanted, name, { quick, env }) {
   const server = await startServer(name, redis, serverCore, env);
   const way = session.rounds ? rounds : session.tool ? traced : watched;
   const { reports, extra } = await way(server, session, loadCore);
-  // At once: a drain is not what is measured.
+  // SIGKILL, because the drain is not measured.
   await stop(server.child, 'SIGKILL');
   await stop(redis.child);
   return session.phases.map(({ scenario, variant = '', flags }, at) => {

@@ -1,4 +1,4 @@
-// docs/benchmarks/README.md and its plots, from the raw lines alone.
+// Renders docs/benchmarks/README.md and its plots from the raw lines.
 
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ import { scenarios } from './scenarios.mjs';
 import { rowsOf } from './sessions.mjs';
 import { range, table } from './text.mjs';
 
-const PINNED = 'The server has one core, the load generator and Redis the other.';
+const PINNED = 'The server is pinned to one core, the load generator and Redis to the other.';
 
 function read(folder, scenario) {
   const path = join(folder, 'raw', `${scenario.name}.jsonl`);
@@ -22,19 +22,19 @@ function ratiosText(scenario, lines) {
   if (!scenario.against) return '';
   const rows = ratiosOf(scenario, lines).map(({ label, cells }) => [label, ...cells.map(range)]);
   const head = ['', ...scenario.metrics.map(({ name }) => `${name} (×)`)];
-  return `\nTo ${scenario.against} in the same repeat:\n\n${table(head, rows)}\n`;
+  return `\nRelative to ${scenario.against} in the same repeat:\n\n${table(head, rows)}\n`;
 }
 
 function sectionOf({ scenario, lines }) {
   const head = ['', ...scenario.metrics.map(({ name, unit }) => (unit ? `${name} (${unit})` : name))];
   const rows = tableOf(scenario, lines);
   const flags = [...new Set(lines.map((line) => line.flags))];
-  const cores = rowsOf(scenario)[0].pinned ? PINNED : 'Nothing is pinned.';
+  const cores = rowsOf(scenario)[0].pinned ? PINNED : 'No process is pinned.';
   const repeats = new Set(lines.map(({ repeat }) => repeat)).size;
   return `## ${scenario.title}
 
 ${scenario.text} ${cores}
-${repeats === 1 ? 'Measured once.' : `Median of ${repeats} (least–most).`}
+${repeats === 1 ? 'Measured once.' : `Median of ${repeats} (minimum–maximum).`}
 
 ${table(head, rows.map(({ label, cells }) => [label, ...cells.map(range)]))}
 ${ratiosText(scenario, lines)}
@@ -62,7 +62,7 @@ function promises(runs) {
       scenario.title, what, promised, `${range(found)} ${unit}`.trim(), verdict,
     ]),
   );
-  return table(['', 'what', 'promised', 'measured', ''], rows);
+  return table(['scenario', 'metric', 'target', 'measured', 'result'], rows);
 }
 
 function machine({ about }) {
@@ -80,50 +80,50 @@ export function render(folder) {
   const loads = runs.map(({ about }) => about.load).toSorted((a, b) => a - b);
   const text = `# Benchmarks
 
-\`make bench\` makes this page, its plots and the lines in [raw](raw), which hold every report in full. Figures are of one
-machine at one time: what counts are the ratios between servers of the same repeat, and how far they spread.
+\`make bench\` generates this page, its plots and the lines in [raw](raw), which contain every report in full. The figures
+are from one machine at one time: compare the ratios between servers within a repeat, and their spread.
 
-Beside it: [instructions](instructions.md) of single steps, [profiles](profile.md) that say where the CPU goes, and the
-[choices](choices.md) of runtime and allocator.
+Related pages: [instruction counts](instructions.md) of single steps, [CPU profiles](profile.md), and the
+[choice](choices.md) of runtime and allocator.
 
-## What was promised
+## Targets
 
-A ratio is of tidings to the other server in the same repeat: its median (least–most), or the one value where it was
-measured once. *Met* means in every repeat.
+A ratio compares tidings with the other server in the same repeat: median (minimum–maximum), or the single value of one
+measurement. *Met* means in every repeat.
 
 ${promises(runs)}
 
-## Who is compared
+## Servers
 
-| | |
+| server | configuration |
 | --- | --- |
-| tidings | everything on: tokens verified, heartbeats, presence in Redis, metrics, bounds of what clients send and of what waits; no limit of connections is set; plaintext |
-| floor | [the least program](../../bench/floor.rs): one thread, no token verified, nothing kept, checked or bounded |
-| ws | [ws and ioredis](../../bench/peers/ws.mjs): tokens verified, a heartbeat; no presence, payloads passed on unparsed |
-| socketio | [socket.io and ioredis](../../bench/peers/socketio.mjs): tokens verified, heartbeats, rooms; no presence |
+| tidings | all features on: token verification, heartbeats, presence in Redis, metrics, limits on client input and on queued data; no connection limit; plaintext |
+| floor | [a minimal server](../../bench/floor.rs): one thread, no token verification, no state, checks or limits |
+| ws | [ws and ioredis](../../bench/peers/ws.mjs): token verification, a heartbeat; no presence, payloads forwarded unparsed |
+| socketio | [socket.io and ioredis](../../bench/peers/socketio.mjs): token verification, heartbeats, rooms; no presence |
 
-## How
+## Method
 
-Each run has a Redis and a server of its own. The servers take turns within every repeat, and another begins each time.
-\`tidings load\` holds the clients, publishes, and checks every delivery: a run in which one is lost, comes twice or out
-of order, or in which a connection is closed, ends everything with an error. So every figure here is of a faultless run.
-Connections are 10,000 and payloads 128 bytes where nothing else is said.
+Each run uses a fresh Redis and a fresh server. The servers take turns within every repeat, each repeat beginning with a
+different one. \`tidings load\` holds the clients, publishes, and checks every delivery: a lost, duplicated or reordered
+message or a closed connection aborts the benchmark with an error, so every figure here is from a run without errors.
+Unless stated otherwise there are 10,000 connections and payloads of 128 bytes.
 
-CPU is what the scheduler counts for the server's threads in \`/proc\`, and what Redis counts for itself (\`INFO\`); memory
-is the server's resident set. A handshake is charged with all that the server does until the connections have been idle
-for a while, presence included. Latency counts from when a message was due, and holds the load generator's own share,
-the same for every server: it looks at its schedule every
-0.2 ms. "Server busy" is the share of its core; where it is far below 100 %, the load generator and Redis were the
-bottleneck, and deliveries per second say nothing about the server. The commands below leave out where the server and
-Redis are, its process id (\`--server-pid\`), and for socket.io \`--client socket-io\` with its path.
+CPU is the time that the scheduler counts for the server's threads in \`/proc\`, and that Redis reports for itself
+(\`INFO\`); memory is the server's resident set. CPU per handshake includes all work of the server until the connections
+have been idle for a while, including presence. Latency is measured from the scheduled time of a message and includes the
+load generator's own share, the same for every server: it checks its schedule every 0.2 ms. "Server busy" is the share of
+its core; if it is far below 100 %, the load generator and Redis were the bottleneck, and deliveries per second do not
+characterize the server. The commands below omit the addresses of the server and Redis, the server's process id
+(\`--server-pid\`), and for socket.io \`--client socket-io\` with its path.
 
 ${runs.map(sectionOf).join('\n')}
-## Where
+## Environment
 
 ${machine(runs[0])}
 
-Measured ${[...new Set(dates)].join(', ')}. The load average before the first run was ${loads.at(-1).toFixed(1)}: what
-else ran here is in the spread.
+Measured ${[...new Set(dates)].join(', ')}. The load average before the first run was ${loads.at(-1).toFixed(1)}: other
+processes on the machine contribute to the spread.
 `;
   writeFileSync(join(folder, 'README.md'), text);
   for (const run of runs) writeFileSync(join(folder, `${run.scenario.name}.svg`), plotOf(run));

@@ -1,4 +1,4 @@
-// Bars as SVG, readable on light and dark pages.
+// Bar charts as SVG, readable on light and dark pages.
 
 import { figure } from './text.mjs';
 
@@ -42,7 +42,7 @@ function panel({ name, unit, bars }, top) {
   return parts.join('\n');
 }
 
-// Bars are medians, lines reach from the least to the most of all repeats.
+// Bars are medians; lines span the minimum to the maximum of all repeats.
 export function plot(title, panels) {
   let top = 0;
   const drawn = panels.map((one) => {

@@ -1,4 +1,4 @@
-// Where a server's CPU goes: flame graphs and shares by part, for handshakes and for unicast flat out.
+// Profiles a server's CPU: flame graphs and shares by component, for handshakes and for unicast flat out.
 //
 // usage: node bench/profile.mjs      writes docs/benchmarks/profile.md and its flame graphs
 
@@ -16,7 +16,7 @@ const FOLDER = 'docs/benchmarks';
 const SCRATCH = 'target/profile';
 const CONNECTIONS = 10_000;
 
-// The first part with a function in the stack takes the sample. From the most particular to the least.
+// A sample counts for the first component with a function in the stack. From the most specific to the least.
 const KERNEL = [
   ['kernel: closing sockets', /^(__x64_sys_close|__fput|tcp_close|inet_release)/],
   ['kernel: accepting', /^(__x64_sys_accept4?|__sys_accept4|do_accept)$/],
@@ -26,16 +26,16 @@ const KERNEL = [
   ['kernel: socket options', /^(__x64_sys_|__sys_|do_sock_)setsockopt$/],
   ['kernel: waking threads', /^__x64_sys_futex/],
   ['kernel: memory', /^(exc_page_fault|asm_exc_page_fault|__x64_sys_(mmap|munmap|madvise|brk|mprotect))/],
-  ['kernel: the rest', /^(entry_SYSCALL_64|do_syscall_64|asm_|irq_|sysvec_)/],
+  ['kernel: other', /^(entry_SYSCALL_64|do_syscall_64|asm_|irq_|sysvec_)/],
 ];
 const CODE = [
   ['token', /(auth::|jsonwebtoken|aws_lc|HMAC|sha256|SHA256|subtle)/i],
-  ['presence, and commands to Redis', /(presence|redis::(aio|client|cmd|pipeline)|backplane::redis::(link|presence|directory))/],
-  ['reading what Redis pushes', /backplane::redis/],
+  ['presence and Redis commands', /(presence|redis::(aio|client|cmd|pipeline)|backplane::redis::(link|presence|directory))/],
+  ['reading pushes from Redis', /backplane::redis/],
   ['checking JSON', /(is_json|serde_json)/],
   ['encoding', /(protocol::|Encoded)/],
   ['registry', /(registry::Registry|dashmap)/],
-  ['outbox', /registry::outbox/],
+  ['send queue', /registry::(outbox|send_queue)/],
   ['router', /router::/],
   ['HTTP', /(hyper|httparse|axum|tower|http::|server::)/],
   ['WebSocket', /(tungstenite|connection::)/],
@@ -47,7 +47,7 @@ const profiles = [
   {
     name: 'handshake',
     title: 'Handshakes',
-    text: '10,000 handshakes at 2,000 a second, each with its token, and the presence that follows from them.',
+    text: '10,000 handshakes at 2,000 a second, each with a token, including the resulting presence updates.',
     flags: '--connections 10000 --connect-rate 2000 --settle 2s --warm-up 0s --duration 100ms --rate 100',
     while: async (connected, watch) => {
       watch();
@@ -58,7 +58,7 @@ const profiles = [
   {
     name: 'unicast',
     title: 'Unicast, flat out',
-    text: '10,000 connections; messages to users at random, as fast as deliveries come back.',
+    text: '10,000 connections; messages to random users, as fast as deliveries return.',
     flags: '--connections 10000 --connect-rate 100000 --settle 1s --warm-up 1s --duration 6s --flat-out --window 2000',
     while: async (connected, watch) => {
       await connected;
@@ -69,11 +69,11 @@ const profiles = [
   },
 ];
 
-const HEAD = `# Where the CPU goes
+const HEAD = `# CPU profiles
 
-\`make bench-profile\` makes this page: \`perf\` samples one instance, pinned to a core, while the load generator and Redis
-have the other. What is inlined counts for the function that holds it. [instructions.md](instructions.md) counts the
-instructions of single steps. What was promised, and what was measured, is in the [README](README.md).
+\`make bench-profile\` generates this page: \`perf\` samples one instance, pinned to a core, while the load generator and
+Redis use the other. Inlined code counts for the enclosing function. [instructions.md](instructions.md) counts the
+instructions of single steps. The [README](README.md) lists targets and measurements.
 `;
 
 function need(tool, how) {
@@ -106,10 +106,10 @@ async function record({ flags, name, while: phase }) {
   await phase(connected(server.child, load), () => {
     perf = start(['perf', 'record', ...how], { core: LOAD_CORE });
   });
-  // It writes what it has.
+  // perf writes its samples on SIGINT.
   await stop(perf, 'SIGINT');
   if ((await load.done) !== 0) throw new Error(load.output.stderr);
-  // At once: a drain is not what is measured.
+  // SIGKILL, because the drain is not profiled.
   await stop(server.child, 'SIGKILL');
   await stop(redis.child);
   const script = output('perf', ['script', '--no-inline', '-i', data]);
@@ -118,14 +118,14 @@ async function record({ flags, name, while: phase }) {
 }
 
 function partOf(frames) {
-  // What the kernel does is told by its system call, whoever made it; the rest by the innermost of our parts.
+  // Kernel time counts for its system call, whichever code made it; other time for the innermost known component.
   const inner = frames.toReversed();
   for (const [part, pattern] of KERNEL) if (inner.some((frame) => pattern.test(frame))) return part;
   for (const frame of inner) {
     const found = CODE.find(([, pattern]) => pattern.test(frame));
     if (found) return found[0];
   }
-  return 'not told';
+  return 'unattributed';
 }
 
 function shares(folded) {
@@ -160,7 +160,7 @@ try {
 
 ${profile.text}
 
-${table(['part', 'share of the CPU'], shares(folded))}
+${table(['component', 'share of the CPU'], shares(folded))}
 
 ![${profile.title}](profile-${profile.name}.svg)
 

@@ -1,8 +1,8 @@
-// Every benchmark, in one command: builds, measures, and writes docs/benchmarks.
+// Runs every benchmark: builds, measures, and writes docs/benchmarks.
 //
 // usage: node bench/run.mjs [--repeats N] [--only SCENARIO] [--quick] [--render]
-//   --quick   1,000 connections, short runs, one repeat: only whether it works; writes to target/bench-quick
-//   --render  writes the page again from the raw lines, without measuring
+//   --quick   1,000 connections, short runs, one repeat: a smoke test; writes to target/bench-quick
+//   --render  renders the page from the raw lines, without measuring
 
 import { execFileSync } from 'node:child_process';
 import { appendFileSync, mkdirSync, writeFileSync } from 'node:fs';
@@ -36,16 +36,16 @@ function options() {
   const flag = { type: 'boolean', default: false };
   const { values } = parseArgs({ options: { repeats: text, only: text, quick: flag, render: flag } });
   const repeats = Number(values.repeats ?? (values.quick ? 1 : 5));
-  if (!Number.isInteger(repeats) || repeats < 1) throw new Error('--repeats is a whole number from 1');
+  if (!Number.isInteger(repeats) || repeats < 1) throw new Error('--repeats must be a whole number, at least 1');
   const names = scenarios.map(({ name }) => name);
-  if (values.only && !names.includes(values.only)) throw new Error(`--only is one of ${names.join(', ')}`);
+  if (values.only && !names.includes(values.only)) throw new Error(`--only must be one of ${names.join(', ')}`);
   return { ...values, repeats, folder: values.quick ? 'target/bench-quick' : 'docs/benchmarks' };
 }
 
 function prepare() {
   for (const tool of ['taskset', 'redis-server']) if (!has(tool)) throw new Error(`${tool} is missing`);
-  if (os.cpus().length < 2) throw new Error('two cores are needed: one for the server, one for the load');
-  // Apart: together, the binary would get what only tests ask of its dependencies.
+  if (os.cpus().length < 2) throw new Error('two cores are required: one for the server, one for the load');
+  // Separately: a joint build would enable dependency features in the binary that only the example needs.
   run('cargo', 'build', '--release', '--locked', '--bin', 'tidings');
   run('cargo', 'build', '--release', '--locked', '--example', 'floor');
   run('npm', 'ci', '--prefix', 'bench/peers', '--no-audit', '--no-fund', '--silent');
@@ -54,12 +54,12 @@ function prepare() {
 function wanted({ only }) {
   return sessionsOf(only).filter(({ tool, phases }) => {
     if (!tool || has(tool)) return true;
-    console.log(`${phases.map(({ scenario }) => scenario).join(', ')}: left out, ${tool} is missing`);
+    console.log(`${phases.map(({ scenario }) => scenario).join(', ')}: skipped, ${tool} is missing`);
     return false;
   });
 }
 
-// Raw lines are kept as they come: a run that fails later has not lost them.
+// Raw lines are written immediately, so that a later failure does not lose them.
 function begin(name, { folder, repeats, quick, load }) {
   const path = join(folder, 'raw', `${name}.jsonl`);
   const about = { at: new Date().toISOString(), repeats, quick, load, machine: machine() };
@@ -81,7 +81,7 @@ async function measureAll(chosen) {
   for (let repeat = 0; repeat < options.repeats; repeat += 1) {
     for (const session of sessions) {
       for (let turn = 0; turn < session.servers.length; turn += 1) {
-        // Another begins each time, so that no server always has the same neighbour in time.
+        // The order rotates, so that no server always follows the same one.
         const server = session.servers[(turn + repeat) % session.servers.length];
         for (const { scenario, line } of await measure(session, server, options)) {
           if (!paths.has(scenario)) paths.set(scenario, begin(scenario, options));

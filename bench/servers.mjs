@@ -1,4 +1,4 @@
-// The processes of a run: Redis, the server that is measured, and what watches it.
+// The processes of a run: Redis, the measured server, and the measuring tools.
 
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -17,12 +17,12 @@ export const tidings = `${target}/release/tidings`;
 const floor = `${target}/release/examples/floor`;
 const secret = randomBytes(32).toString('hex');
 
-// Nothing outlives a run that fails.
+// No process outlives a failed run.
 const running = new Set();
 process.on('exit', () => running.forEach((child) => child.kill('SIGKILL')));
 for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(1));
 
-// With a core, the process and all its threads stay on it.
+// With a core, the process and all its threads are pinned to it.
 export function start(command, { core, env } = {}) {
   const [program, ...args] = core ? ['taskset', '-c', core, ...command] : command;
   const child = spawn(program, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
@@ -57,10 +57,10 @@ async function ready(child, condition) {
   throw new Error(`not ready: ${told(child)}`);
 }
 
-// Below the range that outgoing connections take theirs from: ten thousands of those come and go here.
+// Below the ephemeral range, from which tens of thousands of outgoing connections take their ports.
 const PORTS = { from: 10_000, count: 20_000 };
 
-// Held together until all are known, so that they differ.
+// All are held until the last is found, so that they differ.
 async function freePorts(count) {
   const servers = [];
   while (servers.length < count) {
@@ -91,10 +91,10 @@ export async function startRedis(core) {
   return { child, address: `127.0.0.1:${port}`, url: `redis://127.0.0.1:${port}` };
 }
 
-// How each server is started, and how the load generator speaks to it.
+// How each server is started, and the load generator flags for it.
 const kinds = {
   tidings: {
-    // Everything is on: tokens are verified, heartbeats sent, presence kept, metrics counted.
+    // All features are on: tokens are verified, heartbeats sent, presence maintained, metrics counted.
     command(port, redis, admin, binary) {
       const listen = ['--listen', `127.0.0.1:${port}`, '--admin-listen', `127.0.0.1:${admin}`];
       return [binary, 'serve', ...listen, '--redis-url', redis.url];
@@ -110,7 +110,7 @@ const kinds = {
   },
 };
 
-// `BINARY` is another build of tidings.
+// `BINARY` selects another build of tidings.
 export async function startServer(name, redis, core, { BINARY: binary = tidings, ...more } = {}) {
   const kind = kinds[name];
   const [port, admin] = await freePorts(2);

@@ -1,4 +1,4 @@
-// Who connects to whom, and what is then published: one start of a server serves several scenarios in turn.
+// The connections and publications of each session: one server process serves several scenarios in turn.
 
 const EVERYBODY = ['tidings', 'floor', 'ws', 'socketio'];
 const CONNECTIONS = '--connections 10000';
@@ -7,15 +7,15 @@ const AT_ONCE = '--connect-rate 100000 --settle 500ms';
 const SECOND_WARM = '--warm-up 1s';
 const OPEN_LOOP = `--rate 10000 ${SECOND_WARM} --duration 5s`;
 
-// All users in turn, in batches, so that each way of publishing has the same to do.
+// All users in turn, in batches, so that each way of publishing does the same work.
 const IN_TURN = `--mode turn --burst 200 ${SECOND_WARM} --duration 5s`;
 const WAYS = { PUBLISH: 'pubsub', 'XADD to the outbox': 'outbox', 'batches over HTTP': 'http' };
 
-// Whoever is cut stays away for longer than presence takes to see it.
+// Disconnected clients stay away for longer than presence takes to register it.
 const AWAY = '--connect-rate 100000 --settle 8s';
 
-// Each is over, or has everybody connect anew, before its first heartbeat is due: some 25 s after a connect. The order matters where memory is
-// read: before anything is published.
+// Each session ends, or reconnects all clients, before its first heartbeat is due, about 25 s after a connect. The order
+// matters for memory, which is read before anything is published.
 export const sessions = [
   {
     servers: EVERYBODY,
@@ -97,7 +97,7 @@ export const sessions = [
   },
 ];
 
-// The sessions that this scenario needs, with nothing in them that is not for it.
+// The sessions of a scenario, reduced to its phases.
 export function sessionsOf(only) {
   const cut = sessions.map((session) => {
     return { ...session, phases: session.phases.filter(({ scenario }) => !only || scenario === only) };
@@ -105,7 +105,7 @@ export function sessionsOf(only) {
   return cut.filter(({ phases }) => phases.length > 0);
 }
 
-// The rows of a scenario: a server, and the variant where there are some.
+// The rows of a scenario: a server, and its variant, if any.
 export function rowsOf({ name }) {
   return sessionsOf(name).flatMap(({ servers, pinned, phases }) =>
     phases.flatMap(({ variant = '' }) => servers.map((server) => ({ server, variant, pinned }))),

@@ -1,4 +1,4 @@
-// Figures and tables as text.
+// Formats figures and tables as text.
 
 export function figure(value) {
   const digits = Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;

@@ -1,4 +1,4 @@
-// The peer to beat: socket.io and ioredis, wired as their documentation does.
+// Reference server: socket.io and ioredis, connected as in their documentation.
 //
 // usage: SECRET=… node socketio.mjs PORT REDIS_URL
 import { createServer } from 'node:http';

@@ -1,4 +1,4 @@
-// The least that one writes in Node: ws and ioredis, a map of users, and the payload passed on unparsed.
+// Minimal Node server: ws and ioredis, a map of users, and payloads forwarded unparsed.
 //
 // usage: SECRET=… node ws.mjs PORT REDIS_URL
 import { createServer } from 'node:http';
