@@ -1,7 +1,7 @@
 //! The floor: a minimal gateway, the baseline for the other servers on the same machine.
 //!
-//! One thread, one epoll. It accepts, reads `user:*` from Redis, and makes one write per delivery: no token verification,
-//! no presence, no checks, counters or limits. `cargo run --release --example floor -- LISTEN REDIS`
+//! One thread, one epoll. It accepts, reads `user:*` from Redis, and makes one write per delivery, without token
+//! verification, presence, checks, counters or limits. `cargo run --release --example floor -- LISTEN REDIS`
 
 #![allow(
     clippy::indexing_slicing,
@@ -206,7 +206,7 @@ impl Client {
 
 type Range = std::ops::Range<usize>;
 
-/// The channel and payload of the first complete push, and its end. A confirmation counts as a message without recipient.
+/// The channel and payload of the first complete push, and its end. A confirmation counts as a message to no user.
 fn message(bytes: &[u8]) -> Option<(Range, Range, usize)> {
     let line = |from: usize| {
         let end = from + bytes.get(from..)?.windows(2).position(|two| two == b"\r\n")?;
