@@ -134,7 +134,7 @@ export function userPanel(user, token, { signOut }) {
   });
   client.on('state', (state) => {
     if (state.name !== 'waiting' && state.name !== 'closed') return;
-    ids.textContent = net.isOn() ? why(state) : 'The network of this user is switched off.';
+    ids.textContent = net.isOn() ? why(state) : 'Network switched off.';
   });
   client.on('event', (data, frame) => {
     list.add(frame);
