@@ -7,10 +7,9 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use house::{BOUND, House, payload, pushes};
-use tidings::backplane::{Heard, count_replies};
-use tidings::protocol::{Dialect, Encoded, Event, is_json};
-use tidings::registry::{Member, Pushed, Registry};
-use tidings::router::Router;
+use tidings::internals::{
+    BackplaneEvent, ConnectionHandle, Dialect, Encoded, Event, Pushed, Registry, Router, count_replies, is_json,
+};
 
 fn replies(criterion: &mut Criterion) {
     let read = pushes(100);
@@ -36,38 +35,38 @@ fn frames(criterion: &mut Criterion) {
 fn lookups(criterion: &mut Criterion, registry: &Registry) {
     let mut group = criterion.benchmark_group("registry");
     group.bench_function("hit", |bencher| {
-        bencher.iter(|| registry.with(black_box("4711"), |members| black_box(members).len()));
+        bencher.iter(|| registry.with(black_box("4711"), |handles| black_box(handles).len()));
     });
     group.bench_function("miss", |bencher| bencher.iter(|| registry.connections_of(black_box("elsewhere-4711"))));
     group.finish();
 }
 
-fn outbox(criterion: &mut Criterion, member: &Member) {
+fn outbox(criterion: &mut Criterion, handle: &ConnectionHandle) {
     let data = payload();
     let frame = Encoded::new(Event { name: "notification", data: &data, cursor: None }).frame(Dialect::TidingsV1);
     criterion.bench_function("outbox/push and write", |bencher| {
         bencher.iter(|| {
-            assert_ne!(member.outbox.push(frame.clone(), None, &BOUND), Pushed::Closed);
-            member.outbox.flush();
+            assert_ne!(handle.queue.push(frame.clone(), None, &BOUND), Pushed::Closed);
+            handle.queue.flush();
         });
     });
 }
 
 fn routes(criterion: &mut Criterion, router: &Router) {
     let data = payload();
-    let take = |channel: &[u8]| router.take(Heard::Message { channel, payload: black_box(data.as_bytes()) });
+    let take = |channel: &[u8]| router.take(BackplaneEvent::Message { channel, payload: black_box(data.as_bytes()) });
     let mut group = criterion.benchmark_group("router");
     group.bench_function("miss", |bencher| bencher.iter(|| take(black_box(b"user:elsewhere-4711"))));
     group.bench_function("one message, one write", |bencher| {
         bencher.iter(|| {
             take(black_box(b"user:4711"));
-            router.take(Heard::Pause);
+            router.take(BackplaneEvent::Pause);
         });
     });
     group.bench_function("eight messages, one write", |bencher| {
         bencher.iter(|| {
             (0..8).for_each(|_| take(black_box(b"user:4711")));
-            router.take(Heard::Pause);
+            router.take(BackplaneEvent::Pause);
         });
     });
     group.finish();
@@ -79,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     replies(&mut criterion);
     frames(&mut criterion);
     lookups(&mut criterion, &house.registry);
-    outbox(&mut criterion, &house.member);
+    outbox(&mut criterion, &house.handle);
     routes(&mut criterion, &house.router);
     criterion.final_summary();
     Ok(())

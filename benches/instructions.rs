@@ -12,9 +12,7 @@ use std::hint::black_box;
 
 use gungraun::prelude::*;
 use house::{BOUND, House, payload, pushes};
-use tidings::backplane::{Heard, count_replies};
-use tidings::protocol::{Dialect, Encoded, Event, is_json};
-use tidings::router::Router;
+use tidings::internals::{BackplaneEvent, Dialect, Encoded, Event, Router, count_replies, is_json};
 
 /// So that what a hash or an allocation costs by chance evens out.
 const TIMES: u32 = 100;
@@ -35,12 +33,13 @@ fn setting() -> Setting {
     let setting = Setting { house, channels, other_channels, data: payload() };
     // What is made at first use has been made when it counts.
     route(&setting.house.router, "user:0", &setting.data);
-    setting.house.router.take(Heard::Pause);
+    setting.house.router.take(BackplaneEvent::Pause);
     setting
 }
 
 fn route(router: &Router, channel: &str, data: &str) {
-    router.take(Heard::Message { channel: black_box(channel.as_bytes()), payload: black_box(data.as_bytes()) });
+    router
+        .take(BackplaneEvent::Message { channel: black_box(channel.as_bytes()), payload: black_box(data.as_bytes()) });
 }
 
 #[library_benchmark]
@@ -54,7 +53,7 @@ fn parse(read: Vec<u8>) -> Vec<u8> {
 #[bench::hit(setting())]
 fn lookup_hit(setting: Setting) -> Setting {
     for channel in &setting.channels {
-        setting.house.registry.with(black_box(&channel["user:".len()..]), |members| black_box(members).len());
+        setting.house.registry.with(black_box(&channel["user:".len()..]), |handles| black_box(handles).len());
     }
     setting
 }
@@ -63,7 +62,7 @@ fn lookup_hit(setting: Setting) -> Setting {
 #[bench::miss(setting())]
 fn lookup_miss(setting: Setting) -> Setting {
     for channel in &setting.other_channels {
-        setting.house.registry.with(black_box(&channel["user:".len()..]), |members| black_box(members).len());
+        setting.house.registry.with(black_box(&channel["user:".len()..]), |handles| black_box(handles).len());
     }
     setting
 }
@@ -92,7 +91,7 @@ fn encode(data: String) -> String {
 #[library_benchmark]
 #[bench::and_flush(setting())]
 fn push(setting: Setting) -> Setting {
-    let outbox = &setting.house.member.outbox;
+    let outbox = &setting.house.handle.queue;
     let frame =
         Encoded::new(Event { name: "notification", data: &setting.data, cursor: None }).frame(Dialect::TidingsV1);
     for _ in 0..TIMES {
@@ -107,7 +106,7 @@ fn push(setting: Setting) -> Setting {
 fn route_hit(setting: Setting) -> Setting {
     for channel in &setting.channels {
         route(&setting.house.router, channel, &setting.data);
-        setting.house.router.take(Heard::Pause);
+        setting.house.router.take(BackplaneEvent::Pause);
     }
     setting
 }
@@ -118,7 +117,7 @@ fn route_miss(setting: Setting) -> Setting {
     for channel in &setting.other_channels {
         route(&setting.house.router, channel, &setting.data);
     }
-    setting.house.router.take(Heard::Pause);
+    setting.house.router.take(BackplaneEvent::Pause);
     setting
 }
 

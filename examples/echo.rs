@@ -9,11 +9,8 @@ use std::io;
 use std::sync::Arc;
 
 use tidings::Gateway;
-use tidings::config::{Config, Layers};
-use tidings::connection::{Connection, Context};
-use tidings::limits::Pass;
-use tidings::protocol::Dialect;
-use tidings::registry::Socket;
+use tidings::internals::{AdmissionPermits, Connection, Context, Dialect, Socket};
+use tidings::{Config, Layers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -46,7 +43,7 @@ pub(crate) async fn run(listener: TcpListener) -> Result<(), Box<dyn Error>> {
     let gateway = Gateway::start(Config::load(Layers { dev: true, flags, ..Layers::default() })?)?;
     loop {
         let (socket, _) = listener.accept().await?;
-        let context = Arc::clone(gateway.context());
+        let context = Arc::clone(tidings::internals::context(&gateway));
         context.shutdown.clone().spawn_connection(serve(context, socket));
     }
 }
@@ -55,7 +52,7 @@ async fn serve(context: Arc<Context>, mut socket: TcpStream) {
     // A suite that leaves half-way has its reasons.
     if let Ok(early) = upgrade(&mut socket).await {
         let socket = Socket::Plain(socket);
-        Connection::open(context, socket, early, Dialect::Plain, Pass::default()).await.echo().await;
+        Connection::open(context, socket, early, Dialect::Plain, AdmissionPermits::default()).await.echo().await;
     }
 }
 

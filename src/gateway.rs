@@ -1,21 +1,24 @@
 //! One instance, whole: every part made, wired, started and stopped.
 
+#![warn(missing_docs)]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::auth::{OriginPolicy, Revocations, Verifier};
-use crate::backplane::{Backplane, BackplaneError, Heard};
+use crate::auth::{Authenticator, OriginPolicy, Revocations, Verifier};
+use crate::backplane::{Backplane, BackplaneError, BackplaneEvent};
 use crate::config::{Config, ConfigError, TlsError};
 use crate::connection::{self, Context};
-use crate::control::Control;
-use crate::history::{Acks, History};
+use crate::delivery::{Backlog, Registry};
+use crate::history::{Acks, History, HistoryStore};
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
-use crate::presence::{self, Presence};
+use crate::outbox;
+use crate::presence::{self, Presence, PresenceStore};
 use crate::protocol::InstanceId;
-use crate::registry::{Backlog, Registry};
-use crate::router::Router;
+use crate::revocation::RevocationList;
+use crate::router::{Control, Router};
 use crate::server::{self, App, Listener, Tls};
 use crate::sessions::Sessions;
 use crate::shutdown::Shutdown;
@@ -74,7 +77,7 @@ impl Gateway {
         start_routing(&app);
         start_keys(&app);
         start_presence(&app);
-        app.backplane.relay_outbox(&app.context.shutdown);
+        start_outbox(&app);
         start_reloading(&app);
         app.context.limiter.start(&app.context.instance, app.config.presence.lease, &app.context.shutdown);
         start_sessions(&app);
@@ -112,10 +115,7 @@ impl Gateway {
         }
     }
 
-    /// What its connections share, for an echo on the same paths.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn context(&self) -> &Arc<Context> {
+    pub(crate) fn context(&self) -> &Arc<Context> {
         &self.app.context
     }
 
@@ -138,81 +138,106 @@ impl App {
     fn new(config: Config, verifier: Verifier) -> Result<Self, StartError> {
         let tls = config.server.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         let (instance, metrics) = (InstanceId::random(), Arc::new(Metrics::new()));
-        let backplane = Arc::new(Backplane::new(&config, &instance, &metrics)?);
+        let backplane = Backplane::new(&config, &instance, &metrics)?;
+        let (history, presence) =
+            (HistoryStore::new(&config, &backplane, &metrics), PresenceStore::new(&config.presence, &backplane));
         let registry = Arc::<Registry>::default();
-        let (shared_registry, shared_metrics) = (Arc::clone(&registry), Arc::clone(&metrics));
-        let history = History::new(Arc::clone(&backplane), shared_registry, shared_metrics, &config.send_queue);
-        let acks = Acks::new(Arc::clone(&backplane), Arc::clone(&metrics));
+        let catch_up = History::new(
+            Arc::clone(&history),
+            backplane.clone(),
+            Arc::clone(&registry),
+            Arc::clone(&metrics),
+            &config.send_queue,
+        );
+        let in_force = Arc::new(Revocations::new(config.auth.leeway));
+        let revocations = RevocationList::new(
+            Arc::clone(&registry),
+            Arc::clone(&in_force),
+            &config.redis.prefix,
+            &backplane,
+            Arc::clone(&metrics),
+        );
+        let sessions = Sessions::new(&config, &backplane, Arc::clone(&registry), Arc::clone(&metrics)).map(Arc::new);
         let context = Arc::new(Context {
             instance,
             server: config.server.clone(),
-            outbox: config.send_queue,
+            send_queue: config.send_queue,
             limits: config.limits.clone(),
-            limiter: Limiter::new(&config.limits, &backplane, &metrics),
+            limiter: Limiter::new(&config, &backplane, &metrics),
             backlog: Backlog::new(&metrics, config.send_queue.max_total_bytes),
-            verifier,
-            revocations: Arc::new(Revocations::new(config.auth.leeway)),
+            authenticator: Authenticator::new(verifier, in_force),
             registry,
-            history: Arc::new(history),
-            acks: Arc::new(acks),
+            history: Arc::new(catch_up),
+            acks: Arc::new(Acks::new(Arc::clone(&history), Arc::clone(&metrics))),
             metrics,
             shutdown: Shutdown::default(),
         });
         let origins = OriginPolicy::new(&config.server.allowed_origins, config.dev);
-        let Context { revocations, registry, metrics, .. } = &*context;
-        let (registry, metrics) = (|| Arc::clone(registry), || Arc::clone(metrics));
-        let sessions = Sessions::new(&config, Arc::clone(&backplane), registry(), metrics()).map(Arc::new);
-        let control = Control::new(registry(), Arc::clone(revocations), Arc::clone(&backplane), metrics()).into();
-        Ok(Self { config, context, backplane, tls, origins, sessions, control, started: Instant::now() })
+        let revocations = Arc::new(revocations);
+        let started = Instant::now();
+        Ok(Self { config, context, backplane, history, presence, tls, origins, sessions, revocations, started })
     }
 }
 
+/// Events of the backplane reach the router first, then the parts that only watch them.
 fn start_routing(app: &App) {
-    let Context { registry, metrics, outbox, limits, shutdown, .. } = &*app.context;
-    let (registry, metrics) = (Arc::clone(registry), Arc::clone(metrics));
-    let router = Router::new(registry, metrics, *outbox, limits.max_payload_bytes, shutdown.clone());
-    let control = Arc::clone(&app.control);
-    let sink = Arc::new(move |heard: Heard<'_>| match heard {
-        Heard::Control { payload } => control.take(payload),
-        heard => router.take(heard),
+    let Context { registry, metrics, send_queue, limits, shutdown, .. } = &*app.context;
+    let (registry, metrics) = (|| Arc::clone(registry), || Arc::clone(metrics));
+    let router = Router::new(registry(), metrics(), *send_queue, limits.max_payload_bytes, shutdown.clone());
+    let control = Control::new(registry(), Arc::clone(&app.revocations), metrics());
+    let (history, presence) = (Arc::clone(&app.history), Arc::clone(&app.presence));
+    let sink = Arc::new(move |event: BackplaneEvent<'_>| match event {
+        BackplaneEvent::Control { payload } => control.take(payload),
+        BackplaneEvent::Presence { .. } => presence.observe(&event),
+        _ => {
+            router.take(event);
+            history.observe(&event);
+        }
     });
     app.backplane.subscribe(sink, shutdown);
+    let subscriptions = app.backplane.subscriptions();
+    app.history.watch_gaps(app.config.redis.probe_interval, subscriptions, shutdown);
 
-    let control = Arc::clone(&app.control);
-    shutdown.spawn_until_stop(async move { control.run().await });
+    let revocations = Arc::clone(&app.revocations);
+    shutdown.spawn_until_stop(async move { revocations.run().await });
+}
+
+fn start_outbox(app: &App) {
+    if let Some(redis) = app.backplane.redis() {
+        outbox::start(redis, &app.config, &app.context.instance, &app.context.shutdown);
+    }
 }
 
 fn start_sessions(app: &App) {
     let Some(sessions) = app.sessions.clone() else { return };
-    app.context.shutdown.spawn_until_stop(async move { sessions.keep_true().await });
+    app.context.shutdown.spawn_until_stop(async move { sessions.run_recheck().await });
 }
 
 fn start_reloading(app: &App) {
     let Some(tls) = app.tls.clone() else { return };
-    let Context { metrics, shutdown, .. } = &*app.context;
-    let metrics = Arc::clone(metrics);
-    shutdown.spawn_until_stop(async move { tls.keep_fresh(&metrics).await });
+    let metrics = Arc::clone(&app.context.metrics);
+    app.context.shutdown.spawn_until_stop(async move { tls.run_reload(&metrics).await });
 }
 
 fn start_history(app: &App) {
     let Context { history, acks, shutdown, .. } = &*app.context;
     shutdown.spawn_service(Arc::clone(acks).run(shutdown.stopping().clone().cancelled_owned(), GRACE));
     let history = Arc::clone(history);
-    shutdown.spawn_until_stop(async move { history.keep_level().await });
+    shutdown.spawn_until_stop(async move { history.run_catch_up().await });
 }
 
 fn start_keys(app: &App) {
-    let Context { verifier, metrics, shutdown, .. } = &*app.context;
-    let Some(jwks) = verifier.jwks() else { return };
-    shutdown.spawn_until_stop(Arc::clone(jwks).keep_fresh(Arc::clone(metrics)));
+    let Context { authenticator, metrics, shutdown, .. } = &*app.context;
+    let Some(jwks) = authenticator.jwks() else { return };
+    shutdown.spawn_until_stop(Arc::clone(jwks).run_refresh(Arc::clone(metrics)));
 }
 
 fn start_presence(app: &App) {
     let Context { instance, registry, metrics, shutdown, .. } = &*app.context;
-    let (backplane, registry) = (Arc::clone(&app.backplane), Arc::clone(registry));
-    let presence = Presence::new(&app.config.presence, instance.clone(), backplane, registry, Arc::clone(metrics));
+    let (store, registry) = (Arc::clone(&app.presence), Arc::clone(registry));
+    let presence = Presence::new(&app.config.presence, instance.clone(), store, registry, Arc::clone(metrics));
     shutdown.spawn_service(presence.run(shutdown.stopping().clone().cancelled_owned(), GRACE));
 
-    let (backplane, metrics) = (Arc::clone(&app.backplane), Arc::clone(metrics));
-    shutdown.spawn_until_stop(async move { presence::keep_true(&backplane, &metrics).await });
+    let (store, metrics) = (Arc::clone(&app.presence), Arc::clone(metrics));
+    shutdown.spawn_until_stop(async move { presence::run_reaper(&store, &metrics).await });
 }

@@ -1,36 +1,35 @@
 //! tidings: a realtime notification gateway.
 //!
-//! Backends `PUBLISH user:42 '{…}'` to Redis; every instance hears it and writes it to that user's WebSockets; a plain
-//! Redis set says who is online. The modules, from the bottom up, each importing only from those above it in this list:
+//! Backends `PUBLISH user:42 '{…}'` to Redis; every instance receives it and writes it to that user's WebSockets; a plain
+//! Redis set holds the online users.
 //!
-//! | row | modules |
-//! | --- | --- |
-//! | 0 | [`protocol`], [`config`], [`metrics`], [`shutdown`], [`backoff`] |
-//! | 1 | [`log`] |
-//! | 2 | [`auth`], [`registry`], [`backplane`] |
-//! | 3 | [`limits`], [`history`] |
-//! | 4 | [`router`], [`presence`], [`control`], [`sessions`], [`connection`] |
-//! | 5 | [`server`] |
-//! | 6 | [`Gateway`], which wires them, and [`cli`] |
+//! An application embeds an instance with [`Config`] and [`Gateway`]; [`cli`] is the `tidings` command. All else is
+//! internal. ARCHITECTURE.md describes the modules and their layers.
 
-pub mod auth;
-pub mod backoff;
-pub mod backplane;
+mod auth;
+mod backoff;
+mod backplane;
 pub mod cli;
-pub mod config;
-pub mod connection;
-pub mod control;
+mod config;
+mod connection;
+mod delivery;
 mod gateway;
-pub mod history;
-pub mod limits;
-pub mod log;
-pub mod metrics;
-pub mod presence;
-pub mod protocol;
-pub mod registry;
-pub mod router;
-pub mod server;
-pub mod sessions;
-pub mod shutdown;
+mod history;
+#[doc(hidden)]
+pub mod internals;
+mod limits;
+mod log;
+mod metrics;
+mod outbox;
+mod presence;
+mod protocol;
+mod redis;
+mod revocation;
+mod router;
+mod server;
+mod sessions;
+mod shutdown;
 
+pub use backplane::BackplaneError;
+pub use config::{Config, ConfigError, Layers, TlsError};
 pub use gateway::{Gateway, StartError};

@@ -1,19 +1,25 @@
-//! The layers of the house: each module imports only from those below it.
+//! The structure of the code: layers of modules, and stores whose implementations are private to their domain.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bottom up; a module may use those of earlier rows.
-const LAYERS: [&[&str]; 7] = [
+/// Bottom up; a module may import from earlier rows only.
+const LAYERS: [&[&str]; 9] = [
     &["protocol", "config", "metrics", "shutdown", "backoff"],
     &["log"],
-    &["auth", "registry", "backplane"],
-    &["limits", "history"],
-    &["router", "presence", "control", "sessions", "connection"],
+    &["redis", "auth", "delivery"],
+    &["backplane"],
+    &["history", "presence", "limits", "revocation", "sessions"],
+    &["outbox"],
+    &["router", "connection"],
     &["server"],
-    &["gateway", "cli", "lib", "main"],
+    // The root of the crate: what is public, and what only tests see.
+    &["gateway", "cli", "lib", "main", "internals"],
 ];
+
+/// The two implementations of a domain's store: only the domain itself imports them.
+const KEEPERS: [&str; 2] = ["redis", "memory"];
 
 fn layer(module: &str) -> usize {
     LAYERS.iter().position(|row| row.contains(&module)).unwrap_or_else(|| {
@@ -21,6 +27,7 @@ fn layer(module: &str) -> usize {
     })
 }
 
+/// Every Rust file below a folder.
 pub fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -34,36 +41,60 @@ pub fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Every module named after a `crate::` in a text.
-fn imports(text: &str) -> BTreeSet<String> {
-    let after = text.split("crate::").skip(1);
-    after.map(|rest| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()).collect()
+/// Every path after a `crate::` in a text, by its segments in lower case, which are modules.
+fn imports(text: &str) -> BTreeSet<Vec<String>> {
+    let path = |rest: &str| {
+        let path: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect();
+        path.split("::").filter(|name| name.starts_with(char::is_lowercase)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    text.split("crate::").skip(1).map(path).filter(|path| !path.is_empty()).collect()
+}
+
+/// Calls `check` with each file of the library, its module, and a path that it imports from another module.
+fn each_import(mut check: impl FnMut(&Path, &str, &[String])) -> usize {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut count = 0;
+    for path in sources(&src) {
+        let place = path.strip_prefix(&src).unwrap();
+        let module = place.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
+        for import in imports(&fs::read_to_string(&path).unwrap()) {
+            if import[0] != module {
+                check(place, module, &import);
+                count += 1;
+            }
+        }
+    }
+    count
 }
 
 #[test]
 fn each_module_imports_only_from_the_layers_below_it() {
+    let count = each_import(|file, module, import| {
+        assert!(layer(&import[0]) < layer(module), "src/{} imports crate::{}", file.display(), import.join("::"));
+    });
+    assert!(count > 100, "only {count} imports found: the test does not see them any more");
+}
+
+#[test]
+fn no_domain_sees_the_redis_or_memory_implementation_of_another() {
+    each_import(|file, _, import| {
+        let keeper = import.iter().skip(1).any(|name| KEEPERS.contains(&name.as_str()));
+        assert!(!keeper, "src/{} imports crate::{}", file.display(), import.join("::"));
+    });
+    // A module that is not `pub` cannot be imported in another way either.
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut arrows = 0;
-    for path in sources(&src) {
-        let place = path.strip_prefix(&src).unwrap();
-        let module = place.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
-        // Re-exports at the crate's root, such as `Gateway`, are types, not modules.
-        let text = fs::read_to_string(&path).unwrap();
-        for import in imports(&text).into_iter().filter(|import| import.starts_with(char::is_lowercase)) {
-            if import == module {
-                continue;
-            }
-            assert!(layer(&import) < layer(module), "src/{} imports crate::{import}", place.display());
-            arrows += 1;
-        }
+    for domain in ["history", "presence", "limits"] {
+        let text = fs::read_to_string(src.join(domain).join("mod.rs")).unwrap();
+        assert!(text.contains("mod redis;") && !text.contains("pub mod redis;"), "src/{domain}/mod.rs");
     }
-    assert!(arrows > 20, "only {arrows} imports found: the test does not see them any more");
 }
 
 #[test]
 fn the_parser_of_this_test_sees_an_import() {
-    let found = imports("use crate::registry::{Member, Outbox};\nlet x = crate::log::init;");
-    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["log", "registry"]);
+    let found =
+        imports("use crate::delivery::{Registry, SendQueue};\nlet x = crate::log::init;\ncrate::history::redis::X");
+    let found: Vec<_> = found.into_iter().map(|path| path.join("::")).collect();
+    assert_eq!(found, ["delivery", "history::redis", "log::init"]);
 }
 
 /// The names in a table's column of tests: of many words, so that nothing else is one.

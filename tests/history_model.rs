@@ -7,8 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
-use tidings::backplane::{Acked, MAX_DEVICES, PageSize, Publication, ReadFrom, Reading};
-use tidings::protocol::{Cursor, UserId};
+use tidings::internals::{Acked, Cursor, MAX_DEVICES, PageSize, Publication, ReadFrom, Reading, UserId};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::history_store::{Store, durable};
@@ -169,7 +168,7 @@ impl Run<'_> {
         let (cursor, name) = (self.users[of].places[place], device.to_string());
         let id = UserId::new(&user.to_string()).unwrap();
         let acked = if exactly {
-            self.store.backplane.set_read_position(&id, &name, cursor).await.unwrap()
+            self.store.history.set_read_position(&id, &name, cursor).await.unwrap()
         } else {
             self.store.ack(id.as_str(), &name, cursor).await
         };

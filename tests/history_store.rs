@@ -7,14 +7,11 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
-use tidings::backplane::{
-    Acked, Backplane, Heard, MAX_DEVICES, PageSize, Publication, Published, ReadFrom, ReadPosition, Reading,
+use tidings::internals::{
+    Acked, Acks, Backplane, BackplaneEvent, Cursor, Envelope, HistoryStore, InstanceId, MAX_DEVICES, Metrics, Move,
+    PageSize, Publication, Published, ReadFrom, ReadPosition, Reading, Shutdown, UserId,
 };
-use tidings::config::{Config, Layers};
-use tidings::history::Acks;
-use tidings::metrics::Metrics;
-use tidings::protocol::{Cursor, InstanceId, Stamped, UserId};
-use tidings::shutdown::Shutdown;
+use tidings::{Config, Layers};
 
 use crate::support::{RedisServer, eventually, within};
 
@@ -22,7 +19,8 @@ const ALL: PageSize = PageSize { entries: 10_000, bytes: 1 << 30 };
 
 /// A backplane with nothing stored, and the Redis that it needs, if it needs one.
 pub struct Store {
-    pub backplane: Arc<Backplane>,
+    pub backplane: Backplane,
+    pub history: Arc<HistoryStore>,
     pub redis: Option<Arc<RedisServer>>,
     pub metrics: Arc<Metrics>,
     prefix: String,
@@ -50,12 +48,13 @@ impl Store {
         }
         let config = Config::load(Layers { flags, ..Layers::default() }).unwrap();
         let metrics = Arc::new(Metrics::new());
-        let backplane = Backplane::new(&config, &InstanceId::random(), &metrics).unwrap().into();
-        Self { backplane, redis: redis.cloned(), metrics, prefix }
+        let backplane = Backplane::new(&config, &InstanceId::random(), &metrics).unwrap();
+        let history = HistoryStore::new(&config, &backplane, &metrics);
+        Self { backplane, history, redis: redis.cloned(), metrics, prefix }
     }
 
     pub async fn publish(&self, user: &str, publication: Publication<'_>) -> Published {
-        let published = self.backplane.publish(&[UserId::new(user).unwrap()], &publication).await;
+        let published = self.history.publish(&[UserId::new(user).unwrap()], &publication).await;
         let [published] = published.try_into().unwrap();
         published
     }
@@ -78,7 +77,7 @@ impl Store {
     }
 
     pub async fn read_as(&self, user: &str, from: ReadFrom, device: &str, page: PageSize) -> Reading {
-        self.backplane.read_history(&UserId::new(user).unwrap(), &from, device, page).await.unwrap()
+        self.history.read(&UserId::new(user).unwrap(), &from, device, page).await.unwrap()
     }
 
     /// The data behind a place; none where some of it is gone.
@@ -100,24 +99,24 @@ impl Store {
 
     pub async fn ack(&self, user: &str, device: &str, cursor: Cursor) -> Acked {
         let acks = [(UserId::new(user).unwrap(), device.to_owned(), cursor)];
-        let [acked] = self.backplane.ack(&acks).await.unwrap().try_into().unwrap();
+        let [acked] = self.history.ack(&acks, Move::Forward).await.unwrap().try_into().unwrap();
         acked
     }
 
     async fn set_position(&self, user: &str, device: &str, cursor: Cursor) -> Acked {
-        self.backplane.set_read_position(&UserId::new(user).unwrap(), device, cursor).await.unwrap()
+        self.history.set_read_position(&UserId::new(user).unwrap(), device, cursor).await.unwrap()
     }
 
     pub async fn position(&self, user: &str, device: &str) -> ReadPosition {
-        self.backplane.read_position(&UserId::new(user).unwrap(), device).await.unwrap()
+        self.history.read_position(&UserId::new(user).unwrap(), device).await.unwrap()
     }
 
     /// What is heard on users' channels, from now on.
     async fn hear(&self, shutdown: &Shutdown) -> Arc<Mutex<Vec<String>>> {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&heard);
-        let sink = move |event: Heard<'_>| {
-            if let Heard::Message { payload, .. } = event {
+        let sink = move |event: BackplaneEvent<'_>| {
+            if let BackplaneEvent::Message { payload, .. } = event {
                 kept.lock().push(String::from_utf8(payload.to_vec()).unwrap());
             }
         };
@@ -182,7 +181,7 @@ async fn numbers_have_no_hole_and_times_never_go_back(store: &Store) {
     assert_eq!(store.here("42").await, earlier);
     let all = store.read("42", ReadFrom::Oldest).await;
     assert_eq!(all.entries.iter().map(|entry| entry.cursor.number).collect::<Vec<_>>(), (1..=50).collect::<Vec<_>>());
-    assert!(all.whole && all.is_level());
+    assert!(all.whole && all.is_complete());
 }
 
 async fn what_is_heard_is_what_is_stored_in_one_order(store: &Store) {
@@ -217,15 +216,15 @@ async fn what_is_heard_is_what_is_stored_in_one_order(store: &Store) {
 
     // Of many at once, what is heard is in the order of the numbers, and the count has no hole either.
     let publishing = (0..50).map(|_| {
-        let backplane = Arc::clone(&store.backplane);
+        let history = Arc::clone(&store.history);
         let users: Vec<_> = (0..20).map(|user| UserId::new(&format!("many{user}")).unwrap()).collect();
         #[allow(clippy::disallowed_methods, reason = "at the same time, on other threads")]
-        tokio::spawn(async move { backplane.publish(&users, &durable("null")).await })
+        tokio::spawn(async move { history.publish(&users, &durable("null")).await })
     });
     join_all(publishing).await;
     eventually("all are heard", async || heard.lock().len() == 1_008).await;
     let heard = std::mem::take(&mut *heard.lock());
-    let stamps: Vec<_> = heard[8..].iter().map(|text| Stamped::parse(text).unwrap().stored.unwrap()).collect();
+    let stamps: Vec<_> = heard[8..].iter().map(|text| Envelope::parse(text).unwrap().stored.unwrap()).collect();
     assert_eq!(stamps.iter().map(|(count, _)| *count).collect::<Vec<_>>(), (4..1_004).collect::<Vec<_>>());
     let mut newest = HashMap::new();
     for (_, cursor) in &stamps {
@@ -276,7 +275,7 @@ async fn who_is_max_len_behind_misses_nothing(store: &Store) {
 async fn who_has_the_newest_misses_nothing(store: &Store) {
     let places = store.store_numbers("42", 1..=3).await;
     let reading = store.read("42", ReadFrom::After(places[2])).await;
-    assert!(reading.whole && reading.entries.is_empty() && reading.is_level());
+    assert!(reading.whole && reading.entries.is_empty() && reading.is_complete());
     assert_eq!((reading.from, reading.upto, reading.newest), (places[2], places[2], places[2]));
     let ahead = Cursor { number: 4, ..places[2] };
     assert!(!store.is_whole_behind("42", ahead).await, "what was never given out");
@@ -313,7 +312,7 @@ async fn what_is_older_than_ttl_is_gone_and_said_to_be(store: &Store) {
 
     // Numbers begin anew, and nobody takes an earlier cursor for one of these.
     eventually("a new beginning", async || {
-        store.backplane.newest(&[UserId::new("42").unwrap()]).await.unwrap()[0].number == 0
+        store.history.newest(&[UserId::new("42").unwrap()]).await.unwrap()[0].number == 0
     })
     .await;
     let start_anew = store.here("42").await;
@@ -347,7 +346,7 @@ async fn what_ended_by_its_own_ttl_is_not_missed(store: &Store) {
     eventually("two end", async || store.behind("42", start).await.unwrap() == ["2"]).await;
     assert_eq!(store.behind("42", place).await.unwrap(), ["2"]);
     let reading = store.read("42", ReadFrom::After(other)).await;
-    assert!(reading.whole && reading.entries.is_empty() && reading.is_level());
+    assert!(reading.whole && reading.entries.is_empty() && reading.is_complete());
     assert_eq!(reading.upto, last, "one that has ended is passed");
 }
 
@@ -370,11 +369,11 @@ async fn a_key_publishes_once(store: &Store) {
 async fn a_key_publishes_once_however_many_try(store: &Store) {
     let numbers: Vec<_> = (0..50).map(|number: u32| number.to_string()).collect();
     let publishing = numbers.iter().map(|data| {
-        let (data, backplane) = (data.clone(), Arc::clone(&store.backplane));
+        let (data, history) = (data.clone(), Arc::clone(&store.history));
         #[allow(clippy::disallowed_methods, reason = "at the same time, on other threads")]
         tokio::spawn(async move {
             let publication = Publication { key: Some("order-1"), ..durable(&data) };
-            backplane.publish(&[UserId::new("42").unwrap()], &publication).await[0].unwrap().unwrap()
+            history.publish(&[UserId::new("42").unwrap()], &publication).await[0].unwrap().unwrap()
         })
     });
     let places: Vec<_> = join_all(publishing).await.into_iter().map(Result::unwrap).collect();
@@ -392,7 +391,7 @@ async fn a_page_ends_by_entries_or_by_bytes(store: &Store) {
         assert!(reading.whole);
         assert_eq!(reading.upto, reading.entries.last().map_or(from, |last| last.cursor));
         assert_eq!(reading.newest.number, 50);
-        assert_eq!(reading.is_level(), reading.upto.number == 50);
+        assert_eq!(reading.is_complete(), reading.upto.number == 50);
         reading
     };
     assert_eq!(page(start, 20, 1 << 20).await.entries.len(), 20);
@@ -426,7 +425,7 @@ async fn the_newest_of_many_are_told_in_their_order(store: &Store) {
     let users: Vec<_> = (0..250).map(|number| UserId::new(&number.to_string()).unwrap()).collect();
     let places = store.store_numbers("7", 1..=3).await;
     let other = store.store("201", "1").await;
-    let newest = store.backplane.newest(&users).await.unwrap();
+    let newest = store.history.newest(&users).await.unwrap();
     assert_eq!(newest.len(), 250);
     assert_eq!((newest[7], newest[201]), (places[2], other));
     assert_eq!(newest.iter().filter(|cursor| cursor.number == 0).count(), 248);
@@ -449,7 +448,7 @@ async fn a_read_position_never_goes_back_by_an_ack(store: &Store) {
     let ack = |device: &str, index: usize| (UserId::new("42").unwrap(), device.to_owned(), places[index]);
     let foreign = (UserId::new("43").unwrap(), "phone".to_owned(), places[0]);
     let acks = [ack("phone", 4), ack("phone", 3), foreign, ack("default", 1)];
-    let acked = store.backplane.ack(&acks).await.unwrap();
+    let acked = store.history.ack(&acks, Move::Forward).await.unwrap();
     assert_eq!(acked, [Acked::Kept, Acked::Kept, Acked::Foreign, Acked::Kept]);
     assert_eq!(store.position("42", "phone").await, at(4, 0));
     assert_eq!(store.position("42", "default").await, at(1, 3));
@@ -536,7 +535,7 @@ async fn acks_are_written_behind(store: &Store) {
     let places = store.store_numbers("42", 1..=5).await;
     let foreign = store.store("43", "1").await;
     let shutdown = Shutdown::default();
-    let acks = Arc::new(Acks::new(Arc::clone(&store.backplane), Arc::clone(&store.metrics)));
+    let acks = Arc::new(Acks::new(Arc::clone(&store.history), Arc::clone(&store.metrics)));
     let stopping = shutdown.stopping().clone().cancelled_owned();
     shutdown.spawn_service(Arc::clone(&acks).run(stopping, Duration::from_secs(5)));
     let user = UserId::new("42").unwrap();
@@ -624,7 +623,7 @@ async fn keys_that_somebody_else_wrote_to_hold_up_no_other_users_acks() {
     let () = redis.command(&["SET", &format!("{}read:{{41}}", store.prefix), "x"]).await;
     let acks = [("41", broken), ("42", sound)];
     let acks = acks.map(|(user, place)| (UserId::new(user).unwrap(), "phone".to_owned(), place));
-    assert_eq!(store.backplane.ack(&acks).await.unwrap(), [Acked::Foreign, Acked::Kept]);
+    assert_eq!(store.history.ack(&acks, Move::Forward).await.unwrap(), [Acked::Foreign, Acked::Kept]);
     assert_eq!(store.position("42", "phone").await.cursor, Some(sound));
 }
 
@@ -636,12 +635,12 @@ async fn acks_that_cannot_be_written_wait_for_redis() {
     redis.config_set("maxmemory", "1").await;
 
     let acks = [(UserId::new("42").unwrap(), "phone".to_owned(), places[0])];
-    let refused = store.backplane.ack(&acks).await.unwrap_err();
+    let refused = store.history.ack(&acks, Move::Forward).await.unwrap_err();
     assert_eq!(refused.kind(), "OOM");
     assert_eq!(store.position("42", "phone").await, ReadPosition { cursor: None, unread: 3 }, "nothing half done");
 
     let shutdown = Shutdown::default();
-    let writer = Arc::new(Acks::new(Arc::clone(&store.backplane), Arc::clone(&store.metrics)));
+    let writer = Arc::new(Acks::new(Arc::clone(&store.history), Arc::clone(&store.metrics)));
     let stopping = shutdown.stopping().clone().cancelled_owned();
     shutdown.spawn_service(Arc::clone(&writer).run(stopping, Duration::from_secs(5)));
     writer.note(&UserId::new("42").unwrap(), "phone", places[1]);
@@ -656,7 +655,7 @@ async fn acks_that_cannot_be_written_wait_for_redis() {
 async fn acks_that_find_no_room_are_counted_and_known_devices_still_move() {
     let store = Store::new(None, &[]);
     let places = store.store_numbers("42", 1..=2).await;
-    let acks = Arc::new(Acks::new(Arc::clone(&store.backplane), Arc::clone(&store.metrics)));
+    let acks = Arc::new(Acks::new(Arc::clone(&store.history), Arc::clone(&store.metrics)));
     let user = UserId::new("42").unwrap();
     acks.note(&user, "phone", places[0]);
     for number in 1..=100_005 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::Value;
-use tidings::backoff::Backoff;
+use tidings::internals::Backoff;
 use tokio::time::{sleep, timeout};
 
 use crate::support::{Client, Gateway, Light, Options, RedisServer, eventually};

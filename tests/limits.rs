@@ -4,10 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tidings::backplane::{Backplane, Claim};
-use tidings::config::{Config, Layers};
-use tidings::metrics::Metrics;
-use tidings::protocol::{InstanceId, UserId};
+use tidings::internals::{Backplane, Claim, InstanceId, Metrics, RedisLimits, UserId};
+use tidings::{Config, Layers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -290,10 +288,11 @@ async fn a_lost_answer_costs_nobody_a_slot() {
 }
 
 /// What instances share, as one of them uses it.
-fn fleet(redis: &RedisServer) -> Arc<tidings::backplane::Redis> {
+fn fleet(redis: &RedisServer) -> RedisLimits {
     let flags = vec![("--set".into(), "redis.url".into(), redis.url())];
     let config = Config::load(Layers { flags, ..Layers::default() }).unwrap();
-    Backplane::new(&config, &InstanceId::random(), &Arc::new(Metrics::new())).unwrap().fleet().unwrap()
+    let backplane = Backplane::new(&config, &InstanceId::random(), &Arc::new(Metrics::new())).unwrap();
+    RedisLimits::new(Arc::clone(backplane.redis().unwrap()), &config.redis.prefix, config.presence.lease)
 }
 
 #[tokio::test]
@@ -302,15 +301,15 @@ async fn a_holder_is_heard_while_its_lease_runs_and_not_once_another_took_its_pl
     let fleet = &fleet(&redis);
     let wish = Claim { user: UserId::new("42").unwrap(), has: 0, wants: 3 };
     let claim = async |holder: &str, size| {
-        let granted = fleet.claim_slots(holder, size, 2, std::slice::from_ref(&wish)).await.unwrap();
-        granted.map(|granted| (granted.size, granted.slots))
+        let granted = fleet.claim(holder, size, 2, std::slice::from_ref(&wish)).await.unwrap();
+        granted.map(|granted| (granted.size, granted.permits))
     };
     let lease = async || redis.command::<f64>(&["ZSCORE", "{tidings:slots}:holders", "first"]).await;
     assert_eq!(claim("nobody", 0).await, None);
-    fleet.hold_slots("first", None).await.unwrap();
+    fleet.hold("first", None).await.unwrap();
     let begun = lease().await;
     eventually("the lease is renewed", async || {
-        fleet.claim_slots("first", 0, 2, &[]).await.unwrap().expect("heard");
+        fleet.claim("first", 0, 2, &[]).await.unwrap().expect("heard");
         lease().await > begun
     })
     .await;
@@ -318,7 +317,7 @@ async fn a_holder_is_heard_while_its_lease_runs_and_not_once_another_took_its_pl
     let left: u64 = redis.command(&["PTTL", "{tidings:slots}:held:first"]).await;
     assert!(left <= 70_000, "it goes by itself: {left}");
 
-    fleet.hold_slots("second", Some("first")).await.unwrap();
+    fleet.hold("second", Some("first")).await.unwrap();
     // What was on its way under the earlier name, and comes late.
     assert_eq!(claim("first", 1).await, None);
     assert_eq!(claim("first", 0).await, None);

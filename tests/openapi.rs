@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::architecture::sources;
 use crate::support::openapi::{DOCUMENT, paths};
 use crate::support::{Gateway, Options};
 
@@ -75,8 +76,7 @@ fn every_code_of_the_document_is_one_of_the_server_s_and_in_the_operators_page()
     codes(&DOCUMENT, &mut found);
     assert!(found.len() > 8, "{found:?}");
     let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/server");
-    let files = std::fs::read_dir(server).unwrap().map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
-    let source: String = files.collect();
+    let source: String = sources(&server).iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
     for code in found {
         assert!(source.contains(&format!("\"{code}\"")), "{code} is none");
         assert!(include_str!("../docs/operations.md").contains(&format!("`{code}`")), "{code} is not explained");

@@ -8,10 +8,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use redis::aio::PubSubStream;
 use redis::{AsyncCommands, Pipeline, cmd};
-use tidings::backplane::{Backplane, Publication};
-use tidings::config::{Config, Layers};
-use tidings::metrics::Metrics;
-use tidings::protocol::{InstanceId, Stamped, UserId};
+use tidings::internals::{Backplane, Envelope, HistoryStore, InstanceId, Metrics, Publication, UserId};
+use tidings::{Config, Layers};
 use tokio::time::sleep;
 
 use crate::support::{Gateway, Options, RedisServer, eventually, within};
@@ -64,7 +62,7 @@ impl Published {
         let mut numbers: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for expected in 1..=count {
             let (channel, payload) = self.next().await;
-            let stamped = Stamped::parse(&payload).unwrap();
+            let stamped = Envelope::parse(&payload).unwrap();
             assert_eq!(stamped.stored.unwrap().0, expected, "the count has no hole");
             numbers.entry(channel.replace("user:", "")).or_default().push(stamped.data.parse().unwrap());
         }
@@ -198,11 +196,11 @@ async fn an_entry_of_the_outbox_is_stored_and_then_delivered() {
 
     let (channel, payload) = published.next().await;
     assert_eq!(channel, "user:tenant:42");
-    let stamped = Stamped::parse(&payload).unwrap();
+    let stamped = Envelope::parse(&payload).unwrap();
     let (sequence, first) = stamped.stored.unwrap();
     assert_eq!((sequence, first.number, stamped.event.as_str(), stamped.data), (1, 1, "notification", "{\"n\": 1.0}"));
     let (_, payload) = published.next().await;
-    let stamped = Stamped::parse(&payload).unwrap();
+    let stamped = Envelope::parse(&payload).unwrap();
     let (sequence, second) = stamped.stored.unwrap();
     assert_eq!((sequence, second.number, stamped.event.as_str(), stamped.data), (2, 2, "a \"b\"", "\"é\""));
 
@@ -274,15 +272,13 @@ async fn an_instance_that_was_paused_while_relaying_repeats_nothing_when_it_wake
 /// The scripts, as an instance puts them together.
 const RELAY: &str = concat!(
     "local function publish(KEYS, ARGV)\n",
-    include_str!("../src/backplane/redis/scripts/publish.lua"),
+    include_str!("../src/history/scripts/publish.lua"),
     "end\n",
-    include_str!("../src/backplane/redis/scripts/relay_guard.lua"),
-    include_str!("../src/backplane/redis/scripts/relay.lua"),
+    include_str!("../src/outbox/scripts/guard.lua"),
+    include_str!("../src/outbox/scripts/relay.lua"),
 );
-const REJECT: &str = concat!(
-    include_str!("../src/backplane/redis/scripts/relay_guard.lua"),
-    include_str!("../src/backplane/redis/scripts/relay_reject.lua"),
-);
+const REJECT: &str =
+    concat!(include_str!("../src/outbox/scripts/guard.lua"), include_str!("../src/outbox/scripts/reject.lua"),);
 
 #[tokio::test]
 async fn whoever_lost_the_lease_writes_nothing_and_whoever_has_it_takes_only_the_oldest() {
@@ -300,7 +296,7 @@ async fn whoever_lost_the_lease_writes_nothing_and_whoever_has_it_takes_only_the
         redis.command::<String>(&words).await
     };
     let read = async |token: &str| {
-        let script = include_str!("../src/backplane/redis/scripts/relay_read.lua");
+        let script = include_str!("../src/outbox/scripts/read.lua");
         let words = ["EVAL", script, "2", LOCK, OUTBOX, token, "3000", "500", "1000000", "1000", "100", "8"];
         redis.command::<Option<Vec<Vec<String>>>>(&words).await
     };
@@ -348,10 +344,12 @@ async fn a_key_is_published_once_to_a_user_whichever_way_it_comes() {
     let gateway = Gateway::redis(&redis).await;
     let flags = vec![("--set".into(), "redis.url".into(), redis.url())];
     let config = Config::load(Layers { flags, ..Layers::default() }).unwrap();
-    let backplane = Backplane::new(&config, &InstanceId::random(), &Arc::new(Metrics::new())).unwrap();
+    let metrics = Arc::new(Metrics::new());
+    let backplane = Backplane::new(&config, &InstanceId::random(), &metrics).unwrap();
+    let history = HistoryStore::new(&config, &backplane, &metrics);
     let publish = async |data: &str, durable: bool, key: &str| {
         let publication = Publication { event: "notification", data, durable, ttl: None, key: Some(key) };
-        backplane.publish(&[UserId::new("42").unwrap()], &publication).await.remove(0).unwrap()
+        history.publish(&[UserId::new("42").unwrap()], &publication).await.remove(0).unwrap()
     };
     let mut published = Published::on(&redis).await;
 
@@ -371,7 +369,7 @@ async fn a_key_is_published_once_to_a_user_whichever_way_it_comes() {
     while heard.last().is_none_or(|(_, data)| data != "10") {
         let (channel, payload) = published.next().await;
         // What is not stored has no stamp.
-        let data = Stamped::parse(&payload).map_or(payload.as_str(), |stamped| stamped.data).to_owned();
+        let data = Envelope::parse(&payload).map_or(payload.as_str(), |stamped| stamped.data).to_owned();
         heard.push((channel, data));
     }
     let expected = [("user:42", "1"), ("user:42", "2"), ("user:42", "5"), ("user:43", "7"), ("user:42", "10")];
@@ -637,8 +635,8 @@ async fn two_prefixes_are_two_outboxes() {
     assert_eq!(data("tidings:history:{42}").await, ["1"]);
     assert_eq!(data("b:history:{42}").await, ["2"]);
     assert_eq!(entries(&redis, REJECTED).await.len() + 1, entries(&redis, "b:outbox:rejected").await.len());
-    let mut heard =
-        [published.next().await.1, published.next().await.1].map(|text| Stamped::parse(&text).unwrap().data.to_owned());
+    let mut heard = [published.next().await.1, published.next().await.1]
+        .map(|text| Envelope::parse(&text).unwrap().data.to_owned());
     heard.sort();
     assert_eq!(heard, ["1", "2"]);
 }

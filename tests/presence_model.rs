@@ -2,7 +2,7 @@
 //!
 //! Three instances with the real ledger follow the protocol of `src/presence` on a real redis-server, while requests and
 //! answers are lost, old requests arrive late or again, instances crash, pause past their lease and stop half-way, Redis
-//! loses everything, reaping and mending are interrupted, and a hand deletes keys. A reference model knows who is
+//! loses everything, reaping and repairing are interrupted, and a hand deletes keys. A reference model knows who is
 //! connected where. Leases end by hand, so nothing sleeps.
 //!
 //! After every request: each answer, and what became of the held users, is what the protocol says; GONE, GAP and DUP
@@ -78,7 +78,7 @@ pub enum Step {
     /// Redis loses everything.
     FlushAll,
     /// A step of somebody's audit.
-    Mend { users: usize, last: bool },
+    Repair { users: usize, last: bool },
     /// A whole audit.
     Audit,
     /// A hand deletes a key.
@@ -121,7 +121,7 @@ impl ReferenceStateMachine for Model {
             4 => Just(Step::ReapAll),
             6 => (0..12_usize, proptest::bool::weighted(0.2)).prop_map(|(which, ahead)| Step::Late { which, ahead }),
             2 => Just(Step::FlushAll),
-            2 => (0..1_usize << USERS.len(), any::<bool>()).prop_map(|(users, last)| Step::Mend { users, last }),
+            2 => (0..1_usize << USERS.len(), any::<bool>()).prop_map(|(users, last)| Step::Repair { users, last }),
             4 => Just(Step::Audit),
             3 => (0..KEYS.len()).prop_map(|key| Step::Delete { key }),
         ]
@@ -235,16 +235,16 @@ if sequence ~= last + 1 then",
     ),
     mutant("the audit looks at sizes alone", "audit", "if #users == 0 then", "if true then"),
     mutant("the audit looks at no total", "audit", "total ~= held or", ""),
-    mutant("mending tells of no going", "mend", "publish(user, 'offline')", ""),
+    mutant("repairing tells of no going", "repair", "publish(user, 'offline')", ""),
     mutant(
-        "mending tells of no going of whom a hand hid",
-        "mend",
+        "repairing tells of no going of whom a hand hid",
+        "repair",
         "if counted > 0 then",
         "if counted > 0 and changed == 1 then",
     ),
-    mutant("mending tells of no coming", "mend", "publish(user, 'online')", ""),
-    mutant("mending tells who never went of a coming", "mend", "changed == 1 and counted == 0", "changed == 1"),
-    mutant("mending sets no total", "mend", "if ARGV[3] == '1' then", "if false then"),
+    mutant("repairing tells of no coming", "repair", "publish(user, 'online')", ""),
+    mutant("repairing tells who never went of a coming", "repair", "changed == 1 and counted == 0", "changed == 1"),
+    mutant("repairing sets no total", "repair", "if ARGV[3] == '1' then", "if false then"),
 ];
 
 const fn mutant(name: &'static str, script: &'static str, from: &'static str, to: &'static str) -> Mutant {

@@ -5,9 +5,8 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use tidings::auth::{Identity, TokenError, Verifier};
-use tidings::config::{Config, ConfigError, Layers};
-use tidings::protocol::UserId;
+use tidings::internals::{Identity, TokenError, UserId, Verifier};
+use tidings::{Config, ConfigError, Layers};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 

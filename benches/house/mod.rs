@@ -7,12 +7,10 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings::config::{SendQueue as Bound, SlowClient};
-use tidings::metrics::Metrics;
-use tidings::protocol::{ConnectionId, Dialect, UserId};
-use tidings::registry::{Backlog, CredentialSlot, Driven, Member, Outbox, Registration, Registry, Socket};
-use tidings::router::Router;
-use tidings::shutdown::Shutdown;
+use tidings::internals::{
+    Backlog, ConnectionHandle, ConnectionId, CredentialSlot, Dialect, Driven, Metrics, Registration, Registry, Router,
+    SendQueue, SendQueueConfig as Bound, Shutdown, SlowClient, Socket, UserId,
+};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
@@ -30,7 +28,7 @@ pub(crate) const BOUND: Bound = Bound {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct House {
-    pub(crate) member: Arc<Member>,
+    pub(crate) handle: Arc<ConnectionHandle>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) router: Router,
     _places: Vec<Registration>,
@@ -41,14 +39,14 @@ impl House {
     /// Every user has the one connection: whose it is makes no difference to a look-up.
     pub(crate) fn new() -> Result<Self, Box<dyn Error>> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let member = member(&runtime)?;
+        let handle = handle(&runtime)?;
         // What the socket does not take at once is written by a task, as in the gateway.
-        runtime.spawn(drive(Arc::clone(&member)));
+        runtime.spawn(drive(Arc::clone(&handle)));
         let registry = Arc::new(Registry::default());
-        let places = (0..USERS).map(|user| Ok(registry.register(UserId::new(&user.to_string())?, Arc::clone(&member))));
+        let places = (0..USERS).map(|user| Ok(registry.register(UserId::new(&user.to_string())?, Arc::clone(&handle))));
         let places = places.collect::<Result<_, Box<dyn Error>>>()?;
         let router = Router::new(Arc::clone(&registry), Arc::new(Metrics::new()), BOUND, 1 << 20, Shutdown::default());
-        Ok(Self { member, registry, router, _places: places, _runtime: runtime })
+        Ok(Self { handle, registry, router, _places: places, _runtime: runtime })
     }
 }
 
@@ -68,7 +66,7 @@ pub(crate) fn pushes(count: u32) -> Vec<u8> {
 }
 
 /// A connection whose client reads as fast as it can.
-fn member(runtime: &Runtime) -> std::io::Result<Arc<Member>> {
+fn handle(runtime: &Runtime) -> std::io::Result<Arc<ConnectionHandle>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let socket = runtime.block_on(TcpStream::connect(listener.local_addr()?))?;
     socket.set_nodelay(true)?;
@@ -80,13 +78,13 @@ fn member(runtime: &Runtime) -> std::io::Result<Arc<Member>> {
     runtime.block_on(socket.writable())?;
     let backlog = Backlog::new(&Metrics::new(), usize::MAX);
     let (id, credential) = (ConnectionId::random(), CredentialSlot::default());
-    let outbox = Outbox::new(Socket::Plain(socket), backlog);
-    Ok(Arc::new(Member { id, dialect: Dialect::TidingsV1, credential, outbox }))
+    let queue = SendQueue::new(Socket::Plain(socket), backlog);
+    Ok(Arc::new(ConnectionHandle { id, dialect: Dialect::TidingsV1, credential, queue }))
 }
 
-async fn drive(member: Arc<Member>) {
+async fn drive(handle: Arc<ConnectionHandle>) {
     let mut armed = None;
-    while let Driven::Stalled(since) = poll_fn(|cx| member.outbox.poll_drive(cx, armed)).await {
+    while let Driven::Stalled(since) = poll_fn(|cx| handle.queue.poll_drive(cx, armed)).await {
         armed = since;
     }
 }

@@ -131,7 +131,7 @@ impl Jwks {
     }
 
     /// Fetches the set at once, then whenever it is old or asked for; ends only by being dropped.
-    pub async fn keep_fresh(self: Arc<Self>, metrics: Arc<Metrics>) {
+    pub async fn run_refresh(self: Arc<Self>, metrics: Arc<Metrics>) {
         let [base, cap] = RETRY;
         let (mut backoff, failed) = (Backoff::new(base, cap), LogRate::new());
         let mut state = self.state.subscribe();
@@ -270,7 +270,7 @@ mod tests {
             timeout(SECOND * 20, second).await.unwrap();
         };
         tokio::select! {
-            () = Arc::clone(&jwks).keep_fresh(Arc::default()) => {}
+            () = Arc::clone(&jwks).run_refresh(Arc::default()) => {}
             () = serve => {}
             () = check => {}
         }

@@ -1,5 +1,6 @@
 //! Credentials in, identities out.
 
+mod authenticator;
 mod claims;
 mod cookie;
 mod credential;
@@ -8,10 +9,10 @@ mod jwks;
 mod jwt;
 mod key;
 mod origin;
-mod revoked;
+mod revocations;
 mod session;
 
-#[doc(hidden)]
+pub use authenticator::Authenticator;
 pub use cookie::cookie;
 pub(crate) use credential::bearer;
 pub use credential::{Credential, OFFERED_PROTOCOL, offers_tidings_v1};
@@ -19,7 +20,7 @@ pub use jwks::Jwks;
 pub use jwt::{TokenError, Verifier, mint};
 pub use origin::OriginPolicy;
 pub(crate) use origin::is_loopback_host;
-pub use revoked::{Full, MAX_REVOCATIONS, Revocations};
+pub use revocations::{MAX_REVOCATIONS, Revocations};
 pub use session::{MAX_SESSION_BYTES, SessionError, SessionReader};
 
 use crate::protocol::{CredentialId, UserId};

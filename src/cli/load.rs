@@ -9,11 +9,11 @@ use clap::Args;
 use secrecy::SecretString;
 use tidings_load::{Backend, Gateway, LoadError, Plan, Position, Report};
 
-use super::{ConfigArgs, Usage, block_on, say};
+use super::{ConfigArgs, Usage, block_on, say, stores};
 use crate::auth::mint;
-use crate::backplane::{Backplane, Publication, Redis};
 use crate::config::{self, Config};
-use crate::protocol::{DEFAULT_EVENT, InstanceId, UserId};
+use crate::history::{HistoryStore, Publication};
+use crate::protocol::{DEFAULT_EVENT, UserId};
 
 /// The lifetime of the clients' tokens, longer than any run.
 const TOKEN_TTL: Duration = Duration::from_secs(86_400);
@@ -32,19 +32,18 @@ pub(super) struct Load {
 impl Load {
     pub(super) fn run(self) -> anyhow::Result<()> {
         self.plan.validate().map_err(|error| Usage(error.to_string()))?;
-        let config = self.config.load(false)?;
+        let mut config = self.config.load(false)?;
         let secret = config.require_signing_secret()?.clone();
         let backend = Backend {
-            redis_url: config.redis.url.clone().unwrap_or_else(|| config::Redis::DEFAULT_URL.into()),
+            redis_url: config.redis.url.get_or_insert_with(|| config::Redis::DEFAULT_URL.into()).clone(),
             redis_prefix: config.redis.prefix.clone(),
             admin_url: format!("http://{}", config.server.admin_listen),
             admin_key: config.admin_keys.first().map(|(_, key)| key.clone()),
         };
         let plan = self.plan;
         let reports = block_on(async {
-            let redis = Redis::new(&config, &backend.redis_url, &InstanceId::random(), Arc::default());
-            let redis = redis.map_err(|error| LoadError::Store(error.to_string()))?;
-            let gateway = Library { backplane: Backplane::Redis(redis.into()), config: &config, secret };
+            let (_, store) = stores(&config).map_err(|error| LoadError::Store(error.to_string()))?;
+            let gateway = Library { store, config: &config, secret };
             Ok(tidings_load::run(plan, backend, gateway, progress()).await?)
         })?;
         clear_bar();
@@ -60,7 +59,7 @@ impl Load {
 
 /// Issues tokens and stores notifications as an instance with this configuration does.
 struct Library<'a> {
-    backplane: Backplane,
+    store: Arc<HistoryStore>,
     config: &'a Config,
     secret: SecretString,
 }
@@ -74,13 +73,13 @@ impl Gateway for Library<'_> {
 
     async fn publish(&self, users: &[&str], data: &str) -> Result<Vec<String>, String> {
         let publication = Publication { event: DEFAULT_EVENT, data, durable: true, ttl: None, key: None };
-        let published = self.backplane.publish(&user_ids(users), &publication).await;
+        let published = self.store.publish(&user_ids(users), &publication).await;
         let cursor = |stored: Option<_>| stored.map(|cursor| format!("{cursor}")).ok_or_else(|| "no cursor".to_owned());
         published.into_iter().map(|outcome| outcome.map_err(str::to_owned).and_then(cursor)).collect()
     }
 
     async fn newest(&self, users: &[&str]) -> Result<Vec<Position>, String> {
-        let newest = self.backplane.newest(&user_ids(users)).await.map_err(|error| error.to_string())?;
+        let newest = self.store.newest(&user_ids(users)).await.map_err(|error| error.to_string())?;
         Ok(newest.into_iter().map(|cursor| Position { ms: cursor.ms, number: cursor.number }).collect())
     }
 }

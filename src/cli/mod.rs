@@ -1,5 +1,7 @@
 //! The command line: one file per command.
 
+#![warn(missing_docs)]
+
 mod check_config;
 mod load;
 mod notify;
@@ -10,12 +12,15 @@ mod token;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::StartError;
-use crate::backplane::BackplaneError;
+use crate::backplane::{Backplane, BackplaneError};
 use crate::config::{Config, ConfigError, Layers};
+use crate::history::HistoryStore;
+use crate::protocol::InstanceId;
 
 /// A realtime notification gateway: Redis PUBLISH in, browsers' WebSockets out, exact presence.
 #[derive(Debug, Parser)]
@@ -93,6 +98,14 @@ impl ConfigArgs {
     fn load(self, dev: bool) -> Result<Config, ConfigError> {
         Config::load(self.layers(dev)?)
     }
+}
+
+/// The configured backplane and its history store, for a command that publishes as a backend would.
+fn stores(config: &Config) -> Result<(Backplane, Arc<HistoryStore>), BackplaneError> {
+    let metrics = Arc::default();
+    let backplane = Backplane::new(config, &InstanceId::random(), &metrics)?;
+    let history = HistoryStore::new(config, &backplane, &metrics);
+    Ok((backplane, history))
 }
 
 /// A wrong argument; exits with 2, as a wrong configuration does.

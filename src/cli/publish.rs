@@ -1,19 +1,19 @@
 //! `tidings publish`: one notification, the way a backend would send it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use reqwest::{Client, StatusCode, Url};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{ConfigArgs, Usage, block_on, say};
-use crate::backplane::{Publication, Redis};
+use super::{ConfigArgs, Usage, block_on, say, stores};
+use crate::backplane::{Backplane, USER_CHANNEL};
 use crate::config::{Config, mask_url};
-use crate::protocol::{DEFAULT_EVENT, InstanceId, UserId, is_json};
+use crate::history::Publication;
+use crate::protocol::{DEFAULT_EVENT, UserId, is_json};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -52,7 +52,7 @@ impl Publish {
             );
         }
         let done = match (&self.admin, &config.redis.url) {
-            (None, Some(url)) => block_on(over_redis(&config, url, &user, &self.json, self.durable))?,
+            (None, Some(_)) => block_on(over_redis(&config, &user, &self.json, self.durable))?,
             (admin, _) => {
                 let scheme = if config.server.tls.is_some() { "https" } else { "http" };
                 let configured = format!("{scheme}://{}", config.server.admin_listen);
@@ -64,26 +64,21 @@ impl Publish {
     }
 }
 
-async fn over_redis(
-    config: &Config,
-    url: &SecretString,
-    user: &UserId,
-    json: &str,
-    durable: bool,
-) -> anyhow::Result<String> {
-    let redis = Redis::new(config, url, &InstanceId::random(), Arc::default())?;
+async fn over_redis(config: &Config, user: &UserId, json: &str, durable: bool) -> anyhow::Result<String> {
+    let (backplane, history) = stores(config)?;
     if durable {
         let publication = Publication { event: DEFAULT_EVENT, data: json.trim(), durable, ttl: None, key: None };
-        let published = redis.publish_to_many(std::slice::from_ref(user), &publication).await;
+        let published = history.publish(std::slice::from_ref(user), &publication).await;
         return match published.first() {
             Some(Ok(Some(cursor))) => Ok(stored(user, &cursor.to_string())),
             Some(Err(kind)) => bail!("Redis did not store it ({kind})"),
             _ => bail!("Redis did not say where it is stored"),
         };
     }
-    let heard = redis.publish(user, json).await.context("no answer from Redis")?;
-    let instances = if heard == 1 { "instance" } else { "instances" };
-    Ok(format!("published to user {user}: heard by {heard} {instances}"))
+    let Backplane::Redis(redis) = backplane else { bail!("no Redis is configured") };
+    let received = redis.publish(&format!("{USER_CHANNEL}{user}"), json).await.context("no reply from Redis")?;
+    let instances = if received == 1 { "instance" } else { "instances" };
+    Ok(format!("published to user {user}: received by {received} {instances}"))
 }
 
 fn stored(user: &UserId, id: &str) -> String {

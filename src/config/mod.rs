@@ -1,5 +1,7 @@
 //! File, environment and flags, merged and validated into one [`Config`] before any socket is opened.
 
+#![warn(missing_docs)]
+
 mod kind;
 mod sections;
 mod settings;

@@ -37,7 +37,7 @@ impl Clock {
     /// When [`Clock::due`] has something next, unless more is heard or written until then.
     pub(super) fn next(&self, last_heard: Instant, context: &Context) -> Instant {
         let silence = match (self.stalled_since, self.pinged_at) {
-            (Some(since), _) => since + context.outbox.write_timeout,
+            (Some(since), _) => since + context.send_queue.write_timeout,
             (None, Some(pinged_at)) => pinged_at + context.server.pong_timeout,
             (None, None) => last_heard + context.server.heartbeat,
         };
@@ -50,7 +50,7 @@ impl Clock {
             return Due::Close(Close::TokenExpired);
         }
         match (self.stalled_since, self.pinged_at) {
-            (Some(since), _) if now >= since + context.outbox.write_timeout => Due::Close(Close::WriteTimeout),
+            (Some(since), _) if now >= since + context.send_queue.write_timeout => Due::Close(Close::WriteTimeout),
             (Some(_), _) => Due::Nothing,
             (None, Some(pinged_at)) if now >= pinged_at + context.server.pong_timeout => Due::Close(Close::NoPong),
             (None, None) if now >= last_heard + context.server.heartbeat => {

@@ -6,33 +6,33 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
+use crate::delivery::{ConnectionHandle, Registry};
 use crate::protocol::{Close, ServerFrame};
-use crate::registry::{Member, Registry};
 
 /// Tells each client when to come back, then closes them one by one, evenly over `window`, in random order.
 pub async fn drain(registry: &Registry, window: Duration) {
     // Weak: a connection that has ended must not be kept open until the last one has.
-    let mut members: Vec<Weak<Member>> = registry.members().iter().map(Arc::downgrade).collect();
-    fastrand::shuffle(&mut members);
+    let mut handles: Vec<Weak<ConnectionHandle>> = registry.handles().iter().map(Arc::downgrade).collect();
+    fastrand::shuffle(&mut handles);
     let begun = Instant::now();
-    let count = u32::try_from(members.len()).unwrap_or(u32::MAX);
+    let count = u32::try_from(handles.len()).unwrap_or(u32::MAX);
     info!(connections = count, window_ms = window.as_millis(), "draining");
     let slot = |index: u32| window.mul_f64(f64::from(index) / f64::from(count.max(1)));
-    for (index, member) in (0..).zip(&members) {
-        if let Some(member) = member.upgrade()
-            && member.dialect.has_frames()
+    for (index, handle) in (0..).zip(&handles) {
+        if let Some(handle) = handle.upgrade()
+            && handle.dialect.has_frames()
         {
             let after_ms = u64::try_from(slot(index).as_millis()).unwrap_or(u64::MAX);
-            member.outbox.send_while_open(ServerFrame::Reconnect { after_ms }.encode());
+            handle.queue.send_while_open(ServerFrame::Reconnect { after_ms }.encode());
         }
     }
-    for (index, member) in (0..).zip(&members) {
-        // Whoever is gone needs no slot: with nobody left, the stop is over.
-        if member.strong_count() > 0 {
+    for (index, handle) in (0..).zip(&handles) {
+        // Whoever is gone needs no slot: with nobody left, the stop is violation.
+        if handle.strong_count() > 0 {
             sleep_until(begun + slot(index)).await;
         }
-        if let Some(member) = member.upgrade() {
-            member.outbox.close(Close::Draining);
+        if let Some(handle) = handle.upgrade() {
+            handle.queue.close(Close::Draining);
         }
     }
 }

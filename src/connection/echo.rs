@@ -8,32 +8,31 @@ use bytes::Bytes;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{Connection, Context, Inbound, Read, finish, inbound};
+use crate::delivery::ConnectionHandle;
 use crate::protocol::text_frame;
-use crate::registry::Member;
 
 /// The first byte of a binary frame that is a whole message (RFC 6455, section 5.2).
 const FIN_BINARY: u8 = 0x82;
 
 impl Connection {
     /// Runs to the connection's end. Nobody can publish to it: it is in no registry.
-    #[doc(hidden)]
     pub async fn echo(mut self) {
         self.echo = true;
         let close = self.live().await;
-        self.member.outbox.close(close);
-        Box::pin(finish(&mut self.socket, &self.member, close)).await;
+        self.handle.queue.close(close);
+        Box::pin(finish(&mut self.socket, &self.handle, close)).await;
     }
 }
 
 /// Binary messages too, which are otherwise closed with 1003. The way out is that of an event.
-pub(super) fn send_back(read: Read, context: &Context, member: &Member) -> Inbound {
+pub(super) fn send_back(read: Read, context: &Context, handle: &ConnectionHandle) -> Inbound {
     let frame = match &read {
         Some(Ok(Message::Text(text))) => text_frame(&[text.as_bytes()]),
         Some(Ok(Message::Binary(data))) => binary_frame(data),
         _ => return inbound(read),
     };
-    member.outbox.push(frame, None, &context.outbox);
-    member.outbox.flush();
+    handle.queue.push(frame, None, &context.send_queue);
+    handle.queue.flush();
     ControlFlow::Continue(None)
 }
 

@@ -10,11 +10,11 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::clock::Due;
-use super::seldom::Done;
+use super::cold::ColdEvent;
 use super::{Connection, Inbound, Read, close_for, echo, found, inbound};
 use crate::auth::{Identity, TokenError};
+use crate::delivery::Driven;
 use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
-use crate::registry::Driven;
 
 /// An empty WebSocket ping (RFC 6455, section 5.5.2).
 const PING: &[u8] = &[0x89, 0x00];
@@ -24,10 +24,10 @@ impl Connection {
         loop {
             self.note_life();
             let deadline = self.clock.next(self.socket.get_ref().last_read, &self.context);
-            let Self { member, socket, clock, seldom, .. } = self;
+            let Self { handle, socket, clock, cold, .. } = self;
             tokio::select! {
                 biased;
-                driven = poll_fn(|cx| member.outbox.poll_drive(cx, clock.stalled_since)) => match driven {
+                driven = poll_fn(|cx| handle.queue.poll_drive(cx, clock.stalled_since)) => match driven {
                     Driven::Closing(close) => return close,
                     Driven::Stalled(since) => clock.stalled_since = since,
                     Driven::Behind => self.follow(),
@@ -37,7 +37,7 @@ impl Connection {
                     ControlFlow::Break(close) => return close,
                     ControlFlow::Continue(text) => {
                         if let Some(text) = text
-                            && self.member.dialect.has_frames()
+                            && self.handle.dialect.has_frames()
                         {
                             self.answer(&text);
                         }
@@ -47,13 +47,13 @@ impl Connection {
                         }
                     }
                 },
-                done = poll_fn(|cx| seldom.as_mut().map_or(Poll::Pending, |seldom| seldom.poll(cx))) => match done {
-                    Done::Verified(verified) => self.refresh(verified),
-                    Done::Read(Some(reading)) if reading.whole => {
-                        self.release(Some(found(reading, self.member.dialect)));
+                done = poll_fn(|cx| cold.as_mut().map_or(Poll::Pending, |cold| cold.poll(cx))) => match done {
+                    ColdEvent::Verified(verified) => self.refresh(verified),
+                    ColdEvent::Read(Some(reading)) if reading.whole => {
+                        self.replay(Some(found(reading, self.handle.dialect)));
                     }
-                    Done::Read(Some(_)) => return Close::Gap,
-                    Done::Read(None) => return Close::BackplaneDown,
+                    ColdEvent::Read(Some(_)) => return Close::Gap,
+                    ColdEvent::Read(None) => return Close::BackplaneDown,
                 },
                 () = sleep_until(deadline) => {
                     if let Some(close) = self.keep_time() {
@@ -64,17 +64,17 @@ impl Connection {
         }
     }
 
-    /// Reads on from the client's place, until it is level.
+    /// Reads on from the client's position, until it is level.
     fn follow(&mut self) {
         let Some(registration) = &self.registration else { return };
         let (history, user) = (Arc::clone(&self.context.history), registration.user().clone());
-        let place = self.member.outbox.begin_reading();
-        let following = async move { history.follow(&user, place).await }.boxed();
-        self.seldom.get_or_insert_default().following = Some(following);
+        let position = self.handle.queue.begin_reading();
+        let following = async move { history.follow(&user, position).await }.boxed();
+        self.cold.get_or_insert_default().following = Some(following);
     }
 
     fn hear(&self, read: Read) -> Inbound {
-        if self.echo { echo::send_back(read, &self.context, &self.member) } else { inbound(read) }
+        if self.echo { echo::send_back(read, &self.context, &self.handle) } else { inbound(read) }
     }
 
     fn note_life(&mut self) {
@@ -87,9 +87,9 @@ impl Connection {
             Due::Nothing => None,
             Due::Close(close) => Some(close),
             Due::Ping => {
-                let json = self.member.dialect.pings_in_json();
+                let json = self.handle.dialect.pings_in_json();
                 let ping = if json { ServerFrame::Ping.encode() } else { Bytes::from_static(PING) };
-                self.member.outbox.send(ping);
+                self.handle.queue.send(ping);
                 None
             }
         }
@@ -104,16 +104,16 @@ impl Connection {
                 }
                 return;
             }
-            Ok(ClientFrame::Auth { .. }) if self.seldom.as_ref().is_some_and(|seldom| seldom.verifying.is_some()) => {
+            Ok(ClientFrame::Auth { .. }) if self.cold.as_ref().is_some_and(|cold| cold.verifying.is_some()) => {
                 (BAD_FRAME, "the token before this one is still being verified".into())
             }
             Ok(ClientFrame::Auth { token }) => {
-                match self.context.identify_now(&token) {
+                match self.context.authenticator.authenticate_now(&token) {
                     Some(verified) => self.refresh(verified),
                     None => {
                         let context = Arc::clone(&self.context);
-                        let verifying = async move { context.identify(&token).await }.boxed();
-                        self.seldom.get_or_insert_default().verifying = Some(verifying);
+                        let verifying = async move { context.authenticator.authenticate(&token).await }.boxed();
+                        self.cold.get_or_insert_default().verifying = Some(verifying);
                     }
                 }
                 return;
@@ -125,10 +125,10 @@ impl Connection {
     }
 
     fn refuse(&self, code: u16, message: &str) {
-        self.member.outbox.send(ServerFrame::Error { code, message }.encode());
+        self.handle.queue.send(ServerFrame::Error { code, message }.encode());
     }
 
-    /// Takes a fresh token of the same user; a refused one leaves the old one in place.
+    /// Takes a fresh token of the same user; a refused one leaves the old one in position.
     fn refresh(&mut self, verified: Result<Identity, TokenError>) {
         let identity = match verified {
             Ok(identity) => identity,
@@ -137,13 +137,13 @@ impl Connection {
         if self.registration.as_ref().is_none_or(|registration| *registration.user() != identity.user) {
             return self.refuse(Close::Forbidden.code(), "the token is another user's");
         }
-        self.member.credential.set(identity.credential);
+        self.handle.credential.set(identity.credential);
         // Whoever revokes it puts that into force first and then looks at connections: one of the two sees the other.
-        if self.context.revocations.refuses(&identity) {
-            return self.member.outbox.close(Close::Revoked);
+        if self.context.authenticator.is_revoked(&identity) {
+            return self.handle.queue.close(Close::Revoked);
         }
-        self.clock.token_ends(self.context.verifier.ends_at(&identity));
+        self.clock.token_ends(self.context.authenticator.ends_at(&identity));
         let expires = identity.expires.unwrap_or(u64::MAX);
-        self.member.outbox.send(ServerFrame::Authenticated { expires }.encode());
+        self.handle.queue.send(ServerFrame::Authenticated { expires }.encode());
     }
 }

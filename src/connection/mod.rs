@@ -1,11 +1,11 @@
 //! One socket's life: greeted, live, closed. One task owns it from the upgrade to the end.
 
 mod clock;
+mod cold;
 mod drain;
 mod echo;
 mod live;
-mod seldom;
-mod wire;
+mod socket_adapter;
 
 use std::future::poll_fn;
 use std::ops::ControlFlow;
@@ -20,21 +20,22 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::{debug, warn};
 
-use crate::auth::{Identity, Revocations, TokenError, Verifier};
-use crate::backplane::{Entry, Reading};
+use crate::auth::{Authenticator, Identity, TokenError};
 use crate::config;
-use crate::history::{Acks, History};
-use crate::limits::{Limiter, Over, Pass, UserLimit};
+use crate::delivery::{
+    self, Backlog, CatchUpPage, ConnectionHandle, CredentialSlot, Driven, Position, Registration, Registry, SendQueue,
+};
+use crate::history::{Acks, Entry, History, Reading};
+use crate::limits::{AdmissionPermits, InboundViolation, Limiter, UserLimit};
 use crate::metrics::Metrics;
 use crate::protocol::{
     ClientFrame, Close, ConnectionId, DEFAULT_DEVICE, Dialect, Event, InstanceId, ServerFrame, Start, UserId,
 };
-use crate::registry::{self, Backlog, CredentialSlot, Driven, Found, Member, Outbox, Place, Registration, Registry};
 use crate::shutdown::Shutdown;
 use clock::Clock;
+use cold::ColdState;
 pub use drain::drain;
-use seldom::Seldom;
-use wire::Wire;
+use socket_adapter::SocketAdapter;
 
 /// From our close frame to the client's, and for what is still queued to leave before it.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
@@ -50,17 +51,15 @@ pub struct Context {
     /// Deadlines.
     pub server: config::Server,
     /// The write timeout.
-    pub outbox: config::SendQueue,
+    pub send_queue: config::SendQueue,
     /// How much a client may send.
     pub limits: config::Limits,
     /// Who may connect, and how often.
     pub limiter: Limiter,
-    /// What waits in all outboxes together.
+    /// What waits in all send queues together.
     pub backlog: Arc<Backlog>,
-    /// Verifies tokens of `hello` and `auth`.
-    pub verifier: Verifier,
-    /// Tokens that are good no more.
-    pub revocations: Arc<Revocations>,
+    /// Verifies tokens.
+    pub authenticator: Authenticator,
     /// Where greeted connections are found.
     pub registry: Arc<Registry>,
     /// What their users' stored notifications are.
@@ -73,43 +72,22 @@ pub struct Context {
     pub shutdown: Shutdown,
 }
 
-impl Context {
-    /// Verifies a token, and that it is not revoked.
-    ///
-    /// # Errors
-    /// [`TokenError`], worded for the client's developer.
-    pub async fn identify(&self, token: &str) -> Result<Identity, TokenError> {
-        self.unless_revoked(self.verifier.verify(token).await)
-    }
-
-    /// As [`Context::identify`], where that needs no waiting.
-    #[must_use]
-    pub fn identify_now(&self, token: &str) -> Option<Result<Identity, TokenError>> {
-        self.verifier.verify_now(token).map(|verified| self.unless_revoked(verified))
-    }
-
-    fn unless_revoked(&self, verified: Result<Identity, TokenError>) -> Result<Identity, TokenError> {
-        let identity = verified?;
-        if self.revocations.refuses(&identity) { Err(TokenError::Revoked) } else { Ok(identity) }
-    }
-}
-
 /// Room for the library's own pongs and closes, which is all that it writes.
 const MAX_CONTROL_BYTES: usize = 4_096;
 
-type Socket = WebSocketStream<Wire>;
+type Socket = WebSocketStream<SocketAdapter>;
 
 /// One upgraded connection. Its size is what an idle client costs, so nothing lies in it twice.
 pub struct Connection {
     context: Arc<Context>,
-    member: Arc<Member>,
+    handle: Arc<ConnectionHandle>,
     socket: Socket,
     clock: Clock,
     /// From the greeting on.
     registration: Option<Registration>,
     /// One arm of the loop: the outbox and the clock go on meanwhile.
-    seldom: Option<Box<Seldom>>,
-    pass: Pass,
+    cold: Option<Box<ColdState>>,
+    permits: AdmissionPermits,
     /// Sends messages back instead of acting on them.
     echo: bool,
     _open: OpenGauge,
@@ -117,25 +95,25 @@ pub struct Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("id", &self.member.id).finish_non_exhaustive()
+        f.debug_struct("Connection").field("id", &self.handle.id).finish_non_exhaustive()
     }
 }
 
 impl Connection {
-    /// Takes an upgraded socket. `early` is what the client sent on the heels of its handshake, `pass` what the
+    /// Takes an upgraded socket. `early` is what the client sent on the heels of its handshake, `permits` what the
     /// connection takes up of the limits.
     pub async fn open(
         context: Arc<Context>,
-        socket: registry::Socket,
+        socket: delivery::Socket,
         early: Vec<u8>,
         dialect: Dialect,
-        pass: Pass,
+        permits: AdmissionPermits,
     ) -> Self {
         context.metrics.connections_opened.inc();
         let open = OpenGauge::new(&context.metrics);
-        let outbox = Outbox::new(socket, Arc::clone(&context.backlog));
+        let queue = SendQueue::new(socket, Arc::clone(&context.backlog));
         let (id, credential) = (ConnectionId::random(), CredentialSlot::default());
-        let member = Arc::new(Member { id, dialect, credential, outbox });
+        let handle = Arc::new(ConnectionHandle { id, dialect, credential, queue });
         let limit = context.limits.max_inbound_bytes;
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
@@ -143,16 +121,16 @@ impl Connection {
             .max_write_buffer_size(MAX_CONTROL_BYTES)
             .max_message_size(Some(limit))
             .max_frame_size(Some(limit));
-        let wire = Wire::new(Arc::clone(&member), &context.limits, &early);
-        let socket = WebSocketStream::from_partially_read(wire, early, Role::Server, Some(config)).await;
+        let adapter = SocketAdapter::new(Arc::clone(&handle), &context.limits, &early);
+        let socket = WebSocketStream::from_partially_read(adapter, early, Role::Server, Some(config)).await;
         Self {
             context,
-            member,
+            handle,
             socket,
             clock: Clock::default(),
             registration: None,
-            seldom: None,
-            pass,
+            cold: None,
+            permits,
             echo: false,
             _open: open,
         }
@@ -169,15 +147,16 @@ impl Connection {
                 Ok(()) => self.live().await,
                 Err(close) => close,
             };
-            let close = self.socket.get_ref().over.map_or(close, |over| sent_too_much(&self.context, over));
+            let close =
+                self.socket.get_ref().violation.map_or(close, |violation| sent_too_much(&self.context, violation));
             // A drain may have found it in the registry just before it leaves that.
-            self.member.outbox.close(close);
+            self.handle.queue.close(close);
             self.registration = None;
-            // Whoever takes this one's place need not wait for its goodbye.
-            self.pass.release_user();
+            // Whoever takes this one's position need not wait for its goodbye.
+            self.permits.release_user();
             self.context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
-            debug!(connection = %self.member.id, code = close.code(), reason = close.reason(), "connection closed");
-            Box::pin(finish(&mut self.socket, &self.member, close)).await;
+            debug!(connection = %self.handle.id, code = close.code(), reason = close.reason(), "connection closed");
+            Box::pin(finish(&mut self.socket, &self.handle, close)).await;
         }
     }
 
@@ -186,7 +165,7 @@ impl Connection {
         if let Some(identity) = identity {
             return self.greet(&identity, &start, answer).await;
         }
-        self.member.outbox.send(answer.into());
+        self.handle.queue.send(answer.into());
         self.hello(start).await
     }
 
@@ -209,8 +188,8 @@ impl Connection {
         let Ok(ClientFrame::Hello { token, start }) = ClientFrame::parse(&text) else {
             return Err(Close::HelloExpected);
         };
-        let identity = context.identify(&token).await.map_err(|error| close_for(&error))?;
-        context.limiter.admit_user(&identity.user, &mut self.pass).await.map_err(|limit| match limit {
+        let identity = context.authenticator.authenticate(&token).await.map_err(|error| close_for(&error))?;
+        context.limiter.admit_user(&identity.user, &mut self.permits).await.map_err(|limit| match limit {
             UserLimit::Connections => Close::TooManyOfUser,
             UserLimit::Rate => Close::RateLimited,
         })?;
@@ -222,13 +201,13 @@ impl Connection {
     async fn greet(&mut self, identity: &Identity, start: &Start, greeting: Vec<u8>) -> Result<(), Close> {
         let context = Arc::clone(&self.context);
         // Registered before the history is read: what is stored after that is heard.
-        self.member.outbox.hold();
-        self.member.credential.set(identity.credential);
-        let ends_at = context.verifier.ends_at(identity);
+        self.handle.queue.pause();
+        self.handle.credential.set(identity.credential);
+        let ends_at = context.authenticator.ends_at(identity);
         self.clock.token_ends(ends_at);
-        self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(&self.member)));
+        self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(&self.handle)));
         if let Some(device) = &start.device {
-            self.seldom.get_or_insert_default().device = Some(device.clone());
+            self.cold.get_or_insert_default().device = Some(device.clone());
         }
         let reading = tokio::select! {
             reading = context.history.start(&identity.user, start) => match reading {
@@ -236,12 +215,12 @@ impl Connection {
                 None if start.resumes() => Err(Close::BackplaneDown),
                 reading => Ok(reading),
             },
-            close = closing(&self.member, &context, ends_at) => Err(close),
+            close = closing(&self.handle, &context, ends_at) => Err(close),
         };
         match reading {
             Ok(reading) => self.welcome(&identity.user, start, reading, greeting),
             Err(close) => {
-                self.member.outbox.open((!greeting.is_empty()).then(|| greeting.into()));
+                self.handle.queue.start((!greeting.is_empty()).then(|| greeting.into()));
                 return Err(close);
             }
         }
@@ -249,16 +228,16 @@ impl Connection {
         if context.shutdown.draining().is_cancelled() {
             return Err(Close::Draining);
         }
-        if context.revocations.refuses(identity) { Err(Close::Revoked) } else { Ok(()) }
+        if context.authenticator.is_revoked(identity) { Err(Close::Revoked) } else { Ok(()) }
     }
 
     /// Lets everything out: the welcome, what was found in the history, and what came meanwhile.
     fn welcome(&self, user: &UserId, start: &Start, reading: Option<Reading>, mut greeting: Vec<u8>) {
-        let Self { context, member, .. } = self;
-        if member.dialect.has_frames() {
+        let Self { context, handle, .. } = self;
+        if handle.dialect.has_frames() {
             let cursor = reading.as_ref().map(|reading| reading.from.to_string());
             let welcome = ServerFrame::Welcome {
-                connection: &member.id.to_string(),
+                connection: &handle.id.to_string(),
                 user: user.as_str(),
                 instance: context.instance.as_str(),
                 cursor: cursor.as_deref(),
@@ -269,30 +248,30 @@ impl Connection {
             greeting.extend_from_slice(&welcome.encode());
         }
         let found = reading.map(|reading| {
-            member.outbox.start_at(Place::At(reading.from));
-            found(reading, member.dialect)
+            handle.queue.start_at(Position::At(reading.from));
+            found(reading, handle.dialect)
         });
-        self.release(found);
-        member.outbox.open((!greeting.is_empty()).then(|| greeting.into()));
+        self.replay(found);
+        handle.queue.start((!greeting.is_empty()).then(|| greeting.into()));
     }
 
     fn device(&self) -> &str {
-        self.seldom.as_ref().and_then(|seldom| seldom.device.as_deref()).unwrap_or(DEFAULT_DEVICE)
+        self.cold.as_ref().and_then(|cold| cold.device.as_deref()).unwrap_or(DEFAULT_DEVICE)
     }
 
-    fn release(&self, found: Option<Found>) {
-        let (sent, foreign) = self.member.outbox.release(found);
+    fn replay(&self, found: Option<CatchUpPage>) {
+        let (sent, foreign) = self.handle.queue.replay(found);
         self.context.metrics.deliveries.inc_by(sent as u64);
         if foreign > 0 {
             self.context.metrics.messages_dropped.with_label_values(&["stamp"]).inc_by(foreign as u64);
-            warn!(connection = %self.member.id, foreign, "events with places that the history does not have were dropped");
+            warn!(connection = %self.handle.id, foreign, "events with positions that the history does not have were dropped");
         }
     }
 }
 
 /// Waits for anything that ends a connection before it is greeted.
-async fn closing(member: &Member, context: &Context, ends_at: Option<Instant>) -> Close {
-    let asked = poll_fn(|cx| match member.outbox.poll_drive(cx, None) {
+async fn closing(handle: &ConnectionHandle, context: &Context, ends_at: Option<Instant>) -> Close {
+    let asked = poll_fn(|cx| match handle.queue.poll_drive(cx, None) {
         Poll::Ready(Driven::Closing(close)) => Poll::Ready(close),
         _ => Poll::Pending,
     });
@@ -310,13 +289,13 @@ async fn closing(member: &Member, context: &Context, ends_at: Option<Instant>) -
 }
 
 /// What was read, as this client is told it.
-fn found(reading: Reading, dialect: Dialect) -> Found {
-    let level = reading.is_level();
+fn found(reading: Reading, dialect: Dialect) -> CatchUpPage {
+    let complete = reading.is_complete();
     let frame = |entry: Entry| {
         let event = Event { name: &entry.event, data: &entry.data, cursor: Some(entry.cursor) };
         (entry.cursor, event.encode(dialect))
     };
-    Found { events: reading.entries.into_iter().map(frame).collect(), upto: reading.upto, level }
+    CatchUpPage { events: reading.entries.into_iter().map(frame).collect(), upto: reading.upto, complete }
 }
 
 /// How a refused token is told on a WebSocket.
@@ -329,11 +308,11 @@ fn close_for(error: &TokenError) -> Close {
     }
 }
 
-fn sent_too_much(context: &Context, over: Over) -> Close {
-    context.metrics.limited.with_label_values(&[over.name()]).inc();
-    match over {
-        Over::Frames | Over::Bytes => Close::RateLimited,
-        Over::Fragments => Close::TooBig,
+fn sent_too_much(context: &Context, violation: InboundViolation) -> Close {
+    context.metrics.limited.with_label_values(&[violation.name()]).inc();
+    match violation {
+        InboundViolation::Frames | InboundViolation::Bytes => Close::RateLimited,
+        InboundViolation::Fragments => Close::TooBig,
     }
 }
 
@@ -361,7 +340,7 @@ fn inbound(read: Read) -> Inbound {
 }
 
 /// Says goodbye, and waits a little for the client to have heard it.
-async fn finish(socket: &mut Socket, member: &Member, close: Close) {
+async fn finish(socket: &mut Socket, handle: &ConnectionHandle, close: Close) {
     if close == Close::Gone {
         return;
     }
@@ -377,9 +356,9 @@ async fn finish(socket: &mut Socket, member: &Member, close: Close) {
         while let Some(Ok(_)) = socket.next().await {}
         if matches!(close, Close::Protocol | Close::InvalidText | Close::TooBig | Close::RateLimited) {
             // The library reads no further after these, but the client may not have stopped sending.
-            member.outbox.finish_writing();
+            handle.queue.finish_writing();
             let mut waste = [0; 1_024];
-            while matches!(poll_fn(|cx| member.outbox.poll_read(cx, &mut waste)).await, Ok(1..)) {}
+            while matches!(poll_fn(|cx| handle.queue.poll_read(cx, &mut waste)).await, Ok(1..)) {}
         }
     };
     // A client that reads nothing sees only the end.

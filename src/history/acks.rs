@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, warn};
 
-use crate::backplane::{Acked, Backplane};
+use super::store::{Acked, HistoryStore, Move};
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{Cursor, UserId};
@@ -26,7 +26,7 @@ const MAX_WAITING: usize = 100_000;
 /// See the module.
 #[derive(Debug)]
 pub struct Acks {
-    backplane: Arc<Backplane>,
+    store: Arc<HistoryStore>,
     metrics: Arc<Metrics>,
     waiting: Mutex<HashMap<Device, Cursor>>,
     drops: LogRate,
@@ -38,8 +38,8 @@ type Device = (UserId, String);
 impl Acks {
     /// Nothing waits.
     #[must_use]
-    pub fn new(backplane: Arc<Backplane>, metrics: Arc<Metrics>) -> Self {
-        Self { backplane, metrics, waiting: Mutex::default(), drops: LogRate::new() }
+    pub fn new(store: Arc<HistoryStore>, metrics: Arc<Metrics>) -> Self {
+        Self { store, metrics, waiting: Mutex::default(), drops: LogRate::new() }
     }
 
     /// Takes a read position, to be written soon. Of one device the furthest counts; of another epoch, the later.
@@ -52,8 +52,8 @@ impl Acks {
         let room = waiting.len() < MAX_WAITING;
         match waiting.entry(device) {
             Entry::Occupied(mut known) => {
-                let (epoch, place) = (known.get().epoch, (known.get().ms, known.get().number));
-                let further = if epoch == cursor.epoch { (cursor.ms, cursor.number) > place } else { is_later };
+                let (epoch, position) = (known.get().epoch, (known.get().ms, known.get().number));
+                let further = if epoch == cursor.epoch { (cursor.ms, cursor.number) > position } else { is_later };
                 if further {
                     known.insert(cursor);
                 }
@@ -88,7 +88,7 @@ impl Acks {
         let gathered = std::mem::take(&mut *self.waiting.lock());
         let gathered: Vec<_> = gathered.into_iter().map(|((user, device), cursor)| (user, device, cursor)).collect();
         for (number, batch) in gathered.chunks(BATCH).enumerate() {
-            match self.backplane.ack(batch).await {
+            match self.store.ack(batch, Move::Forward).await {
                 Ok(outcomes) => outcomes.into_iter().for_each(|outcome| self.count(outcome)),
                 Err(error) => {
                     // Counted by the backplane. Whatever comes after would meet the same.

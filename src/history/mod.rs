@@ -1,10 +1,15 @@
 //! Brings clients level with their user's stored notifications: when they come, and whenever something may have been
 //! missed.
 //!
-//! A client's place is kept in its outbox (`registry/level.rs`). What lies behind it is read here, in pages of which each
+//! A client's position is kept in its outbox (`registry/level.rs`). What lies behind it is read here, in pages of which each
 //! client holds one; so it is bounded by what all may read at once, and by what the clients take.
 
 mod acks;
+mod gap;
+mod memory;
+mod publish;
+mod redis;
+mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +19,17 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use crate::backoff::Backoff;
-use crate::backplane::{Backplane, BackplaneError, PageSize, ReadFrom, Reading};
+use crate::backplane::{Backplane, BackplaneError};
 use crate::config::SendQueue as Bound;
+use crate::delivery::{ConnectionHandle, Position, Registry};
 use crate::metrics::Metrics;
 use crate::protocol::{DEFAULT_DEVICE, Resume, Start, UserId};
-use crate::registry::{Member, Place, Registry};
 pub use acks::Acks;
+pub use publish::{PUBLISH_BYTES, PUBLISH_STEP, PublishArgs};
+pub use store::{
+    Acked, Entry, HistoryStore, MAX_DEVICES, MAX_KEY_BYTES, Move, PageSize, Publication, Published, ReadFrom,
+    ReadPosition, Reading,
+};
 
 /// Most entries of a page.
 const PAGE_ENTRIES: usize = 100;
@@ -33,7 +43,7 @@ const READERS: usize = 64;
 /// Users compared with the store at once.
 const COMPARED: usize = 500;
 
-/// How long a client that comes waits for its place; and one that resumes, for what it missed, among many who do.
+/// How long a client that comes waits for its position; and one that resumes, for what it missed, among many who do.
 const START_DEADLINE: Duration = Duration::from_secs(3);
 const RESUME_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -47,7 +57,8 @@ const ON_THE_WAY: Duration = Duration::from_secs(3);
 /// See the module.
 #[derive(Debug)]
 pub struct History {
-    backplane: Arc<Backplane>,
+    store: Arc<HistoryStore>,
+    backplane: Backplane,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     page: PageSize,
@@ -57,12 +68,18 @@ pub struct History {
 impl History {
     /// Reads for clients whose queues have this bound: what is read at once is half of it.
     #[must_use]
-    pub fn new(backplane: Arc<Backplane>, registry: Arc<Registry>, metrics: Arc<Metrics>, bound: &Bound) -> Self {
+    pub fn new(
+        store: Arc<HistoryStore>,
+        backplane: Backplane,
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+        bound: &Bound,
+    ) -> Self {
         let page = PageSize {
             entries: (bound.max_messages / 2).clamp(1, PAGE_ENTRIES),
             bytes: (bound.max_bytes / 2).clamp(1, PAGE_BYTES),
         };
-        Self { backplane, registry, metrics, page, readers: Semaphore::new(READERS) }
+        Self { store, backplane, registry, metrics, page, readers: Semaphore::new(READERS) }
     }
 
     /// Reads where a client starts, and the first page of what follows; none where that cannot be read now.
@@ -91,20 +108,20 @@ impl History {
         reading
     }
 
-    /// Reads what follows a client's place, while Redis is away until it is back; none where it is there and refuses for
+    /// Reads what follows a client's position, while Redis is away until it is back; none where it is there and refuses for
     /// too long.
-    pub async fn follow(&self, user: &UserId, place: Place) -> Option<Reading> {
+    pub async fn follow(&self, user: &UserId, position: Position) -> Option<Reading> {
         let mut refused_since = None;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
-            let from = match place {
-                Place::At(cursor) => ReadFrom::After(cursor),
-                Place::Since(at) => ReadFrom::Since(at.elapsed() + ON_THE_WAY),
+            let from = match position {
+                Position::At(cursor) => ReadFrom::After(cursor),
+                Position::Since(at) => ReadFrom::Since(at.elapsed() + ON_THE_WAY),
             };
             match self.read(user, &from, DEFAULT_DEVICE).await {
                 Ok(reading) => return Some(reading),
                 // Counted and logged where it happened.
-                Err(error) if error.is_refusal() || matches!(error, BackplaneError::Answer(_)) => {
+                Err(error) if error.is_refusal() || matches!(error, BackplaneError::UnexpectedReply(_)) => {
                     if refused_since.get_or_insert_with(Instant::now).elapsed() > REFUSED_FOR {
                         return None;
                     }
@@ -119,14 +136,14 @@ impl History {
         // Never closed.
         let _reader = self.readers.acquire().await.ok();
         // Boxed: in a storm many more wait for a reader than read.
-        let reading = Box::pin(self.backplane.read_history(user, from, device, self.page)).await?;
+        let reading = Box::pin(self.store.read(user, from, device, self.page)).await?;
         self.metrics.replayed.inc_by(reading.entries.len() as u64);
         Ok(reading)
     }
 
     /// Compares every client with the store whenever something may have been missed; for ever, ends by being dropped.
-    pub async fn keep_level(&self) {
-        let mut missed = self.backplane.missed();
+    pub async fn run_catch_up(&self) {
+        let mut missed = self.store.missed();
         loop {
             if missed.changed().await.is_err() {
                 return std::future::pending().await;
@@ -141,7 +158,7 @@ impl History {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         for some in users.chunks(COMPARED) {
             let newest = loop {
-                match self.backplane.newest(some).await {
+                match self.store.newest(some).await {
                     Ok(newest) => break newest,
                     Err(_) => sleep(backoff.next_delay()).await,
                 }
@@ -151,8 +168,8 @@ impl History {
                 }
             };
             for (user, newest) in some.iter().zip(&newest) {
-                let is_behind = |member: &&Arc<Member>| member.outbox.compare(newest);
-                let look = |members: &[Arc<Member>]| members.iter().filter(is_behind).count();
+                let is_behind = |handle: &&Arc<ConnectionHandle>| handle.queue.compare(newest);
+                let look = |handles: &[Arc<ConnectionHandle>]| handles.iter().filter(is_behind).count();
                 let found = self.registry.with(user.as_str(), look).unwrap_or_default();
                 self.metrics.gaps_found.inc_by(found as u64);
                 behind += found;

@@ -3,10 +3,11 @@
 //! What holds for one instance is counted here. What holds across the fleet is counted in Redis, and by this instance
 //! alone while Redis is away: nobody is refused because of that. A limit that is not configured costs nothing.
 
-mod meter;
-mod rates;
-mod seats;
-mod slots;
+mod fleet;
+mod inbound;
+mod local;
+mod rate;
+mod redis;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -14,16 +15,17 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::backplane::{Backplane, Redis};
-use crate::config;
+use crate::backplane::Backplane;
+use crate::config::Config;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{InstanceId, UserId};
 use crate::shutdown::Shutdown;
-pub use meter::{Meter, Over};
-use rates::Rates;
-use seats::{Seat, Seats};
-use slots::{Slot, Slots};
+use fleet::{FleetPermit, FleetPermits};
+pub use inbound::{InboundLimiter, InboundViolation};
+use local::{LocalPermit, LocalPermits};
+use rate::RateCounter;
+pub use redis::{Claim, RedisLimits};
 
 /// A limit, named after its key under `limits.`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +76,7 @@ impl From<UserLimit> for Limit {
 
 /// What one connection takes up; dropping it gives everything back.
 #[derive(Debug, Default)]
-pub struct Pass {
+pub struct AdmissionPermits {
     /// How many more connects the narrowest rate allows in this second; `None` where no rate is limited.
     pub remaining: Option<u32>,
     /// Boxed: without limits, a connection pays a pointer.
@@ -83,12 +85,12 @@ pub struct Pass {
 
 #[derive(Debug, Default)]
 struct Held {
-    connection: Option<Seat<()>>,
-    address: Option<Seat<IpAddr>>,
-    slot: Option<Slot>,
+    connection: Option<LocalPermit<()>>,
+    address: Option<LocalPermit<IpAddr>>,
+    user: Option<FleetPermit>,
 }
 
-impl Pass {
+impl AdmissionPermits {
     fn held(&mut self) -> &mut Held {
         self.held.get_or_insert_default()
     }
@@ -96,7 +98,7 @@ impl Pass {
     /// Gives back what counts towards the user's limit; what counts towards the instance's is kept.
     pub fn release_user(&mut self) {
         if let Some(held) = &mut self.held {
-            held.slot = None;
+            held.user = None;
         }
     }
 }
@@ -104,10 +106,10 @@ impl Pass {
 /// The limits of an instance, and what counts towards them.
 #[derive(Debug)]
 pub struct Limiter {
-    connections: Option<Arc<Seats<()>>>,
-    addresses: Option<Arc<Seats<IpAddr>>>,
-    slots: Option<Arc<Slots>>,
-    rates: Rates,
+    connections: Option<Arc<LocalPermits<()>>>,
+    addresses: Option<Arc<LocalPermits<IpAddr>>>,
+    permits: Option<Arc<FleetPermits>>,
+    rate: RateCounter,
     rate_per_ip: Option<u32>,
     rate_per_user: Option<u32>,
     common: Arc<Common>,
@@ -116,7 +118,7 @@ pub struct Limiter {
 /// What every part of it needs.
 struct Common {
     /// Where the fleet counts; none for the in-process backplane.
-    fleet: Option<Arc<Redis>>,
+    fleet: Option<Arc<RedisLimits>>,
     metrics: Arc<Metrics>,
     unshared: LogRate,
     refused: LogRate,
@@ -141,29 +143,29 @@ impl Common {
 impl Limiter {
     /// With nothing counted yet.
     #[must_use]
-    pub fn new(config: &config::Limits, backplane: &Backplane, metrics: &Arc<Metrics>) -> Self {
-        let common = Arc::new(Common {
-            fleet: backplane.fleet(),
-            metrics: Arc::clone(metrics),
-            unshared: LogRate::new(),
-            refused: LogRate::new(),
-        });
+    pub fn new(config: &Config, backplane: &Backplane, metrics: &Arc<Metrics>) -> Self {
+        let fleet = backplane
+            .redis()
+            .map(|redis| RedisLimits::new(Arc::clone(redis), &config.redis.prefix, config.presence.lease).into());
+        let config = &config.limits;
+        let common =
+            Arc::new(Common { fleet, metrics: Arc::clone(metrics), unshared: LogRate::new(), refused: LogRate::new() });
         Self {
-            connections: config.max_connections.map(Seats::new),
-            addresses: config.max_connections_per_ip.map(Seats::new),
-            slots: config.max_connections_per_user.map(|most| Slots::new(most, Arc::clone(&common))),
-            rates: Rates::default(),
+            connections: config.max_connections.map(LocalPermits::new),
+            addresses: config.max_connections_per_ip.map(LocalPermits::new),
+            permits: config.max_connections_per_user.map(|most| FleetPermits::new(most, Arc::clone(&common))),
+            rate: RateCounter::default(),
             rate_per_ip: config.connects_per_second_per_ip,
             rate_per_user: config.connects_per_second_per_user,
             common,
         }
     }
 
-    /// Keeps the fleet told of the slots that are held here, where they are limited; until the instance stops.
+    /// Keeps the fleet told of the permits that are held here, where they are limited; until the instance stops.
     pub fn start(&self, instance: &InstanceId, lease: Duration, shutdown: &Shutdown) {
-        if let (Some(slots), Some(fleet)) = (&self.slots, &self.common.fleet) {
-            let keeper = slots.keeper(Arc::clone(fleet), instance, lease);
-            shutdown.spawn_service(keeper.run(shutdown.stopping().clone()));
+        if let (Some(permits), Some(fleet)) = (&self.permits, &self.common.fleet) {
+            let lease = permits.lease(Arc::clone(fleet), instance, lease);
+            shutdown.spawn_service(lease.run(shutdown.stopping().clone()));
             info!(limit = Limit::ConnectionsPerUser.name(), "shared with the fleet");
         }
     }
@@ -172,10 +174,10 @@ impl Limiter {
     ///
     /// # Errors
     /// The limit that is reached.
-    pub fn admit_connection(&self, pass: &mut Pass) -> Result<(), Limit> {
-        if let Some(seats) = &self.connections {
-            let seat = seats.take(()).ok_or_else(|| self.refuse(Limit::Connections))?;
-            pass.held().connection = Some(seat);
+    pub fn admit_connection(&self, permits: &mut AdmissionPermits) -> Result<(), Limit> {
+        if let Some(limit) = &self.connections {
+            let permit = limit.take(()).ok_or_else(|| self.refuse(Limit::Connections))?;
+            permits.held().connection = Some(permit);
         }
         Ok(())
     }
@@ -184,38 +186,38 @@ impl Limiter {
     ///
     /// # Errors
     /// The limit that is reached.
-    pub async fn admit_address(&self, address: IpAddr, pass: &mut Pass) -> Result<(), Limit> {
+    pub async fn admit_address(&self, address: IpAddr, permits: &mut AdmissionPermits) -> Result<(), Limit> {
         let network = network(address);
-        if let Some(seats) = &self.addresses {
-            let seat = seats.take(network).ok_or_else(|| self.refuse(Limit::ConnectionsPerIp))?;
-            pass.held().address = Some(seat);
+        if let Some(limit) = &self.addresses {
+            let permit = limit.take(network).ok_or_else(|| self.refuse(Limit::ConnectionsPerIp))?;
+            permits.held().address = Some(permit);
         }
         let Some(most) = self.rate_per_ip else { return Ok(()) };
-        self.admit_rate(Limit::RatePerIp, &format!("ip:{network}"), most, pass).await
+        self.admit_rate(Limit::RatePerIp, &format!("ip:{network}"), most, permits).await
     }
 
     /// Whether this user may have one more connection.
     ///
     /// # Errors
     /// The limit that is reached.
-    pub async fn admit_user(&self, user: &UserId, pass: &mut Pass) -> Result<(), UserLimit> {
+    pub async fn admit_user(&self, user: &UserId, permits: &mut AdmissionPermits) -> Result<(), UserLimit> {
         if let Some(most) = self.rate_per_user {
-            self.admit_rate(UserLimit::Rate, &format!("user:{user}"), most, pass).await?;
+            self.admit_rate(UserLimit::Rate, &format!("user:{user}"), most, permits).await?;
         }
-        if let Some(slots) = &self.slots {
-            let slot = slots.take(user).await.ok_or_else(|| self.refuse(UserLimit::Connections))?;
-            pass.held().slot = Some(slot);
+        if let Some(limit) = &self.permits {
+            let permit = limit.take(user).await.ok_or_else(|| self.refuse(UserLimit::Connections))?;
+            permits.held().user = Some(permit);
         }
         Ok(())
     }
 
-    async fn admit_rate<L>(&self, limit: L, key: &str, most: u32, pass: &mut Pass) -> Result<(), L>
+    async fn admit_rate<L>(&self, limit: L, key: &str, most: u32, permits: &mut AdmissionPermits) -> Result<(), L>
     where
         L: Into<Limit> + Copy,
     {
-        let count = self.rates.count(&self.common, limit.into(), key, most).await;
+        let count = self.rate.count(&self.common, limit.into(), key, most).await;
         let remaining = most.saturating_sub(count);
-        pass.remaining = Some(pass.remaining.map_or(remaining, |other| other.min(remaining)));
+        permits.remaining = Some(permits.remaining.map_or(remaining, |other| other.min(remaining)));
         if count > most { Err(self.refuse(limit)) } else { Ok(()) }
     }
 

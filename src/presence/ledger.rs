@@ -8,7 +8,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
-use crate::backplane::Batch;
+use super::store::Batch;
 use crate::protocol::UserId;
 
 /// Most changes in one batch, so that no script holds Redis for long.

@@ -4,8 +4,11 @@
 //! under a lease that each batch renews. Nothing is sent per connection or per tick; a backplane that is away only
 //! makes the difference longer.
 
-#[doc(hidden)]
-pub mod ledger;
+mod ledger;
+mod memory;
+mod query;
+mod redis;
+mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +17,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
-use crate::backplane::{Applied, Backplane, BackplaneError, Batch};
+use crate::backplane::BackplaneError;
 use crate::config;
+use crate::delivery::Registry;
 use crate::metrics::Metrics;
 use crate::protocol::InstanceId;
-use crate::registry::Registry;
-use ledger::Ledger;
+pub use ledger::Ledger;
+pub use store::{Applied, Batch, PageCursor, PresenceStore};
 
 /// Changes within this while share a batch.
 const GATHER: Duration = Duration::from_millis(20);
@@ -35,7 +39,7 @@ const AUDIT_EVERY: u32 = 5;
 
 /// The task's state.
 pub struct Presence {
-    backplane: Arc<Backplane>,
+    store: Arc<PresenceStore>,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     instance: InstanceId,
@@ -69,12 +73,12 @@ impl Presence {
     pub fn new(
         config: &config::Presence,
         instance: InstanceId,
-        backplane: Arc<Backplane>,
+        store: Arc<PresenceStore>,
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            backplane,
+            store,
             registry,
             metrics,
             instance,
@@ -112,7 +116,7 @@ impl Presence {
             }
         }
         if let Some(name) = self.name {
-            match timeout(grace, self.backplane.release(&name)).await {
+            match timeout(grace, self.store.release(&name)).await {
                 Ok(Ok(())) => info!("presence given up"),
                 Ok(Err(error)) => warn!(%error, "presence not given up: the lease will end by itself"),
                 Err(_) => warn!("presence not given up in time: the lease will end by itself"),
@@ -157,7 +161,7 @@ impl Presence {
                 return Ok(());
             }
         };
-        match self.backplane.apply(&batch).await {
+        match self.store.apply(&batch).await {
             Ok(Applied::Done) => {
                 self.ledger.confirm(&batch);
                 self.metrics.presence_batches.inc();
@@ -181,7 +185,7 @@ impl Presence {
     async fn incarnate(&mut self) -> Result<Incarnation, BackplaneError> {
         let name = format!("{}-{:08x}", self.instance, fastrand::u32(..));
         self.name = Some(name.clone());
-        let epoch = self.backplane.register(&name).await?;
+        let epoch = self.store.register(&name).await?;
         let forgot = self.epoch.replace(epoch.clone()).is_some_and(|earlier| earlier != epoch);
         self.metrics.presence_incarnations.inc();
         self.ledger.start_over(forgot);
@@ -192,12 +196,12 @@ impl Presence {
 
 /// Looks for dead instances and takes their users offline, and now and then for what a hand or a bug has put out of
 /// order; for ever, ends by being dropped.
-pub async fn keep_true(backplane: &Backplane, metrics: &Metrics) {
+pub async fn run_reaper(store: &PresenceStore, metrics: &Metrics) {
     let mut ticks = interval(REAP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in 0_u32.. {
         ticks.tick().await;
-        match backplane.reap().await {
+        match store.reap().await {
             Ok(0) => {}
             Ok(users) => {
                 metrics.presence_reaped.inc_by(users);
@@ -208,7 +212,7 @@ pub async fn keep_true(backplane: &Backplane, metrics: &Metrics) {
         if tick % AUDIT_EVERY != 0 {
             continue;
         }
-        match backplane.audit().await {
+        match store.audit().await {
             Ok(None) => {}
             Ok(Some(users)) => {
                 metrics.presence_audits.inc();

@@ -1,4 +1,4 @@
-//! A place in one user's stored history.
+//! A position in one user's stored history.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// Largest number that Lua counts exactly; Redis's scripts compare these.
 const MAX_EXACT: u64 = 1 << 53;
 
-/// A place in one user's stored history: behind the notification that it names. Opaque outside, as text
+/// A position in one user's stored history: behind the notification that it names. Opaque outside, as text
 /// `EPOCH-MS-NUMBER`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
@@ -22,7 +22,7 @@ pub struct Cursor {
 
 /// How a stored event follows what a client has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Following {
+pub enum Continuity {
     /// Nothing lies between.
     Next,
     /// The client has it.
@@ -34,30 +34,30 @@ pub enum Following {
 impl Cursor {
     /// What a client that is here should do about the event at `event`.
     #[must_use]
-    pub fn followed_by(&self, event: &Self) -> Following {
+    pub fn followed_by(&self, event: &Self) -> Continuity {
         // In another epoch nobody knows what this one had at its end.
         if event.epoch != self.epoch {
-            return Following::Gap;
+            return Continuity::Gap;
         }
         // Where all have ended a history begins anew, and nothing can be missing before its first.
         if event.number == self.number + 1 || (event.number == 1 && event.ms > self.ms) {
-            Following::Next
+            Continuity::Next
         } else if (event.ms, event.number) <= (self.ms, self.number) {
-            Following::Known
+            Continuity::Known
         } else {
-            Following::Gap
+            Continuity::Gap
         }
     }
 
     /// Whether something is stored that a client here does not have, where the newest stored is at `newest`.
     #[must_use]
     pub fn is_behind(&self, newest: &Self) -> bool {
-        newest.number > 0 && !self.is_same_place(newest) && self.followed_by(newest) != Following::Known
+        newest.number > 0 && !self.is_same_position(newest) && self.followed_by(newest) != Continuity::Known
     }
 
     /// The same notification, also under another epoch: a client that has it has lost nothing.
     #[must_use]
-    pub fn is_same_place(&self, other: &Self) -> bool {
+    pub fn is_same_position(&self, other: &Self) -> bool {
         (self.ms, self.number) == (other.ms, other.number)
     }
 }
@@ -78,8 +78,8 @@ impl FromStr for Cursor {
 
     fn from_str(text: &str) -> Result<Self, BadCursorText> {
         let parse = || {
-            let (epoch, place) = text.split_once('-')?;
-            let (ms, number) = place.split_once('-')?;
+            let (epoch, position) = text.split_once('-')?;
+            let (ms, number) = position.split_once('-')?;
             let hex = epoch.len() == 16 && epoch.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
             let epoch = hex.then(|| u64::from_str_radix(epoch, 16).ok()).flatten().and_then(NonZeroU64::new)?;
             Some(Self { epoch, ms: exact(ms)?, number: exact(number)? })
@@ -128,18 +128,18 @@ mod tests {
     #[test]
     fn what_follows_a_place_is_told_from_what_is_known_and_from_a_gap() {
         let here = at(1, 1_000, 5);
-        assert_eq!(here.followed_by(&at(1, 1_000, 6)), Following::Next);
-        assert_eq!(here.followed_by(&here), Following::Known);
-        assert_eq!(here.followed_by(&at(1, 900, 4)), Following::Known);
-        assert_eq!(here.followed_by(&at(1, 1_100, 7)), Following::Gap);
-        assert_eq!(here.followed_by(&at(1, 1_100, 1)), Following::Next, "the old ones have ended");
-        assert_eq!(here.followed_by(&at(1, 1_100, 5)), Following::Gap, "redis went back");
-        assert_eq!(here.followed_by(&at(2, 900, 1)), Following::Gap, "redis lost the history");
-        assert_eq!(here.followed_by(&at(2, 1_100, 6)), Following::Gap);
+        assert_eq!(here.followed_by(&at(1, 1_000, 6)), Continuity::Next);
+        assert_eq!(here.followed_by(&here), Continuity::Known);
+        assert_eq!(here.followed_by(&at(1, 900, 4)), Continuity::Known);
+        assert_eq!(here.followed_by(&at(1, 1_100, 7)), Continuity::Gap);
+        assert_eq!(here.followed_by(&at(1, 1_100, 1)), Continuity::Next, "the old ones have ended");
+        assert_eq!(here.followed_by(&at(1, 1_100, 5)), Continuity::Gap, "redis went back");
+        assert_eq!(here.followed_by(&at(2, 900, 1)), Continuity::Gap, "redis lost the history");
+        assert_eq!(here.followed_by(&at(2, 1_100, 6)), Continuity::Gap);
         let nothing = at(1, 1_000, 0);
-        assert_eq!(nothing.followed_by(&at(1, 999, 1)), Following::Next, "whatever the clock says");
-        assert_eq!(nothing.followed_by(&at(2, 1_001, 1)), Following::Gap, "what came in between is lost");
-        assert_eq!(nothing.followed_by(&at(1, 1_001, 2)), Following::Gap);
+        assert_eq!(nothing.followed_by(&at(1, 999, 1)), Continuity::Next, "whatever the clock says");
+        assert_eq!(nothing.followed_by(&at(2, 1_001, 1)), Continuity::Gap, "what came in between is lost");
+        assert_eq!(nothing.followed_by(&at(1, 1_001, 2)), Continuity::Gap);
     }
 
     #[test]

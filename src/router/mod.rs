@@ -1,6 +1,7 @@
 //! From what the backplane heard to the connections it is for: look the user up, encode once, queue for each.
 
-mod unwritten;
+mod control;
+mod write_batch;
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -9,14 +10,15 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tracing::warn;
 
-use crate::backplane::{Heard, USER_CHANNEL};
+use crate::backplane::{BackplaneEvent, USER_CHANNEL};
 use crate::config::SendQueue as Bound;
+use crate::delivery::{ConnectionHandle, Pushed, Registry};
 use crate::log::LogRate;
 use crate::metrics::Metrics;
-use crate::protocol::{Cursor, DEFAULT_EVENT, Encoded, Event, STAMP, Stamped, UserId, is_json};
-use crate::registry::{Member, Pushed, Registry};
+use crate::protocol::{Cursor, DEFAULT_EVENT, ENVELOPE_START, Encoded, Envelope, Event, UserId, is_json};
 use crate::shutdown::Shutdown;
-use unwritten::Unwritten;
+pub use control::Control;
+use write_batch::WriteBatch;
 
 /// See the module.
 #[derive(Debug)]
@@ -25,27 +27,27 @@ pub struct Router {
     metrics: Arc<Metrics>,
     bound: Bound,
     max_payload_bytes: usize,
-    unwritten: Mutex<Unwritten>,
+    batch: Mutex<WriteBatch>,
     drops: LogRate,
     slow: LogRate,
 }
 
 /// Why a message is nobody's.
 #[derive(Debug, Clone, Copy)]
-enum Drop {
+enum DropReason {
     Json,
     Utf8,
-    Stamp,
+    Envelope,
     Size,
     UserId,
 }
 
-impl Drop {
+impl DropReason {
     fn label(self) -> &'static str {
         match self {
             Self::Json => "json",
             Self::Utf8 => "utf8",
-            Self::Stamp => "stamp",
+            Self::Envelope => "stamp",
             Self::Size => "size",
             Self::UserId => "user_id",
         }
@@ -68,113 +70,116 @@ impl Router {
             metrics,
             bound,
             max_payload_bytes,
-            unwritten: Mutex::new(Unwritten::new(threads, shutdown)),
+            batch: Mutex::new(WriteBatch::new(threads, shutdown)),
             drops: LogRate::new(),
             slow: LogRate::new(),
         }
     }
 
     /// Takes one thing heard. Never waits: what a socket does not take is its connection's affair.
-    pub fn take(&self, heard: Heard<'_>) {
-        match heard {
-            Heard::Message { channel, payload } => {
+    pub fn take(&self, event: BackplaneEvent<'_>) {
+        match event {
+            BackplaneEvent::Message { channel, payload } => {
                 self.metrics.messages_received.inc();
                 if let Err(drop) = self.route(channel, payload) {
                     self.count_drop(drop, payload.len());
                 }
             }
-            Heard::Oversize { channel } => {
+            BackplaneEvent::Oversize { channel } => {
                 self.metrics.messages_received.inc();
                 // Whoever it was for: what was not kept is dropped for everybody.
-                let drop = if channel.is_empty() { Drop::UserId } else { Drop::Size };
+                let drop = if channel.is_empty() { DropReason::UserId } else { DropReason::Size };
                 self.count_drop(drop, channel.len());
             }
-            // No user's: who starts this router gives it to another.
-            Heard::Control { .. } => {}
-            Heard::Pause => self.unwritten.lock().write(),
+            // For other parts: see `gateway`.
+            BackplaneEvent::Subscribed | BackplaneEvent::Control { .. } | BackplaneEvent::Presence { .. } => {}
+            BackplaneEvent::Pause => self.batch.lock().write(),
         }
     }
 
-    fn route(&self, channel: &[u8], payload: &[u8]) -> Result<(), Drop> {
-        let id = channel.strip_prefix(USER_CHANNEL.as_bytes()).ok_or(Drop::UserId)?;
-        let user = str::from_utf8(id).map_err(|_| Drop::UserId)?;
-        let mut unwritten = self.unwritten.lock();
-        if unwritten.user != user {
-            unwritten.write();
+    fn route(&self, channel: &[u8], payload: &[u8]) -> Result<(), DropReason> {
+        let id = channel.strip_prefix(USER_CHANNEL.as_bytes()).ok_or(DropReason::UserId)?;
+        let user = str::from_utf8(id).map_err(|_| DropReason::UserId)?;
+        let mut batch = self.batch.lock();
+        if batch.user != user {
+            batch.write();
         }
         // Where nobody is here, the payload is not touched.
-        let handed = self.registry.with(user, |members| {
-            let text = str::from_utf8(payload).map_err(|_| Drop::Utf8)?;
+        let handed = self.registry.with(user, |handles| {
+            let text = str::from_utf8(payload).map_err(|_| DropReason::Utf8)?;
             // JSON never begins like this: it is a notification with a name or a place.
-            let stamped =
-                if payload.starts_with(&[STAMP]) { Some(Stamped::parse(text).ok_or(Drop::Stamp)?) } else { None };
-            let event = match &stamped {
-                None => self.event(DEFAULT_EVENT, text, None)?,
-                Some(Stamped { stored, event, data }) => self.event(event, data, stored.map(|(_, cursor)| cursor))?,
+            let envelope = if payload.starts_with(&[ENVELOPE_START]) {
+                Some(Envelope::parse(text).ok_or(DropReason::Envelope)?)
+            } else {
+                None
             };
-            self.hand_to(members, event, &mut unwritten.members);
+            let event = match &envelope {
+                None => self.event(DEFAULT_EVENT, text, None)?,
+                Some(Envelope { stored, event, data }) => self.event(event, data, stored.map(|(_, cursor)| cursor))?,
+            };
+            self.hand_to(handles, event, &mut batch.handles);
             Ok(())
         });
         match handed {
             Some(handed) => {
                 handed?;
-                user.clone_into(&mut unwritten.user);
+                user.clone_into(&mut batch.user);
             }
             None => {
-                UserId::check(user).map_err(|_| Drop::UserId)?;
+                UserId::check(user).map_err(|_| DropReason::UserId)?;
                 self.metrics.messages_missed.inc();
             }
         }
         Ok(())
     }
 
-    fn event<'a>(&self, name: &'a str, text: &'a str, cursor: Option<Cursor>) -> Result<Event<'a>, Drop> {
+    fn event<'a>(&self, name: &'a str, text: &'a str, cursor: Option<Cursor>) -> Result<Event<'a>, DropReason> {
         if text.len() > self.max_payload_bytes {
-            return Err(Drop::Size);
+            return Err(DropReason::Size);
         }
         let data = text.trim_matches([' ', '\t', '\r', '\n']);
-        if is_json(data) { Ok(Event { name, data, cursor }) } else { Err(Drop::Json) }
+        if is_json(data) { Ok(Event { name, data, cursor }) } else { Err(DropReason::Json) }
     }
 
-    fn hand_to(&self, members: &[Arc<Member>], event: Event<'_>, unwritten: &mut Vec<Arc<Member>>) {
-        let Some((last, others)) = members.split_last() else { return };
+    fn hand_to(&self, handles: &[Arc<ConnectionHandle>], event: Event<'_>, batch: &mut Vec<Arc<ConnectionHandle>>) {
+        let Some((last, others)) = handles.split_last() else { return };
         let (mut encoded, stored, mut handed) = (Encoded::new(event), event.cursor, 0);
-        for member in others {
-            handed += self.push(member, encoded.frame(member.dialect), stored.as_ref(), unwritten);
+        for handle in others {
+            handed += self.push(handle, encoded.frame(handle.dialect), stored.as_ref(), batch);
         }
-        handed += self.push(last, encoded.last_frame(last.dialect), stored.as_ref(), unwritten);
+        handed += self.push(last, encoded.last_frame(last.dialect), stored.as_ref(), batch);
         self.metrics.deliveries.inc_by(handed);
     }
 
     /// Gives how many events were taken by the connection: 1, or 0 by one that is being closed, has it already, or is not level with the history.
     fn push(
         &self,
-        member: &Arc<Member>,
+        handle: &Arc<ConnectionHandle>,
         frame: Bytes,
         stored: Option<&Cursor>,
-        unwritten: &mut Vec<Arc<Member>>,
+        batch: &mut Vec<Arc<ConnectionHandle>>,
     ) -> u64 {
-        match member.outbox.push(frame, stored, &self.bound) {
-            Pushed::First => unwritten.push(Arc::clone(member)),
+        match handle.queue.push(frame, stored, &self.bound) {
+            Pushed::First => batch.push(Arc::clone(handle)),
             Pushed::Behind => {}
-            Pushed::Displaced(lost) | Pushed::Full(lost) => self.count_slow(member, lost),
+            Pushed::Displaced(lost) | Pushed::Full(lost) => self.count_slow(handle, lost),
             // Counted when it is sent.
-            Pushed::Waiting | Pushed::Known | Pushed::Closed => return 0,
+            Pushed::Pending | Pushed::Known | Pushed::Closed => return 0,
         }
         1
     }
 
-    fn count_drop(&self, drop: Drop, bytes: usize) {
+    fn count_drop(&self, drop: DropReason, bytes: usize) {
         self.metrics.messages_dropped.with_label_values(&[drop.label()]).inc();
         if let Some(held_back) = self.drops.admit() {
             warn!(reason = drop.label(), bytes, held_back, "message dropped");
         }
     }
 
-    fn count_slow(&self, member: &Member, lost: usize) {
+    fn count_slow(&self, handle: &ConnectionHandle, lost: usize) {
         self.metrics.deliveries_dropped.inc_by(lost as u64);
         if let Some(held_back) = self.slow.admit() {
-            warn!(connection = %member.id, lost, held_back, "slow connection: its outbox is full");
+            warn!(connection = %handle.id, lost, held_back, "slow connection: its outbox is full");
         }
     }
 }

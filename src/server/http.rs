@@ -21,12 +21,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::App;
-use super::head::{self, First, MAX_HEAD};
 use super::listener::Stream;
+use super::public::{self, First, MAX_HEAD, Upgrade};
 use super::reply::Refusal;
-use super::websocket::{self, Upgrade};
 use crate::connection::Connection;
-use crate::registry::Socket;
+use crate::delivery::Socket;
 
 /// From a request's head to the end of its answer, streams aside.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -51,18 +50,18 @@ impl Http {
         if !self.websockets {
             return self.serve(stream, Vec::new(), None, deadline).await;
         }
-        let First { bytes, request } = match timeout_at(deadline, head::read(&mut stream)).await {
+        let First { bytes, request } = match timeout_at(deadline, public::read_head(&mut stream)).await {
             Ok(Ok(first)) => first,
             Ok(Err(error)) => return debug!(%error, "no request came"),
             Err(_) => return debug!("no request came in time"),
         };
-        let Some((request, end)) = request.filter(|(request, _)| request.uri().path() == websocket::PATH) else {
+        let Some((request, end)) = request.filter(|(request, _)| request.uri().path() == public::PATH) else {
             return self.serve(stream, bytes, None, deadline).await;
         };
-        match websocket::answer(&self.app, &request, peer, deadline).await {
+        match public::answer(&self.app, &request, peer, deadline).await {
             (answer, None) => self.serve(stream, bytes, Some(answer), deadline).await,
             (answer, Some(upgrade)) => {
-                let (head, early) = (websocket::encode(&answer), bytes.get(end..).unwrap_or_default().to_vec());
+                let (head, early) = (public::encode(&answer), bytes.get(end..).unwrap_or_default().to_vec());
                 drop(answer);
                 self.upgrade(stream, head, upgrade, early).await;
             }
@@ -71,13 +70,13 @@ impl Http {
 
     /// `head` is that of the 101, `early` what the client sent on the heels of its own.
     async fn upgrade(&self, stream: Stream, head: Vec<u8>, upgrade: Upgrade, early: Vec<u8>) {
-        let Upgrade { admitted, pass, in_hand } = upgrade;
+        let Upgrade { admitted, permits, in_hand } = upgrade;
         let socket = match stream {
             Stream::Left(tcp) => Socket::Plain(tcp),
             Stream::Right(tls) => Socket::from(*tls),
         };
         let context = Arc::clone(&self.app.context);
-        let connection = Connection::open(context, socket, early, admitted.dialect, pass).await;
+        let connection = Connection::open(context, socket, early, admitted.dialect, permits).await;
         // The answer and the greeting are one write.
         let running = connection.run(admitted.identity, admitted.start, head);
         self.app.context.shutdown.spawn_connection(running);

@@ -12,7 +12,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tracing::{debug, warn};
 
-use super::descriptors::Threshold;
+use super::fd_limit::Threshold;
 use super::http::Http;
 use super::proxy_protocol::{HeaderError, read_header};
 use super::{App, Tls};

@@ -2,21 +2,14 @@
 
 mod admin;
 mod demo;
-mod descriptors;
-mod forwarded;
-mod handshake;
-mod head;
-mod history;
+mod fd_limit;
 mod http;
 mod listener;
-mod notifications;
-mod presence;
 mod proxy_protocol;
-mod read_position;
+mod public;
 mod reply;
 mod request;
 mod tls;
-mod websocket;
 
 use std::sync::Arc;
 
@@ -24,22 +17,21 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use serde_json::json;
 
 use crate::auth::OriginPolicy;
 use crate::backplane::Backplane;
 use crate::config::Config;
 use crate::connection::Context;
-use crate::control::Control;
+use crate::history::HistoryStore;
+use crate::presence::PresenceStore;
+use crate::revocation::RevocationList;
 use crate::sessions::Sessions;
 
-pub use descriptors::raise_limit;
-#[doc(hidden)]
-pub use forwarded::client_address;
+pub use fd_limit::raise_limit;
 pub use listener::{Listener, serve};
-#[doc(hidden)]
-pub use proxy_protocol::{HeaderError, read_header};
+pub use proxy_protocol::read_header;
+pub use public::client_address;
 pub use tls::Tls;
 
 /// What every request handler can reach.
@@ -49,27 +41,27 @@ pub struct App {
     pub config: Config,
     /// What connections share.
     pub context: Arc<Context>,
-    /// Where notifications come from and go to.
-    pub backplane: Arc<Backplane>,
+    /// Connects this instance with others and with backends.
+    pub backplane: Backplane,
+    /// Stored notifications.
+    pub history: Arc<HistoryStore>,
+    /// Online users.
+    pub presence: Arc<PresenceStore>,
     /// Where the listeners speak TLS.
     pub tls: Option<Arc<Tls>>,
     /// Which pages may connect.
     pub origins: OriginPolicy,
     /// Looks sessions up, where that is configured.
     pub sessions: Option<Arc<Sessions>>,
-    /// Obeys what backends command.
-    pub control: Arc<Control>,
+    /// Revoked tokens, for readiness.
+    pub revocations: Arc<RevocationList>,
     /// When the instance started.
     pub started: std::time::Instant,
 }
 
 /// The paths of the public listener, but for the WebSocket.
 pub fn public(app: &Arc<App>) -> axum::Router {
-    let mut router = axum::Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
-    if app.config.server.demo {
-        router = router.merge(demo::router(app));
-    }
-    with_fallbacks(router).with_state(Arc::clone(app))
+    with_fallbacks(public::router(app)).with_state(Arc::clone(app))
 }
 
 /// The paths of the admin listener.
@@ -93,7 +85,7 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
     let why = if app.context.shutdown.draining().is_cancelled() {
         Some("draining".to_owned())
     } else {
-        app.backplane.not_ready().or_else(|| app.control.not_ready())
+        app.backplane.not_ready().or_else(|| app.revocations.not_ready())
     };
     let gaps = app.context.metrics.backplane_gaps.get();
     let answer = match why {

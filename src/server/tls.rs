@@ -75,7 +75,7 @@ impl Tls {
 
     /// Takes a new pair when the files have changed, or when asked to. One that cannot be used is counted and logged,
     /// and the one before stays. Runs until it is dropped.
-    pub async fn keep_fresh(&self, metrics: &Metrics) {
+    pub async fn run_reload(&self, metrics: &Metrics) {
         let mut ticks = interval(POLL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What was looked at last, and what was taken or refused last; no fingerprint: the files could not be read.
@@ -167,7 +167,7 @@ mod tests {
         };
         tokio::select! {
             () = steps => {}
-            () = tls.keep_fresh(&metrics) => {}
+            () = tls.run_reload(&metrics) => {}
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
-use tidings::protocol::Cursor;
+use tidings::internals::Cursor;
 
 use super::record::{Entry, Notification, Seen, User, Way};
 
@@ -214,7 +214,7 @@ impl Follower<'_> {
         match begun {
             Ok(place) => {
                 self.next = place;
-                // Heard before, as far as it asked from an earlier place than it had.
+                // BackplaneEvent before, as far as it asked from an earlier place than it had.
                 self.level = if recovered { self.level.max(place) } else { place };
                 None
             }

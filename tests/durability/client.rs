@@ -7,12 +7,12 @@ use fastrand::Rng;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use tidings::protocol::Cursor;
+use tidings::internals::Cursor;
 use tokio::time::{sleep, timeout};
 
 use super::record::{Entry, Notification, Seen};
 use super::world::World;
-use crate::support::{Heard, Light, Resume};
+use crate::support::{BackplaneEvent, Light, Resume};
 
 /// The event that is published last.
 pub const MARKER: &str = r#""the end""#;
@@ -115,8 +115,8 @@ impl Wanderer {
         let greeted = timeout(GREETED, Light::resume(place.public, &self.user, resume)).await;
         let (light, first) = greeted.ok()?.ok()?;
         let text = match first {
-            Heard::Text(text) => text,
-            Heard::Close(code) => {
+            BackplaneEvent::Text(text) => text,
+            BackplaneEvent::Close(code) => {
                 self.write(Seen::End(Some(code)));
                 return None;
             }
@@ -146,8 +146,8 @@ impl Wanderer {
     async fn live(&mut self, light: &mut Light) {
         while !self.has_heard_the_end() {
             match light.heard().await {
-                Ok(Heard::Text(text)) => self.hear(&text),
-                Ok(Heard::Close(code)) => return self.write(Seen::End(Some(code))),
+                Ok(BackplaneEvent::Text(text)) => self.hear(&text),
+                Ok(BackplaneEvent::Close(code)) => return self.write(Seen::End(Some(code))),
                 Err(_) => return self.write(Seen::End(Some(1006))),
             }
         }

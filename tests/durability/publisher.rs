@@ -57,7 +57,7 @@ impl Numbered {
         (self.number % 5 == 1).then_some(86_400)
     }
 
-    async fn add(&self, world: &World, user: &str) -> Option<tidings::protocol::Cursor> {
+    async fn add(&self, world: &World, user: &str) -> Option<tidings::internals::Cursor> {
         let mut add = redis::cmd("XADD");
         add.arg("tidings:outbox").arg("*").arg("user").arg(user).arg("data").arg(&self.data).arg("key").arg(&self.key);
         if let Some(event) = self.event() {
@@ -76,7 +76,7 @@ impl Numbered {
         way: Way,
         users: &[String],
         rng: &mut Rng,
-    ) -> Option<tidings::protocol::Cursor> {
+    ) -> Option<tidings::internals::Cursor> {
         let data: Box<serde_json::value::RawValue> = serde_json::from_str(&self.data).unwrap();
         let mut body = format!(r#"{{"data":{data},"durable":true"#);
         for (name, value) in [("event", self.event().map(Value::from)), ("ttl_s", self.ttl().map(Value::from))] {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use tidings::protocol::Cursor;
+use tidings::internals::Cursor;
 
 /// How a backend published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

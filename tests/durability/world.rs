@@ -9,7 +9,7 @@ use fastrand::Rng;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Script, ScriptInvocation};
-use tidings::protocol::{Cursor, Stamped};
+use tidings::internals::{Cursor, Envelope};
 use tokio::sync::RwLock;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -198,7 +198,7 @@ pub async fn listen(world: Arc<World>, mut subscription: Subscription) {
     loop {
         let message = subscription.next_message().await;
         let text: String = message.get_payload().unwrap();
-        let Some(Stamped { stored: Some((count, id)), event, data }) = Stamped::parse(&text) else { continue };
+        let Some(Envelope { stored: Some((count, id)), event, data }) = Envelope::parse(&text) else { continue };
         heard += 1;
         assert_eq!(count, heard, "{text}");
         let user = message.get_channel_name().strip_prefix("user:").unwrap();

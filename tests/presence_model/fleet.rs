@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::TestCaseError;
 use proptest::{prop_assert, prop_assert_eq};
-use tidings::backplane::Batch;
+use tidings::internals::Batch;
 
 use super::instance::Instance;
 use super::memory::{Dump, Event, LEASE_MS, Memory, held_key};
@@ -62,7 +62,7 @@ impl<'a> Fleet<'a> {
             Step::ReapAll => self.reap_all(),
             Step::Late { which, ahead } => self.arrive_late(which, ahead),
             Step::FlushAll => self.flush_all(),
-            Step::Mend { users, last } => self.mend(users, last),
+            Step::Repair { users, last } => self.repair(users, last),
             Step::Audit => self.audit(),
             Step::Delete { key } => self.delete(KEYS[key]),
         }
@@ -303,16 +303,16 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    fn mend(&mut self, users: usize, last: bool) -> Checked {
+    fn repair(&mut self, users: usize, last: bool) -> Checked {
         let some = USERS.iter().enumerate().filter(|(bit, _)| users >> bit & 1 == 1);
         let some: Vec<String> = some.map(|(_, user)| (*user).to_owned()).collect();
-        let wrong = self.memory.mend(&some, last);
+        let wrong = self.memory.repair(&some, last);
         let (mut before, events) = self.settle()?;
         if self.deleted.is_empty() {
             prop_assert_eq!(wrong, 0, "nothing was wrong");
             // A total of none is written out.
             before.expiries.clone_from(&self.dump.expiries);
-            self.unchanged(&before, &events, "mending what was right")?;
+            self.unchanged(&before, &events, "repairing what was right")?;
         }
         Ok(())
     }
@@ -330,10 +330,10 @@ impl<'a> Fleet<'a> {
             let held = self.dump.instances.keys().map(|name| self.dump.held_by(name).into_keys().collect());
             let lists: Vec<Vec<String>> = members.into_iter().cloned().chain(held).collect();
             for some in lists.iter().flat_map(|list| list.chunks(2)) {
-                self.memory.mend(some, false);
+                self.memory.repair(some, false);
                 self.settle()?;
             }
-            self.memory.mend(&[], true);
+            self.memory.repair(&[], true);
             self.settle()?;
         }
         // Nothing is left of whom a hand took out of every key that knew of them.

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tidings::backplane::Batch;
-use tidings::presence::ledger::Ledger;
-use tidings::protocol::UserId;
+use tidings::internals::{Batch, Ledger, UserId};
 use tokio::time::Instant;
 
 use super::memory::DELAY_MS;

@@ -1,4 +1,4 @@
-//! The scripts on a real redis-server, called as `src/backplane/redis/presence.rs` calls them, and everything that
+//! The scripts on a real redis-server, called as `src/presence/redis.rs` calls them, and everything that
 //! Redis holds, to look at.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redis::{Commands, Connection, Script, ScriptInvocation, Value, cmd};
 use serde_json::Value as Json;
-use tidings::backplane::Batch;
+use tidings::internals::Batch;
 
 /// So long that no lease ends by itself: they are ended by hand.
 pub const LEASE_MS: u64 = 3_600_000;
@@ -43,7 +43,7 @@ pub struct Memory {
     expired: Script,
     reap: Script,
     audit: Script,
-    mend: Script,
+    repair: Script,
     dump: Script,
 }
 
@@ -74,7 +74,7 @@ impl Memory {
         events.recv_response().unwrap();
         macro_rules! script {
             ($name:literal) => {
-                load($name, include_str!(concat!("../../src/backplane/redis/scripts/", $name, ".lua")), mutant)
+                load($name, include_str!(concat!("../../src/presence/scripts/", $name, ".lua")), mutant)
             };
         }
         Self {
@@ -85,7 +85,7 @@ impl Memory {
             expired: script!("expired"),
             reap: script!("reap"),
             audit: script!("audit"),
-            mend: script!("mend"),
+            repair: script!("repair"),
             dump: Script::new(include_str!("dump.lua")),
         }
     }
@@ -126,8 +126,8 @@ impl Memory {
         invocation.arg(30 * 86_400_000_u64).invoke(&mut self.connection).unwrap()
     }
 
-    pub fn mend(&mut self, users: &[String], last: bool) -> usize {
-        let mut invocation = over_all(&self.mend);
+    pub fn repair(&mut self, users: &[String], last: bool) -> usize {
+        let mut invocation = over_all(&self.repair);
         invocation.arg(CHANNEL).arg(if last { "1" } else { "" });
         for user in users {
             invocation.arg(user);

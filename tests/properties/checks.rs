@@ -13,14 +13,13 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use redis::Value;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use tidings::auth::{Identity, TokenError, Verifier, cookie};
-use tidings::backplane::PageCursor;
-use tidings::backplane::resp::{self, Reply};
-use tidings::config::{Config, Layers};
-use tidings::protocol::{
-    ClientFrame, Command, Cursor, FrameError, MAX_JTI_BYTES, Revocation, Stamped, Start, UserId, text_frame,
+use tidings::internals::PageCursor;
+use tidings::internals::resp::{self, Reply};
+use tidings::internals::{
+    ClientFrame, Command, Cursor, Envelope, FrameError, Identity, MAX_JTI_BYTES, Revocation, Start, TokenError, UserId,
+    Verifier, client_address, cookie, read_header, text_frame,
 };
-use tidings::server::{client_address, read_header};
+use tidings::{Config, Layers};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
@@ -145,7 +144,7 @@ pub fn stamp(text: &str) {
     if let Ok(cursor) = text.parse::<Cursor>() {
         assert_eq!(cursor.to_string(), text);
     }
-    let Some(Stamped { stored, event, data }) = Stamped::parse(text) else { return };
+    let Some(Envelope { stored, event, data }) = Envelope::parse(text) else { return };
     let place = stored.map_or_else(String::new, |(count, cursor)| format!("{count} {cursor} "));
     let rest = text.strip_prefix(&format!("~{place}")).unwrap_or_else(|| panic!("{place}: {text}"));
     let name = rest.strip_suffix(&format!(" {data}")).unwrap_or_else(|| panic!("{data}: {text}"));

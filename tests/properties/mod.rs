@@ -4,7 +4,7 @@ mod checks;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tidings::protocol::Stamped;
+use tidings::internals::Envelope;
 
 /// A part of a push, as Redis writes it.
 fn part() -> impl Strategy<Value = Vec<u8>> {
@@ -205,7 +205,7 @@ fn good_input_is_taken() {
     checks::command(br#"{"disconnect":{"user":"42","connection":null}}"#);
     checks::command(br#"{"revoke":{"jti":"a","until":1795000000.5}}"#);
     checks::stamp(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#);
-    assert!(Stamped::parse(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#).is_some());
+    assert!(Envelope::parse(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#).is_some());
     checks::page_cursor("7.61C3a9");
     checks::cookies("theme=dark; connect.sid=s%3Aa.b; q=\"quoted\"; flag");
     checks::forwarded("6.6.6.6, unknown\n");

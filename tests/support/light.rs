@@ -29,7 +29,7 @@ pub enum Resume<'a> {
 
 /// What a client is told.
 #[derive(Debug)]
-pub enum Heard {
+pub enum BackplaneEvent {
     Text(String),
     /// 1005 where it has no code.
     Close(u16),
@@ -49,13 +49,13 @@ impl Light {
     /// Connects and takes the `welcome`.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self> {
         match Self::resume(address, user, Resume::No).await? {
-            (light, Heard::Text(_)) => Ok(light),
+            (light, BackplaneEvent::Text(_)) => Ok(light),
             _ => Err(Error::other("no welcome")),
         }
     }
 
     /// Connects and takes the `welcome`, or the close that came instead.
-    pub async fn resume(address: SocketAddr, user: &str, resume: Resume<'_>) -> Result<(Self, Heard)> {
+    pub async fn resume(address: SocketAddr, user: &str, resume: Resume<'_>) -> Result<(Self, BackplaneEvent)> {
         let mut socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
         let token = token(user);
@@ -77,7 +77,7 @@ impl Light {
             light.say(0x1, hello.to_string().as_bytes()).await?;
         }
         let first = light.heard().await?;
-        if let Heard::Text(text) = &first {
+        if let BackplaneEvent::Text(text) = &first {
             let welcome: Value = serde_json::from_str(text)?;
             if welcome["type"] != "welcome" {
                 return Err(Error::other(format!("no welcome: {text}")));
@@ -88,14 +88,14 @@ impl Light {
     }
 
     /// The next frame of ours, or the close; pings are answered. Dropping it half-way loses nothing.
-    pub async fn heard(&mut self) -> Result<Heard> {
+    pub async fn heard(&mut self) -> Result<BackplaneEvent> {
         loop {
             match self.frame().await? {
                 Frame::Text(text) if text == PING => self.say(0x1, PONG).await?,
-                Frame::Text(text) => return String::from_utf8(text).map(Heard::Text).map_err(Error::other),
+                Frame::Text(text) => return String::from_utf8(text).map(BackplaneEvent::Text).map_err(Error::other),
                 Frame::Ping(payload) => self.say(0xa, &payload).await?,
                 Frame::Other => {}
-                Frame::Close(code) => return Ok(Heard::Close(code)),
+                Frame::Close(code) => return Ok(BackplaneEvent::Close(code)),
             }
         }
     }

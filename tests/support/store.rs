@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use tidings::backplane::{Publication, Redis};
-use tidings::config::{Config, Layers};
-use tidings::protocol::{InstanceId, UserId};
+use tidings::internals::{Backplane, HistoryStore, InstanceId, Publication, UserId};
+use tidings::{Config, Layers};
 
 use super::RedisServer;
 
 /// See the module.
-pub struct Store(Redis);
+pub struct Store(Arc<HistoryStore>);
 
 impl Store {
     pub fn on(redis: &RedisServer) -> Self {
@@ -21,8 +20,9 @@ impl Store {
         let set = |key: &str, value: &str| (format!("--set {key}"), key.to_owned(), value.to_owned());
         let flags = keys.iter().map(|(key, value)| set(key, value)).chain([set("redis.url", &redis.url())]).collect();
         let config = Config::load(Layers { flags, ..Layers::default() }).unwrap();
-        let url = config.redis.url.clone().unwrap();
-        Self(Redis::new(&config, &url, &InstanceId::random(), Arc::default()).unwrap())
+        let metrics = Arc::default();
+        let backplane = Backplane::new(&config, &InstanceId::random(), &metrics).unwrap();
+        Self(HistoryStore::new(&config, &backplane, &metrics))
     }
 
     /// Stores and publishes one for each; gives the cursors.
@@ -32,7 +32,7 @@ impl Store {
         for data in payloads {
             let data = &data.to_string();
             let publication = Publication { event: "notification", data, durable: true, ttl: None, key: None };
-            let published = self.0.publish_to_many(&user, &publication).await;
+            let published = self.0.publish(&user, &publication).await;
             cursors.push(published[0].expect("stored").expect("a cursor").to_string());
         }
         cursors

@@ -1,0 +1,268 @@
+//! One user's stored notifications and read positions. What the scripts of Redis do with a stream and a hash, number for
+//! number: see `history/scripts/publish.lua` and its neighbours for why.
+
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU64;
+
+use compact_str::CompactString;
+
+use crate::history::store::{Acked, Entry, MAX_DEVICES, Move, PageSize, Publication, ReadFrom, Reading};
+use crate::protocol::{Cursor, UserId, millis};
+
+/// What a position costs beside its device's name, about.
+const POSITION_BYTES: usize = 64;
+
+/// What a history costs beside what is in it and the user's id, about.
+const HISTORY_BYTES: usize = 256;
+
+/// A cursor without the epoch, which is the user's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Position {
+    pub(super) ms: u64,
+    pub(super) number: u64,
+}
+
+impl Position {
+    pub(super) fn of(epoch: NonZeroU64, cursor: &Cursor) -> Option<Self> {
+        (cursor.epoch == epoch).then_some(Self { ms: cursor.ms, number: cursor.number })
+    }
+
+    pub(super) fn cursor(self, epoch: NonZeroU64) -> Cursor {
+        Cursor { epoch, ms: self.ms, number: self.number }
+    }
+}
+
+/// When it is, and since when what is stored counts, and read positions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) now: u64,
+    pub(super) kept_since: u64,
+    pub(super) positions_since: u64,
+}
+
+#[derive(Debug)]
+struct Stored {
+    position: Position,
+    /// The end by its own ttl.
+    until: Option<u64>,
+    event: CompactString,
+    data: Box<str>,
+}
+
+impl Stored {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.event.len() + self.data.len()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct History {
+    /// Their numbers have no hole.
+    entries: VecDeque<Stored>,
+    /// By device.
+    positions: HashMap<String, Position>,
+    /// When a position was given last.
+    positions_at: u64,
+    /// What this user had stored up to then may have been let go without a trace.
+    lost_upto: u64,
+    /// The number of its last change, among those of all histories.
+    pub(super) change: u64,
+    bytes: usize,
+}
+
+impl History {
+    /// Of a user who has none, or had one before `lost_upto`.
+    pub(super) fn new(user: &UserId, lost_upto: u64) -> Self {
+        let (entries, positions) = (VecDeque::new(), HashMap::new());
+        let bytes = HISTORY_BYTES + 2 * user.as_str().len();
+        Self { entries, positions, positions_at: 0, lost_upto, change: 0, bytes }
+    }
+
+    /// What it costs, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many are stored.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn last(&self) -> Option<Position> {
+        self.entries.back().map(|stored| stored.position)
+    }
+
+    /// The newest, unless all have ended.
+    pub(super) fn last_kept(&self, at: Moment) -> Option<Position> {
+        self.last().filter(|last| last.ms >= at.kept_since)
+    }
+
+    fn first_kept(&self, at: Moment) -> Option<Position> {
+        let older = self.entries.partition_point(|stored| stored.position.ms < at.kept_since);
+        self.entries.get(older).map(|stored| stored.position)
+    }
+
+    fn newest(&self, at: Moment) -> Position {
+        self.last_kept(at).unwrap_or(Position { ms: at.now, number: 0 })
+    }
+
+    /// Whether nothing in it counts any more.
+    pub(super) fn has_ended(&self, at: Moment) -> bool {
+        self.last_kept(at).is_none() && self.positions_at < at.positions_since
+    }
+
+    /// Stores one more, and lets go of those that are too old or too many.
+    pub(super) fn add(&mut self, publication: &Publication<'_>, max_len: usize, at: Moment) -> Position {
+        let position = match self.last_kept(at) {
+            Some(last) => Position { ms: at.now.max(last.ms), number: last.number + 1 },
+            None => {
+                self.drop_oldest(self.entries.len());
+                Position { ms: at.now, number: 1 }
+            }
+        };
+        let until = publication.ttl.map(|ttl| position.ms.saturating_add(millis(ttl)));
+        let stored = Stored { position, until, event: publication.event.into(), data: publication.data.into() };
+        self.bytes += stored.bytes();
+        self.entries.push_back(stored);
+        // One more than is kept: who has seen that one has missed nothing yet.
+        let too_many = self.entries.len().saturating_sub(max_len + 1);
+        let too_old = self.entries.partition_point(|stored| stored.position.ms < at.kept_since).saturating_sub(1);
+        self.drop_oldest(too_many.max(too_old));
+        position
+    }
+
+    /// Lets go of its oldest until it is so much smaller, but not of the newest; gives how many went.
+    pub(super) fn shrink(&mut self, excess: usize) -> usize {
+        let target = self.bytes.saturating_sub(excess);
+        let before = self.entries.len();
+        while self.bytes > target && self.entries.len() > 1 {
+            self.drop_oldest(1);
+        }
+        before - self.entries.len()
+    }
+
+    fn drop_oldest(&mut self, count: usize) {
+        self.bytes -= self.entries.drain(..count).map(|stored| stored.bytes()).sum::<usize>();
+    }
+
+    pub(super) fn read(&self, epoch: NonZeroU64, from: &ReadFrom, device: &str, page: PageSize, at: Moment) -> Reading {
+        let newest = self.newest(at);
+        let whole_from = self.start(epoch, from, at);
+        let from_position = whole_from.unwrap_or(newest);
+        let (mut upto, mut entries) = (from_position, Vec::new());
+        if whole_from.is_some() && from_position.number < newest.number {
+            let (mut left, mut room) = (page.entries, page.bytes);
+            let oldest = if *from == ReadFrom::Oldest { at.kept_since } else { 0 };
+            for stored in self.behind(from_position).filter(|stored| stored.position.ms >= oldest) {
+                if left == 0 || room == 0 {
+                    break;
+                }
+                left -= 1;
+                upto = stored.position;
+                if stored.until.is_none_or(|until| until > at.now) {
+                    room = room.saturating_sub(stored.data.len());
+                    let (event, data) = (stored.event.to_string(), stored.data.to_string());
+                    entries.push(Entry { cursor: upto.cursor(epoch), event, data });
+                }
+            }
+        }
+        Reading {
+            whole: whole_from.is_some(),
+            from: from_position.cursor(epoch),
+            upto: upto.cursor(epoch),
+            newest: newest.cursor(epoch),
+            entries,
+            acked: self.position(device, at).map(|position| position.cursor(epoch)),
+            unread: self.unread(device, at),
+        }
+    }
+
+    /// The position asked for, where all that belongs behind it is stored.
+    fn start(&self, epoch: NonZeroU64, from: &ReadFrom, at: Moment) -> Option<Position> {
+        let first = self.first_kept(at);
+        let from_the_first = first.is_none_or(|first| first.number == 1);
+        let whole = |position: Position| self.is_whole(position, at).then_some(position);
+        match from {
+            ReadFrom::Newest => Some(self.newest(at)),
+            ReadFrom::Oldest => Some(Position { ms: 0, number: 0 }),
+            ReadFrom::After(cursor) => Position::of(epoch, cursor).and_then(whole),
+            ReadFrom::Acked(device) => match self.position(device, at) {
+                Some(position) => whole(position),
+                None => (from_the_first && !self.has_lost_since(at.kept_since))
+                    .then(|| Position { ms: first.map_or(at.now, |first| first.ms), number: 0 }),
+            },
+            ReadFrom::Since(age) => {
+                let since = at.now.saturating_sub(millis(*age));
+                let older = self.entries.partition_point(|stored| stored.position.ms < since);
+                match older.checked_sub(1).and_then(|index| self.entries.get(index)) {
+                    Some(before) if since >= at.kept_since => Some(before.position),
+                    _ => (from_the_first && !self.has_lost_since(since)).then_some(Position { ms: since, number: 0 }),
+                }
+            }
+        }
+    }
+
+    fn has_lost_since(&self, ms: u64) -> bool {
+        self.lost_upto > 0 && self.lost_upto >= ms
+    }
+
+    /// Whether nothing is missing behind a position: the next one is there, or there is none and the position is the last.
+    fn is_whole(&self, position: Position, at: Moment) -> bool {
+        if position.number == 0 && position.ms <= at.kept_since.max(self.lost_upto) {
+            return false;
+        }
+        match self.behind(position).next().map(|stored| stored.position) {
+            Some(next) => next.number == position.number + 1 && next.ms >= at.kept_since,
+            None if position.number == 0 => true,
+            None => position == self.newest(at),
+        }
+    }
+
+    fn behind(&self, position: Position) -> impl Iterator<Item = &Stored> {
+        let start = match position.number {
+            0 => 0,
+            _ => self.entries.partition_point(|stored| stored.position <= position),
+        };
+        self.entries.range(start..)
+    }
+
+    fn position(&self, device: &str, at: Moment) -> Option<Position> {
+        self.positions.get(device).filter(|_| self.positions_at >= at.positions_since).copied()
+    }
+
+    fn unread(&self, device: &str, at: Moment) -> u64 {
+        let (Some(first), Some(newest)) = (self.first_kept(at), self.last()) else { return 0 };
+        let read = self.position(device, at).filter(|read| *read >= first);
+        newest.number.saturating_sub(read.map_or(first.number - 1, |read| read.number))
+    }
+
+    /// What becomes of a read position that somebody gave, where nothing has to change for it.
+    pub(super) fn without_a_move(&self, device: &str, position: Position, how: Move, at: Moment) -> Option<Acked> {
+        if self.last_kept(at).map_or(position.ms > at.now, |last| position > last) {
+            return Some(Acked::Foreign);
+        }
+        match self.position(device, at) {
+            Some(read) if how == Move::Forward && read >= position => Some(Acked::Kept),
+            None if self.positions_at >= at.positions_since && self.positions.len() >= MAX_DEVICES => {
+                Some(Acked::TooManyDevices)
+            }
+            _ => None,
+        }
+    }
+
+    /// Positions end some time after one was given last, be it the same again.
+    pub(super) fn renew_positions(&mut self, at: Moment) {
+        self.positions_at = at.now;
+    }
+
+    pub(super) fn move_position(&mut self, device: &str, position: Position, at: Moment) {
+        let cost = |device: &str| device.len() + POSITION_BYTES;
+        if self.positions_at < at.positions_since {
+            self.bytes -= self.positions.drain().map(|(device, _)| cost(&device)).sum::<usize>();
+        }
+        if self.positions.insert(device.to_owned(), position).is_none() {
+            self.bytes += cost(device);
+        }
+        self.positions_at = at.now;
+    }
+}

@@ -1,0 +1,137 @@
+//! The admin listener, for operators and backends.
+
+mod history;
+pub(super) mod notifications;
+mod presence;
+mod read_position;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post};
+use serde_json::json;
+use subtle::ConstantTimeEq;
+
+use crate::auth::bearer;
+use crate::config::secret_bytes;
+use crate::metrics;
+use crate::protocol::Command;
+use crate::server::reply::{Refusal, check_loopback_host, unavailable};
+use crate::server::request::UserPath;
+use crate::server::{App, healthz, readyz};
+
+/// Most bytes of a request's body.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Most bytes of the body that names many users.
+const MAX_BATCH_BODY: usize = 4 * 1024 * 1024;
+
+/// The interface, for machines: what each path asks for and answers.
+const DOCUMENT: &str = include_str!("../../../docs/openapi.json");
+
+type Paths = Vec<(&'static str, MethodRouter<Arc<App>>)>;
+
+/// The paths that ask for no key.
+fn open_paths() -> Paths {
+    vec![("/healthz", get(healthz)), ("/readyz", get(readyz)), ("/metrics", get(render_metrics))]
+}
+
+fn guarded_paths() -> Paths {
+    let large = DefaultBodyLimit::max(MAX_BATCH_BODY);
+    vec![
+        ("/v1/notifications", post(notifications::to_many).route_layer(large)),
+        ("/v1/users/{id}/notifications", get(history::page).post(notifications::to_one)),
+        ("/v1/users/{id}/read-position", get(read_position::get).put(read_position::put)),
+        ("/v1/users/{id}/presence", get(presence::one)),
+        ("/v1/users/{id}/connections", delete(disconnect)),
+        ("/v1/presence", get(presence::page).post(presence::many)),
+        ("/v1/presence/count", get(presence::count)),
+        ("/v1/info", get(info)),
+        ("/v1/openapi.json", get(document)),
+    ]
+}
+
+fn routes(paths: Paths) -> axum::Router<Arc<App>> {
+    paths.into_iter().fold(axum::Router::new(), |router, (path, methods)| router.route(path, methods))
+}
+
+pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
+    let guarded = routes(guarded_paths())
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .route_layer(from_fn_with_state(Arc::clone(app), require_key));
+    routes(open_paths()).merge(guarded)
+}
+
+/// Lets a request through that brings one of the configured keys. Without a key, which the configuration allows on
+/// loopback only, everything is let through that does not come from a page: a browser would send it from any.
+async fn require_key(State(app): State<Arc<App>>, headers: HeaderMap, request: Request, next: Next) -> Response {
+    let keys = &app.config.admin_keys;
+    if keys.is_empty() {
+        return match check_loopback_host(&headers) {
+            Ok(()) => next.run(request).await,
+            Err(refusal) => refusal.into_response(),
+        };
+    }
+    let given = bearer(&headers).unwrap_or_default();
+    // Every key is compared, so that the time taken does not tell which one was close.
+    let matching = keys.iter().filter(|(_, key)| secret_bytes(key).ct_eq(given.as_bytes()).into()).count();
+    if matching > 0 {
+        return next.run(request).await;
+    }
+    Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", "send Authorization: Bearer <api key>").into_response()
+}
+
+async fn render_metrics(State(app): State<Arc<App>>) -> Response {
+    let users = i64::try_from(app.context.registry.users()).unwrap_or(i64::MAX);
+    app.context.metrics.users.set(users);
+    let text = app.context.metrics.render();
+    std::future::ready(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)).await.into_response()
+}
+
+/// Closes the user's connections, everywhere.
+async fn disconnect(State(app): State<Arc<App>>, UserPath(user): UserPath) -> Result<Response, Refusal> {
+    app.backplane.publish_command(&Command::disconnect(&user)).await.map_err(unavailable)?;
+    Ok((StatusCode::ACCEPTED, Json(json!({}))).into_response())
+}
+
+async fn document() -> Response {
+    std::future::ready(([(header::CONTENT_TYPE, "application/json")], DOCUMENT)).await.into_response()
+}
+
+/// This instance, and every other that lives, as far as the backplane can tell now.
+async fn info(State(app): State<Arc<App>>) -> Json<serde_json::Value> {
+    let registry = &app.context.registry;
+    let own = app.context.instance.as_str();
+    let others = app.presence.instances().await.ok();
+    let others = others.map(|all| all.into_iter().filter(|other| other.instance != own).collect::<Vec<_>>());
+    Json(json!({
+        "instance": own,
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_s": app.started.elapsed().as_secs(),
+        "connections": registry.connections(),
+        "users": registry.users(),
+        "backplane": app.backplane.name(),
+        "instances": others,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_document_has_every_path_and_no_other() {
+        let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+        let described: BTreeSet<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        let paths = open_paths().into_iter().chain(guarded_paths());
+        assert_eq!(described, paths.map(|(path, _)| path).collect());
+    }
+}

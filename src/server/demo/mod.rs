@@ -1,0 +1,223 @@
+//! The demo page, embedded in the binary, and what it needs: an open sign-in, presence as a stream, a way to publish.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures::Stream;
+use futures::stream::unfold;
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::mint;
+use crate::backplane::BackplaneError;
+use crate::presence::PageCursor;
+use crate::protocol::UserId;
+use crate::server::App;
+use crate::server::admin::notifications::{Notification, from_page};
+use crate::server::public::check_origin;
+use crate::server::reply::{Refusal, check_loopback_host, not_found};
+use crate::server::request::{bad_user, object};
+
+const MAX_BODY: usize = 64 * 1024;
+
+/// Most users in a snapshot of presence.
+const SNAPSHOT_USERS: usize = 1_000;
+
+/// How long a page's token lives: long enough for a demo, short enough to see it refreshed.
+const TOKEN_TTL: Duration = Duration::from_secs(3_600);
+
+const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; base-uri 'none'; \
+                      form-action 'self'; object-src 'none'; frame-ancestors 'none'";
+
+/// Between two tries for a snapshot.
+const RETRY: Duration = Duration::from_secs(1);
+
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const SVG: &str = "image/svg+xml";
+
+/// Every file of the page: its name, its type, what is in it.
+const FILES: &[(&str, &str, &str)] = &[
+    ("index.html", HTML, include_str!("../../../client-demo/index.html")),
+    ("style.css", CSS, include_str!("../../../client-demo/style.css")),
+    ("logo.svg", SVG, include_str!("../../../client-demo/logo.svg")),
+    ("app.js", SCRIPT, include_str!("../../../client-demo/app.js")),
+    ("api.js", SCRIPT, include_str!("../../../client-demo/api.js")),
+    ("dom.js", SCRIPT, include_str!("../../../client-demo/dom.js")),
+    ("network.js", SCRIPT, include_str!("../../../client-demo/network.js")),
+    ("notification.js", SCRIPT, include_str!("../../../client-demo/notification.js")),
+    ("panel.js", SCRIPT, include_str!("../../../client-demo/panel.js")),
+    ("presence.js", SCRIPT, include_str!("../../../client-demo/presence.js")),
+    ("publish.js", SCRIPT, include_str!("../../../client-demo/publish.js")),
+    ("signin.js", SCRIPT, include_str!("../../../client-demo/signin.js")),
+    ("tidings.js", SCRIPT, include_str!("../../../client-demo/tidings.js")),
+    ("toasts.js", SCRIPT, include_str!("../../../client-demo/toasts.js")),
+    ("unread.js", SCRIPT, include_str!("../../../client-demo/unread.js")),
+];
+
+pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
+    axum::Router::new()
+        .route("/", get(|| std::future::ready(file("index.html"))))
+        .route("/demo/{file}", get(|Path(name): Path<String>| std::future::ready(file(&name))))
+        .route("/demo/token", post(sign_in))
+        .route("/demo/publish", post(send))
+        .route("/demo/presence", get(presence))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn_with_state(Arc::clone(app), same_origins))
+}
+
+fn file(wanted: &str) -> Response {
+    let Some((_, kind, text)) = FILES.iter().find(|(name, ..)| *name == wanted) else {
+        return not_found().into_response();
+    };
+    let headers: [(HeaderName, &str); 4] = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        // The page changes with the binary, and the binary does not say when.
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, *text).into_response()
+}
+
+#[derive(Debug, Deserialize)]
+struct SignIn {
+    user: String,
+}
+
+async fn sign_in(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {
+    let SignIn { user } = object(std::future::ready(body).await)?;
+    let user = UserId::new(&user).map_err(bad_user)?;
+    let auth = &app.config.auth;
+    let cannot_sign = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "cannot_sign", "no secret to sign with");
+    let secret = auth.hmac_secret.as_ref().ok_or_else(cannot_sign)?;
+    let token = mint(auth, secret, &user, TOKEN_TTL).map_err(|_| cannot_sign())?;
+    Ok(Json(json!({"token": token})).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message {
+    user: String,
+    data: Box<RawValue>,
+    event: Option<String>,
+    #[serde(default)]
+    durable: bool,
+    ttl_s: Option<f64>,
+}
+
+async fn send(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {
+    let Message { user, data, event, durable, ttl_s } = object(body)?;
+    from_page(&app, &user, &Notification { data, users: None, event, durable, ttl_s }).await
+}
+
+/// Pages of other origins may not use the demo's open sign-in; nor, on a development machine, pages that were led here
+/// by a name of their own.
+async fn same_origins(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let checked = if app.config.dev {
+        check_origin(&app, headers).and_then(|()| check_loopback_host(headers))
+    } else {
+        check_own_page(&app, headers)
+    };
+    match checked {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Refuses pages that are neither of this very host nor on the list; here an empty list allows no others.
+fn check_own_page(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
+    let text = |name| headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()));
+    let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
+    let page = origin.split_once("://").map(|(_, host)| host.to_ascii_lowercase());
+    if (page.is_some() && page == text(header::HOST).map(|host| host.to_ascii_lowercase()))
+        || app.origins.names(&origin)
+    {
+        return Ok(());
+    }
+    let message = "only the demo's own page, and pages of server.allowed_origins, may use it";
+    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
+}
+
+/// A snapshot of who is online, then each change; a new snapshot where a change may have been missed.
+async fn presence(State(app): State<Arc<App>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let changes = app.presence.changes();
+    let stopping = app.context.shutdown.draining().clone();
+    let watch = Watch { app, changes, stopping, snapshot_due: true };
+    let stream = unfold(watch, |mut watch| async move { watch.next().await.map(|event| (Ok(event), watch)) });
+    std::future::ready(Sse::new(stream).keep_alive(KeepAlive::default())).await
+}
+
+struct Watch {
+    app: Arc<App>,
+    changes: Receiver<Arc<str>>,
+    stopping: CancellationToken,
+    snapshot_due: bool,
+}
+
+impl Watch {
+    async fn next(&mut self) -> Option<Event> {
+        let stopping = self.stopping.clone();
+        stopping.run_until_cancelled(self.event()).await
+    }
+
+    async fn snapshot(&self) -> Result<Event, BackplaneError> {
+        let page = self.app.presence.online_page(SNAPSHOT_USERS, PageCursor::default()).await?;
+        let online = self.app.presence.online_count().await?;
+        let snapshot = json!({"users": page.users, "online": online});
+        Ok(Event::default().event("snapshot").data(snapshot.to_string()))
+    }
+
+    async fn event(&mut self) -> Event {
+        loop {
+            if self.snapshot_due {
+                match self.snapshot().await {
+                    Ok(snapshot) => {
+                        self.snapshot_due = false;
+                        return snapshot;
+                    }
+                    // Redis is away: its return is worth waiting for.
+                    Err(_) => sleep(RETRY).await,
+                }
+                continue;
+            }
+            match self.changes.recv().await {
+                Ok(change) => return Event::default().event("change").data(change.as_ref()),
+                Err(RecvError::Lagged(_)) => self.snapshot_due = true,
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_page_is_embedded() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/client-demo");
+        for entry in std::fs::read_dir(page).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let served = [".html", ".css", ".js", ".svg"].iter().any(|ending| name.ends_with(ending));
+            assert!(!served || FILES.iter().any(|(file, ..)| *file == name), "{name}");
+        }
+    }
+}
