@@ -21,6 +21,7 @@ mod deploy;
 mod durability;
 #[path = "../examples/echo.rs"]
 mod echo;
+mod examples;
 mod footprint;
 mod frames;
 mod handshake;

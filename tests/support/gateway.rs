@@ -280,7 +280,7 @@ pub fn command(args: &[&str]) -> Command {
 }
 
 /// A program in an environment without configuration, killed when dropped.
-fn clean(program: &str) -> Command {
+pub fn clean(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDINGS_")) {
         command.env_remove(name);

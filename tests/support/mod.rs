@@ -29,7 +29,7 @@ pub use authority::Authority;
 pub use client::{Client, Refused, handshake, masked, refused};
 pub use events::EventStream;
 pub use express::{Express, Session};
-pub use gateway::{Gateway, Options, command, http, output};
+pub use gateway::{Gateway, Options, clean, command, http, output, signal};
 pub use history::Listed;
 pub use http::Answer;
 pub use issuer::{ASYMMETRIC, Issuer, key_set};
