@@ -1,6 +1,6 @@
 # `make` alone lists what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint schemathesis fmt demo bench bench-instructions bench-profile
+.PHONY: help run check test lint schemathesis fmt demo bench bench-instructions bench-profile
 
 # The browser tests drive the binary that `cargo test` has just built.
 target_dir := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -10,6 +10,12 @@ help: ## list the targets
 
 run: ## one instance for this machine, no set-up: http://127.0.0.1:8080
 	cargo run --release -- serve --dev
+
+check: ## the quick checks, without a browser or Redis: format, clippy, unit tests, prose
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo test --workspace --lib --bins
+	scripts/prose
 
 test: ## install what is missing, then every test: Rust, SDK, browser
 	scripts/setup
