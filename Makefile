@@ -1,6 +1,6 @@
 # `make` alone lists what there is to do.
 .DEFAULT_GOAL := help
-.PHONY: help run check test lint structure schemathesis fmt demo bench bench-instructions bench-profile
+.PHONY: help run check test lint advisories structure schemathesis fmt demo bench bench-instructions bench-profile
 
 # The browser tests drive the binary that `cargo test` has just built.
 target_dir := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -28,6 +28,9 @@ lint: ## format, clippy, docs and dependencies, warnings denied
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo deny check bans licenses sources
+
+advisories: ## security advisories of the dependencies; skipped if the database cannot be fetched
+	scripts/advisories
 
 structure: ## lines of the Rust code, lengths of its files and functions (ARGS=--check: fail beyond the limits)
 	scripts/structure $(ARGS)
