@@ -8,9 +8,8 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-use tidings::Gateway;
 use tidings::internals::{AdmissionPermits, Connection, Context, Dialect, Socket};
-use tidings::{Config, Layers};
+use tidings::{Config, Gateway, Layers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;

@@ -6,8 +6,7 @@
 
 use std::error::Error;
 
-use tidings::Gateway;
-use tidings::config::{Config, Layers};
+use tidings::{Config, Gateway, Layers};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

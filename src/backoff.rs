@@ -12,7 +12,6 @@ pub struct Backoff {
 
 impl Backoff {
     /// The first ceiling is `base`, the last `cap`.
-    #[must_use]
     pub fn new(base: Duration, cap: Duration) -> Self {
         Self { base, cap, attempt: 0 }
     }

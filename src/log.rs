@@ -34,7 +34,6 @@ pub struct LogRate {
 
 impl LogRate {
     /// The first line always passes.
-    #[must_use]
     pub const fn new() -> Self {
         Self { last: Mutex::new(None), held_back: AtomicU64::new(0) }
     }

@@ -18,7 +18,6 @@ macro_rules! metrics {
 
         impl Metrics {
             /// All at zero.
-            #[must_use]
             pub fn new() -> Self {
                 let registry = Registry::new();
                 Self {
@@ -88,7 +87,6 @@ metrics! {
 
 impl Metrics {
     /// Everything, as Prometheus text.
-    #[must_use]
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }

@@ -21,13 +21,11 @@ pub struct Shutdown {
 
 impl Shutdown {
     /// Phase one: clients are sent away, while the listeners still answer.
-    #[must_use]
     pub fn draining(&self) -> &CancellationToken {
         &self.draining
     }
 
     /// Phase two: every other task ends.
-    #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
     }

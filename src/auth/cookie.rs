@@ -4,7 +4,6 @@ use axum::http::HeaderMap;
 use axum::http::header::COOKIE;
 
 /// The first cookie of this name. One that is empty was deleted.
-#[must_use]
 pub fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     // Several headers are one list: HTTP/2 splits it (RFC 9113, section 8.2.3).
     let lists = headers.get_all(COOKIE).into_iter().filter_map(|list| str::from_utf8(list.as_bytes()).ok());

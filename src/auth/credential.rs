@@ -29,7 +29,6 @@ pub enum Credential {
 impl Credential {
     /// Looks at `Authorization`, the offered subprotocols, the session cookie, the token cookie, and the query: the first
     /// that is present decides.
-    #[must_use]
     pub fn find(headers: &HeaderMap, query_token: Option<String>, config: &Auth) -> Self {
         if let Some(token) = bearer(headers) {
             return Self::Token(token);
@@ -53,7 +52,6 @@ impl Credential {
 }
 
 /// Whether the client offers `tidings.v1`.
-#[must_use]
 pub fn offers_tidings_v1(headers: &HeaderMap) -> bool {
     protocols(headers).any(|entry| entry == OFFERED_PROTOCOL)
 }

@@ -102,14 +102,12 @@ impl Verifier {
     }
 
     /// The key set of the configured URL, which wants to be kept fresh.
-    #[must_use]
     pub fn jwks(&self) -> Option<&Arc<Jwks>> {
         self.jwks.as_ref()
     }
 
     /// Verifies a token with the keys at hand; `None` where a key set that is on its way must be waited for, which is
     /// what [`Verifier::verify`] does.
-    #[must_use]
     pub fn verify_now(&self, token: &str) -> Option<Result<Identity, TokenError>> {
         let token = match Token::parse(token) {
             Ok(token) => token,
@@ -144,7 +142,6 @@ impl Verifier {
 
     /// When a connection of this identity must close: its end and the leeway. `None`: never, or in more than a year,
     /// since the clock cannot hold every moment that a token can name.
-    #[must_use]
     pub fn ends_at(&self, identity: &Identity) -> Option<Instant> {
         const FAR: Duration = Duration::from_secs(365 * 86_400);
         let left = self.time_left(identity.expires?);

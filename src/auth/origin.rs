@@ -9,13 +9,11 @@ pub struct OriginPolicy {
 
 impl OriginPolicy {
     /// `allowed` as in `server.allowed_origins`; with `loopback`, also every origin on this machine, and no other.
-    #[must_use]
     pub fn new(allowed: &[String], loopback: bool) -> Self {
         Self { allowed: allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect(), loopback }
     }
 
     /// Whether a page of this origin may use a token. No origin at all is no browser, and so no page.
-    #[must_use]
     pub fn allows_token(&self, origin: Option<&str>) -> bool {
         let unrestricted = self.allowed.is_empty() && !self.loopback;
         unrestricted || origin.is_none_or(|origin| self.names(origin))
@@ -23,13 +21,11 @@ impl OriginPolicy {
 
     /// Whether a page of this origin may use a cookie. A browser sends it along from any page, whoever wrote that: only
     /// origins that are named may, and what says no origin may not.
-    #[must_use]
     pub fn allows_cookie(&self, origin: Option<&str>) -> bool {
         origin.is_some_and(|origin| self.names(origin))
     }
 
     /// Whether this origin is on the list, or of this machine where that is enough.
-    #[must_use]
     pub fn names(&self, origin: &str) -> bool {
         let origin = origin.to_ascii_lowercase();
         (self.loopback && is_loopback(&origin)) || self.allowed.iter().any(|pattern| matches(pattern, &origin))

@@ -36,7 +36,6 @@ pub struct Full;
 
 impl Revocations {
     /// None yet. The leeway is that of `auth.leeway`.
-    #[must_use]
     pub fn new(leeway: Duration) -> Self {
         Self { in_force: Mutex::default(), leeway: leeway.as_secs() + 1, most: MAX_REVOCATIONS }
     }
@@ -65,13 +64,11 @@ impl Revocations {
     }
 
     /// The token of each that is in force.
-    #[must_use]
     pub fn tokens(&self) -> Vec<CredentialId> {
         self.in_force.lock().keys().copied().collect()
     }
 
     /// Those of these tokens that are still in force.
-    #[must_use]
     pub fn of(&self, tokens: &[CredentialId]) -> Vec<Revocation> {
         let all = self.in_force.lock();
         let found = tokens.iter().filter_map(|token| all.get(token));
@@ -79,7 +76,6 @@ impl Revocations {
     }
 
     /// Whether this one must be refused now.
-    #[must_use]
     pub fn refuses(&self, identity: &Identity) -> bool {
         let Some(token) = identity.credential else { return false };
         let all = self.in_force.lock();
@@ -98,7 +94,6 @@ impl Revocations {
     }
 
     /// Revocations of before this moment have ended, leeway included.
-    #[must_use]
     pub fn oldest(&self) -> u64 {
         unix_seconds().saturating_sub(self.leeway)
     }

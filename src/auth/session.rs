@@ -46,7 +46,6 @@ impl std::fmt::Debug for SessionReader {
 
 impl SessionReader {
     /// Takes the secrets, of which each will do, and the user's place.
-    #[must_use]
     pub fn new(config: &config::Sessions) -> Self {
         let key = |secret| hmac::Key::new(hmac::HMAC_SHA256, secret_bytes(secret));
         let user = config.user.split('.').map(str::to_owned).collect();

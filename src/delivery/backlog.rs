@@ -24,7 +24,6 @@ pub struct Backlog {
 
 impl Backlog {
     /// With room for this many bytes.
-    #[must_use]
     pub fn new(metrics: &Metrics, most: usize) -> Arc<Self> {
         Arc::new(Self {
             bytes: metrics.backlog_bytes.clone(),

@@ -39,7 +39,6 @@ impl CredentialSlot {
     }
 
     /// The one it is now.
-    #[must_use]
     pub fn get(&self) -> Option<CredentialId> {
         CredentialId::from_bits(self.0.load(Ordering::Relaxed))
     }
@@ -58,7 +57,6 @@ pub struct Registry {
 
 impl Registry {
     /// Adds a connection; it stays until the registration is dropped.
-    #[must_use]
     pub fn register(self: &Arc<Self>, user: UserId, handle: Arc<ConnectionHandle>) -> Registration {
         match self.users.entry(user.clone()) {
             Entry::Occupied(mut entry) => entry.get_mut().push(Arc::clone(&handle)),
@@ -96,31 +94,26 @@ impl Registry {
     }
 
     /// How many connections a user has here.
-    #[must_use]
     pub fn connections_of(&self, user: &str) -> usize {
         self.users.get(user).map_or(0, |handles| handles.len())
     }
 
     /// Every connection.
-    #[must_use]
     pub fn handles(&self) -> Vec<Arc<ConnectionHandle>> {
         self.users.iter().flat_map(|entry| entry.value().clone()).collect()
     }
 
     /// Every user.
-    #[must_use]
     pub fn user_ids(&self) -> Vec<UserId> {
         self.users.iter().map(|entry| entry.key().clone()).collect()
     }
 
     /// How many connections there are.
-    #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
     /// How many users have one.
-    #[must_use]
     pub fn users(&self) -> usize {
         self.users.len()
     }
@@ -132,7 +125,6 @@ impl Registry {
 
     /// The users to look at again. CatchUp-triggered: it says that something changed, [`Registry::connections_of`] says
     /// to what.
-    #[must_use]
     pub fn take_changes(&self) -> HashSet<UserId, RandomState> {
         std::mem::take(&mut *self.changed.lock())
     }
@@ -148,7 +140,6 @@ pub struct Registration {
 
 impl Registration {
     /// Whose connection it is.
-    #[must_use]
     pub fn user(&self) -> &UserId {
         &self.user
     }

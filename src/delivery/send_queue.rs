@@ -87,7 +87,6 @@ pub struct SendQueue {
 
 impl SendQueue {
     /// An empty outbox on this socket. What waits in it counts in the backlog.
-    #[must_use]
     pub fn new(socket: Socket, backlog: Arc<Backlog>) -> Self {
         let state = State {
             queue: SmallVec::new(),

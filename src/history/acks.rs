@@ -37,7 +37,6 @@ type Device = (UserId, String);
 
 impl Acks {
     /// Nothing waits.
-    #[must_use]
     pub fn new(store: Arc<HistoryStore>, metrics: Arc<Metrics>) -> Self {
         Self { store, metrics, waiting: Mutex::default(), drops: LogRate::new() }
     }

@@ -67,7 +67,6 @@ pub struct History {
 
 impl History {
     /// Reads for clients whose queues have this bound: what is read at once is half of it.
-    #[must_use]
     pub fn new(
         store: Arc<HistoryStore>,
         backplane: Backplane,

@@ -32,7 +32,6 @@ pub enum InboundViolation {
 
 impl InboundViolation {
     /// The label in metrics: the key under `limits.` that set the limit.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Frames => "inbound_frames_per_second",
@@ -68,7 +67,6 @@ enum Part {
 
 impl InboundLimiter {
     /// A full burst may come.
-    #[must_use]
     pub fn new(limits: &config::Limits) -> Self {
         let frames = Bucket::new(limits.inbound_frames_per_second, FRAMES_BURST, 0);
         // Two messages of the largest size may come at once, whatever the rate.

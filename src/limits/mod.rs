@@ -44,7 +44,6 @@ pub enum Limit {
 
 impl Limit {
     /// Its key under `limits.`; also its label in metrics, and its code in errors.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Connections => "max_connections",
@@ -142,7 +141,6 @@ impl Common {
 
 impl Limiter {
     /// With nothing counted yet.
-    #[must_use]
     pub fn new(config: &Config, backplane: &Backplane, metrics: &Arc<Metrics>) -> Self {
         let fleet = backplane
             .redis()

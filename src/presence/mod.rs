@@ -69,7 +69,6 @@ struct Incarnation {
 
 impl Presence {
     /// Nobody is held yet.
-    #[must_use]
     pub fn new(
         config: &config::Presence,
         instance: InstanceId,

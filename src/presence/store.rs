@@ -124,7 +124,6 @@ pub struct LiveInstance {
 }
 
 /// What comes before the incarnation's own part in its name.
-#[must_use]
 pub(super) fn instance_of(incarnation: &str) -> &str {
     incarnation.split_once('-').map_or(incarnation, |(instance, _)| instance)
 }
@@ -135,7 +134,7 @@ pub enum PresenceStore {
     /// In this process.
     Memory(MemoryPresence),
     /// In Redis.
-    Redis(RedisPresence),
+    Redis(Box<RedisPresence>),
 }
 
 impl PresenceStore {
@@ -143,7 +142,9 @@ impl PresenceStore {
     pub fn new(config: &config::Presence, backplane: &Backplane) -> Arc<Self> {
         Arc::new(match backplane {
             Backplane::Memory(_) => Self::Memory(MemoryPresence::new(config.offline_delay)),
-            Backplane::Redis(backplane) => Self::Redis(RedisPresence::new(Arc::clone(backplane.redis()), config)),
+            Backplane::Redis(backplane) => {
+                Self::Redis(RedisPresence::new(Arc::clone(backplane.redis()), config).into())
+            }
         })
     }
 

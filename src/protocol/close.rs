@@ -57,7 +57,6 @@ pub enum Close {
 
 impl Close {
     /// The close code on the wire.
-    #[must_use]
     pub fn code(self) -> u16 {
         match self {
             Self::Normal => 1000,
@@ -83,7 +82,6 @@ impl Close {
     }
 
     /// What the client's developer reads beside the code; at most 123 bytes, as RFC 6455 asks.
-    #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
             Self::Normal => "goodbye",

@@ -142,7 +142,6 @@ impl Command {
     }
 
     /// What disconnects a user, as it is published.
-    #[must_use]
     pub fn disconnect(user: &UserId) -> String {
         let body = Disconnect { user: user.to_string(), connection: None };
         serde_json::json!({ "disconnect": body }).to_string()

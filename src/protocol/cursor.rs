@@ -33,7 +33,6 @@ pub enum Continuity {
 
 impl Cursor {
     /// What a client that is here should do about the event at `event`.
-    #[must_use]
     pub fn followed_by(&self, event: &Self) -> Continuity {
         // In another epoch nobody knows what this one had at its end.
         if event.epoch != self.epoch {
@@ -50,13 +49,11 @@ impl Cursor {
     }
 
     /// Whether something is stored that a client here does not have, where the newest stored is at `newest`.
-    #[must_use]
     pub fn is_behind(&self, newest: &Self) -> bool {
         newest.number > 0 && !self.is_same_position(newest) && self.followed_by(newest) != Continuity::Known
     }
 
     /// The same notification, also under another epoch: a client that has it has lost nothing.
-    #[must_use]
     pub fn is_same_position(&self, other: &Self) -> bool {
         (self.ms, self.number) == (other.ms, other.number)
     }

@@ -19,13 +19,11 @@ pub enum Dialect {
 
 impl Dialect {
     /// Whether the client gets `welcome`, `error` and the other frames of `tidings.v1`.
-    #[must_use]
     pub fn has_frames(self) -> bool {
         self != Self::Raw
     }
 
     /// Whether the client answers `{"type":"ping"}`; else it gets WebSocket pings.
-    #[must_use]
     pub fn pings_in_json(self) -> bool {
         self == Self::TidingsV1
     }
@@ -71,7 +69,6 @@ pub struct Encoded<'a> {
 
 impl<'a> Encoded<'a> {
     /// Nothing is encoded yet.
-    #[must_use]
     pub fn new(event: Event<'a>) -> Self {
         Self { event, framed: None, raw: None }
     }
@@ -83,7 +80,6 @@ impl<'a> Encoded<'a> {
     }
 
     /// As [`Encoded::frame`], for the last who asks: a frame for one alone is never counted.
-    #[must_use]
     pub fn last_frame(mut self, dialect: Dialect) -> Bytes {
         let event = self.event;
         self.slot(dialect).take().unwrap_or_else(|| event.encode(dialect))
@@ -96,7 +92,6 @@ impl<'a> Encoded<'a> {
 
 impl Event<'_> {
     /// The whole WebSocket frame for this dialect.
-    #[must_use]
     pub fn encode(self, dialect: Dialect) -> Bytes {
         let Self { name, data, cursor } = self;
         if !dialect.has_frames() {

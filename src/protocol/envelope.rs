@@ -27,7 +27,6 @@ pub struct Envelope<'a> {
 
 impl<'a> Envelope<'a> {
     /// Reads a message that begins with [`ENVELOPE_START`]; none where nobody of ours wrote it.
-    #[must_use]
     pub fn parse(text: &'a str) -> Option<Self> {
         let rest = text.strip_prefix(char::from(ENVELOPE_START))?;
         let (stored, rest) = if rest.starts_with('"') {
@@ -46,7 +45,6 @@ impl<'a> Envelope<'a> {
 }
 
 /// The stamp of an event that is not stored.
-#[must_use]
 pub fn wrap(event: &str, data: &str) -> String {
     // A text always serialises.
     let event = serde_json::to_string(event).unwrap_or_default();
@@ -54,7 +52,6 @@ pub fn wrap(event: &str, data: &str) -> String {
 }
 
 /// The stamp of a stored event, the fleet's `count`th.
-#[must_use]
 pub fn wrap_stored(count: u64, cursor: &Cursor, event: &str, data: &str) -> String {
     let event = serde_json::to_string(event).unwrap_or_default();
     format!("{}{count} {cursor} {event} {data}", char::from(ENVELOPE_START))

@@ -54,7 +54,6 @@ pub enum ServerFrame<'a> {
 
 impl ServerFrame<'_> {
     /// The whole WebSocket frame, ready for the socket.
-    #[must_use]
     pub fn encode(&self) -> Bytes {
         // Nothing in these frames can fail to serialise: no map, no float, no foreign type.
         let json = serde_json::to_vec(self).unwrap_or_default();
@@ -154,7 +153,6 @@ impl ClientFrame {
 }
 
 /// An unmasked, unfragmented WebSocket text frame (RFC 6455, section 5.2) of these parts.
-#[must_use]
 pub fn text_frame(parts: &[&[u8]]) -> Bytes {
     const FIN_TEXT: u8 = 0x81;
     let len: usize = parts.iter().map(|part| part.len()).sum();
@@ -186,7 +184,6 @@ pub fn text_frame(parts: &[&[u8]]) -> Bytes {
 }
 
 /// Whether a text is one JSON value (RFC 8259), whatever its size and depth.
-#[must_use]
 pub fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }

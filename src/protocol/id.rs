@@ -58,7 +58,6 @@ impl UserId {
     }
 
     /// The id as text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -94,7 +93,6 @@ pub struct ConnectionId(u64);
 
 impl ConnectionId {
     /// A fresh random id.
-    #[must_use]
     pub fn random() -> Self {
         Self(fastrand::u64(..))
     }
@@ -113,13 +111,11 @@ pub struct CredentialId(NonZeroU64);
 
 impl CredentialId {
     /// Of the token with this `jti`.
-    #[must_use]
     pub fn of_token(jti: &str) -> Self {
         Self::hash(("jti", jti))
     }
 
     /// Of the session with this id.
-    #[must_use]
     pub fn of_session(id: &str) -> Self {
         Self::hash(("session", id))
     }
@@ -130,13 +126,11 @@ impl CredentialId {
     }
 
     /// For an atomic: 0 is none.
-    #[must_use]
     pub fn to_bits(credential: Option<Self>) -> u64 {
         credential.map_or(0, |id| id.0.get())
     }
 
     /// Back from [`CredentialId::to_bits`].
-    #[must_use]
     pub fn from_bits(bits: u64) -> Option<Self> {
         NonZeroU64::new(bits).map(Self)
     }
@@ -148,13 +142,11 @@ pub struct InstanceId(Arc<str>);
 
 impl InstanceId {
     /// A fresh random id.
-    #[must_use]
     pub fn random() -> Self {
         Self(format!("{:012x}", fastrand::u64(..) >> 16).into())
     }
 
     /// The id as text: 12 hexadecimal digits.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -44,7 +44,6 @@ pub struct Start {
 
 impl Start {
     /// Whether there may be something to recover.
-    #[must_use]
     pub fn resumes(&self) -> bool {
         !matches!(self.resume, None | Some(Resume::Unknown))
     }
@@ -63,7 +62,6 @@ impl Start {
     }
 
     /// The device's name.
-    #[must_use]
     pub fn device(&self) -> &str {
         self.device.as_deref().unwrap_or(DEFAULT_DEVICE)
     }

@@ -58,7 +58,6 @@ pub struct RevocationList {
 
 impl RevocationList {
     /// Obeys nothing yet.
-    #[must_use]
     pub fn new(
         registry: Arc<Registry>,
         revocations: Arc<Revocations>,
@@ -117,7 +116,6 @@ impl RevocationList {
     }
 
     /// Why this instance may let a revoked token in; `None` while it does not.
-    #[must_use]
     pub fn not_ready(&self) -> Option<String> {
         let behind = *self.subscriptions.borrow() != self.answered_since.load(Ordering::Relaxed);
         behind.then(|| "the revoked tokens have not been read yet".to_owned())

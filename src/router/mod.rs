@@ -56,7 +56,6 @@ impl DropReason {
 
 impl Router {
     /// Routes to the connections of this registry.
-    #[must_use]
     pub fn new(
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,

@@ -64,7 +64,6 @@ impl Listener {
     }
 
     /// The same for browsers: it turns them away before file descriptors run out, and may stand behind a TCP proxy.
-    #[must_use]
     pub fn public(self, proxy_protocol: bool) -> Self {
         Self { browsers: Some(Browsers { proxy_protocol, threshold: Threshold::now() }), ..self }
     }

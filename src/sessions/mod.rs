@@ -74,7 +74,6 @@ pub struct Sessions {
 
 impl Sessions {
     /// `None` where no secret for them is configured.
-    #[must_use]
     pub fn new(config: &Config, backplane: &Backplane, registry: Arc<Registry>, metrics: Arc<Metrics>) -> Option<Self> {
         let sessions = config.auth.sessions.as_ref()?;
         Some(Self {

@@ -52,11 +52,10 @@ impl ProcessUsage {
     }
 }
 
-/// Without `/proc`, `--server-pid` is an error.
 #[cfg(not(target_os = "linux"))]
 impl ProcessUsage {
     pub(crate) fn read(_: u32) -> Result<Self> {
-        Err(Error::new(ErrorKind::Unsupported, "the usage of a process is read on Linux only"))
+        Err(ErrorKind::Unsupported.into())
     }
 }
 

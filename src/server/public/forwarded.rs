@@ -17,7 +17,6 @@ const X_FORWARDED_FOR: &str = "x-forwarded-for";
 struct Malformed;
 
 /// The client's address, given the other end of the socket.
-#[must_use]
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.to_canonical();
     if !is_trusted(peer, trusted) {
