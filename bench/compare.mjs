@@ -31,7 +31,7 @@ try {
   for (let repeat = 0; repeat < Number(values.repeats); repeat += 1) {
     for (let turn = 0; turn < ways.length; turn += 1) {
       const way = ways[(turn + repeat) % ways.length];
-      for (const session of sessionsOf(values.only)) {
+      for (const session of sessionsOf([values.only])) {
         const pinned = session.pinned && !values.unpinned;
         const measured = await measure({ ...session, pinned }, 'tidings', { env: way.env });
         way.lines.push(...measured.map(({ line }) => line));

@@ -1,6 +1,6 @@
 // Runs every benchmark: builds, measures, and writes docs/benchmarks.
 //
-// usage: node bench/run.mjs [--repeats N] [--only SCENARIO] [--quick] [--render]
+// usage: node bench/run.mjs [--repeats N] [--only SCENARIO,…] [--quick] [--render]
 //   --quick   1,000 connections, short runs, one repeat: a smoke test; writes to target/bench-quick
 //   --render  renders the page from the raw lines, without measuring
 
@@ -38,8 +38,9 @@ function options() {
   const repeats = Number(values.repeats ?? (values.quick ? 1 : 5));
   if (!Number.isInteger(repeats) || repeats < 1) throw new Error('--repeats must be a whole number, at least 1');
   const names = scenarios.map(({ name }) => name);
-  if (values.only && !names.includes(values.only)) throw new Error(`--only must be one of ${names.join(', ')}`);
-  return { ...values, repeats, folder: values.quick ? 'target/bench-quick' : 'docs/benchmarks' };
+  const only = values.only?.split(',');
+  if (only?.some((name) => !names.includes(name))) throw new Error(`--only takes a list of ${names.join(', ')}`);
+  return { ...values, only, repeats, folder: values.quick ? 'target/bench-quick' : 'docs/benchmarks' };
 }
 
 function prepare() {

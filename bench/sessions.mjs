@@ -97,17 +97,17 @@ export const sessions = [
   },
 ];
 
-// The sessions of a scenario, reduced to its phases.
+// The sessions of some scenarios, reduced to their phases.
 export function sessionsOf(only) {
   const cut = sessions.map((session) => {
-    return { ...session, phases: session.phases.filter(({ scenario }) => !only || scenario === only) };
+    return { ...session, phases: session.phases.filter(({ scenario }) => !only || only.includes(scenario)) };
   });
   return cut.filter(({ phases }) => phases.length > 0);
 }
 
 // The rows of a scenario: a server, and its variant, if any.
 export function rowsOf({ name }) {
-  return sessionsOf(name).flatMap(({ servers, pinned, phases }) =>
+  return sessionsOf([name]).flatMap(({ servers, pinned, phases }) =>
     phases.flatMap(({ variant = '' }) => servers.map((server) => ({ server, variant, pinned }))),
   );
 }
