@@ -1,4 +1,4 @@
-//! Who may connect with a token: the verifier and the revocations together.
+//! Token authentication: the verifier and the revocations together.
 
 use std::sync::Arc;
 
@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use super::{Identity, Jwks, Revocations, TokenError, Verifier};
 
-/// Verifies tokens, and refuses revoked ones.
 #[derive(Debug)]
 pub struct Authenticator {
     verifier: Verifier,
@@ -14,20 +13,16 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Combines the two.
     pub fn new(verifier: Verifier, revocations: Arc<Revocations>) -> Self {
         Self { verifier, revocations }
     }
 
-    /// Verifies a token, which may wait for keys.
-    ///
-    /// # Errors
-    /// [`TokenError`], worded for the client's developer.
+    /// Verifies a token; may wait for the key set.
     pub async fn authenticate(&self, token: &str) -> Result<Identity, TokenError> {
         self.unless_revoked(self.verifier.verify(token).await)
     }
 
-    /// As [`Authenticator::authenticate`]; `None` where that would have to wait for keys.
+    /// Verifies a token without waiting; `None` if [`Authenticator::authenticate`] would wait for the key set.
     pub fn authenticate_now(&self, token: &str) -> Option<Result<Identity, TokenError>> {
         self.verifier.verify_now(token).map(|verified| self.unless_revoked(verified))
     }
@@ -37,22 +32,20 @@ impl Authenticator {
         if self.is_revoked(&identity) { Err(TokenError::Revoked) } else { Ok(identity) }
     }
 
-    /// Whether the token of a connection is revoked by now.
     pub fn is_revoked(&self, identity: &Identity) -> bool {
         self.revocations.refuses(identity)
     }
 
-    /// When a connection of this identity has to end, leeway included.
+    /// When a connection of this identity must close, leeway included.
     pub fn ends_at(&self, identity: &Identity) -> Option<Instant> {
         self.verifier.ends_at(identity)
     }
 
-    /// The key set that has to be kept fresh, if there is one.
+    /// The key set that a background task must refresh, if one is configured.
     pub fn jwks(&self) -> Option<&Arc<Jwks>> {
         self.verifier.jwks()
     }
 
-    /// The revocations in force.
     pub fn revocations(&self) -> &Arc<Revocations> {
         &self.revocations
     }

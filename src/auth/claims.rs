@@ -1,4 +1,4 @@
-//! The claims of a token (RFC 7519, section 4), read in one pass without copying any.
+//! The claims of a token (RFC 7519, section 4), parsed in one pass without copying.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The claims that are looked at, as they are written. One that is there twice is refused: two readers could differ.
+/// The claims that are checked, as raw JSON. A duplicate is refused, because two parsers could pick different values.
 #[derive(Debug, Default)]
 pub(super) struct Claims<'a> {
-    /// The configured user claim.
+    /// The claim that `auth.user_claim` names.
     pub(super) user: Option<&'a RawValue>,
     pub(super) exp: Option<&'a RawValue>,
     pub(super) nbf: Option<&'a RawValue>,
@@ -20,7 +20,7 @@ pub(super) struct Claims<'a> {
 }
 
 impl<'a> Claims<'a> {
-    /// Reads a JSON object; `None` where the bytes are none.
+    /// Returns `None` if the bytes are not a JSON object, or repeat a claim.
     pub(super) fn parse(bytes: &'a [u8], user_claim: &str) -> Option<Self> {
         let mut json = serde_json::Deserializer::from_str(std::str::from_utf8(bytes).ok()?);
         let claims = Object { user_claim }.deserialize(&mut json).ok()?;
@@ -76,7 +76,7 @@ impl<'de> Visitor<'de> for Object<'_> {
                 }
             };
             if slot.replace(map.next_value()?).is_some() {
-                return Err(A::Error::custom("a claim is there twice"));
+                return Err(A::Error::custom("duplicate claim"));
             }
         }
         Ok(claims)
@@ -113,14 +113,13 @@ impl Visitor<'_> for ClaimName<'_> {
     }
 }
 
-/// A string.
 pub(super) fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
     serde_json::from_str(raw.get()).ok().map(|Text(text)| text)
 }
 
-/// The text of a string, or of an integer of any size as it was written.
+/// A string, or an integer of any size as its digits.
 pub(super) fn text_or_integer(raw: &RawValue) -> Option<Cow<'_, str>> {
     let digits = raw.get().strip_prefix('-').unwrap_or(raw.get());
     if digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -129,12 +128,12 @@ pub(super) fn text_or_integer(raw: &RawValue) -> Option<Cow<'_, str>> {
     text(raw)
 }
 
-/// A list of strings, or one alone.
+/// A list of strings, or a single string as a list of one.
 pub(super) fn texts(raw: &RawValue) -> Option<Vec<String>> {
     text(raw).map(|one| vec![one.into_owned()]).or_else(|| serde_json::from_str(raw.get()).ok())
 }
 
-/// Seconds since 1970, a fraction cut off. What lies before, or does not fit, is none.
+/// Seconds since 1970, truncated; `None` for a negative number or one that does not fit.
 pub(super) fn seconds(raw: &RawValue) -> Option<u64> {
     const END: f64 = 18_446_744_073_709_551_616.0;
     let fraction = || {

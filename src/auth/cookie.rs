@@ -1,11 +1,11 @@
-//! Cookies of a request (RFC 6265, section 4.2), read as Express reads them, so that both see the same value.
+//! Cookies of a request (RFC 6265, section 4.2), parsed as Express parses them, so that both read the same value.
 
 use axum::http::HeaderMap;
 use axum::http::header::COOKIE;
 
-/// The first cookie of this name. One that is empty was deleted.
+/// The first cookie with this name; `None` if its value is empty, which means deleted.
 pub fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
-    // Several headers are one list: HTTP/2 splits it (RFC 9113, section 8.2.3).
+    // Several headers form one list: HTTP/2 may split it (RFC 9113, section 8.2.3).
     let lists = headers.get_all(COOKIE).into_iter().filter_map(|list| str::from_utf8(list.as_bytes()).ok());
     let mut pairs = lists.flat_map(|list| list.split(';')).filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(given, _)| trim(given) == name)?;
@@ -18,7 +18,7 @@ fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t'])
 }
 
-/// As `decodeURIComponent` does: `None` where it would throw.
+/// Like `decodeURIComponent`; `None` where that throws.
 fn decode(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
@@ -57,7 +57,7 @@ mod tests {
             assert_eq!(find(&[list], other), None, "{other}");
         }
         assert_eq!(find(&["a=1", "b=2"], "b").unwrap(), "2");
-        assert_eq!(find(&["a=; a=2"], "a"), None, "the first counts, and it was deleted");
+        assert_eq!(find(&["a=; a=2"], "a"), None, "the first one counts, and it is deleted");
         assert_eq!(find(&[], "a"), None);
     }
 
@@ -68,7 +68,7 @@ mod tests {
         }
     }
 
-    /// As `encodeURIComponent` does.
+    /// Like `encodeURIComponent`.
     fn encode(text: &str) -> String {
         let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.!~*'()".contains(&byte);
         text.bytes().map(|b| if kept(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()

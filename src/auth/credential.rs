@@ -1,4 +1,4 @@
-//! Where a handshake may carry its token or session, and in which order the places are looked at.
+//! Finds the token or session of a handshake.
 
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
@@ -6,29 +6,27 @@ use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use super::cookie::cookie;
 use crate::config::Auth;
 
-/// The subprotocol that the server selects where it was offered.
+/// The subprotocol that the server selects if the client offers it.
 pub const OFFERED_PROTOCOL: &str = "tidings.v1";
 
 const BEARER_ENTRY: &str = "bearer.";
 
-/// What a handshake says about who is there.
+/// The credential of a handshake, not yet verified.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Credential {
-    /// A token, not yet verified.
     Token(String),
-    /// A token in the configured cookie, which a browser sends from any page: the Origin decides, too.
+    /// A token in the configured cookie. A browser sends cookies from any page, so the Origin must be checked too.
     TokenCookie(String),
-    /// The value of the session cookie, not yet verified; as above.
+    /// The value of the session cookie; its Origin must be checked too.
     SessionCookie(String),
-    /// A token in the query, which is not configured to be looked at.
+    /// A token in the query although `auth.query_token` is off.
     QueryNotAllowed,
-    /// Nothing: a `hello` must follow.
+    /// No credential: a `hello` must follow.
     Hello,
 }
 
 impl Credential {
-    /// Looks at `Authorization`, the offered subprotocols, the session cookie, the token cookie, and the query: the first
-    /// that is present decides.
+    /// Returns the first of `Authorization`, the offered subprotocols, the session cookie, the token cookie and the query.
     pub fn find(headers: &HeaderMap, query_token: Option<String>, config: &Auth) -> Self {
         if let Some(token) = bearer(headers) {
             return Self::Token(token);
@@ -51,12 +49,11 @@ impl Credential {
     }
 }
 
-/// Whether the client offers `tidings.v1`.
 pub fn offers_tidings_v1(headers: &HeaderMap) -> bool {
     protocols(headers).any(|entry| entry == OFFERED_PROTOCOL)
 }
 
-/// The token of `Authorization: Bearer`, which may be empty; other schemes are a proxy's affair.
+/// The token of `Authorization: Bearer`, possibly empty. Other schemes are ignored: a proxy may use them.
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(AUTHORIZATION)?.as_bytes();
     let scheme = value.get(..6)?;
@@ -90,7 +87,7 @@ mod tests {
         Config::load(Layers { flags, ..Layers::default() }).unwrap().auth
     }
 
-    /// What is found with a token in the query, too.
+    /// Finds a credential in a request whose query has a token.
     fn find(headers: &HeaderMap, flags: &[(&str, &str)]) -> Credential {
         Credential::find(headers, Some("c".into()), &config(flags))
     }

@@ -1,4 +1,4 @@
-//! Key sets as issuers publish them (RFC 7517, RFC 7518 section 6, RFC 8037).
+//! JSON Web Key Sets (RFC 7517, RFC 7518 section 6, RFC 8037).
 
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::RsaPublicKeyComponents;
@@ -16,7 +16,7 @@ struct Document<'a> {
     keys: Vec<&'a RawValue>,
 }
 
-/// One key. Its `alg` is read here, since to the library ES512 is as unknown as a name that somebody made up.
+/// One key. `alg` is parsed here because the library does not know ES512.
 #[derive(Debug, Deserialize)]
 struct Entry {
     alg: Option<Algorithm>,
@@ -24,8 +24,8 @@ struct Entry {
     jwk: Jwk,
 }
 
-/// The keys of a set that verify tokens, and how many others it has: for encryption, of unknown kinds, shared secrets
-/// (which have no business in public), beyond the bound. `None` where the text is no key set.
+/// The keys of a set that verify tokens, and the number of skipped ones: for encryption, of unknown types, shared secrets
+/// (which must not be public), or beyond [`MAX_KEYS`]. `None` if the text is not a key set.
 pub(super) fn parse_set(text: &[u8]) -> Option<(Vec<Key>, usize)> {
     let document: Document<'_> = serde_json::from_slice(text).ok()?;
     let usable = document.keys.iter().filter_map(|raw| keys(&serde_json::from_str(raw.get()).ok()?));
@@ -34,7 +34,7 @@ pub(super) fn parse_set(text: &[u8]) -> Option<(Vec<Key>, usize)> {
     Some((usable.into_iter().flatten().collect(), skipped))
 }
 
-/// One key as it serves each of its algorithms; its own `alg` and `use` narrow them.
+/// One key per algorithm that it supports; its `alg` and `use` restrict them.
 fn keys(Entry { alg, jwk }: &Entry) -> Option<Vec<Key>> {
     let for_signatures = jwk.common.public_key_use.as_ref().is_none_or(|purpose| *purpose == PublicKeyUse::Signature)
         && jwk.common.key_operations.as_ref().is_none_or(|operations| operations.contains(&KeyOperations::Verify));
@@ -42,10 +42,10 @@ fn keys(Entry { alg, jwk }: &Entry) -> Option<Vec<Key>> {
         return None;
     }
     let bytes = |text: &str| BASE64_URL_SAFE_NO_PAD.decode(text).ok();
-    // Not by the library's own conversion, which checks neither the sizes of coordinates nor that of a modulus.
+    // The library's own conversion checks neither the size of coordinates nor that of a modulus.
     let mut keys = match &jwk.algorithm {
         AlgorithmParameters::RSA(rsa) => {
-            // Some issuers write a leading zero, as for a signed number.
+            // Some issuers write a leading zero, as in a signed number.
             let number = |text| bytes(text).map(|bytes| bytes.into_iter().skip_while(|byte| *byte == 0).collect());
             let components: RsaPublicKeyComponents<Vec<u8>> =
                 RsaPublicKeyComponents { n: number(&rsa.n)?, e: number(&rsa.e)? };
@@ -81,7 +81,7 @@ fn point(x: &[u8], y: &[u8], size: usize) -> Option<Vec<u8>> {
 mod tests {
     use super::parse_set;
 
-    /// How many keys a set serves with that has one key, of these members.
+    /// The number of usable keys in a set of one key with these members.
     fn served(members: &str) -> usize {
         parse_set(format!("{{\"keys\":[{{{members}}}]}}").as_bytes()).unwrap().0.len()
     }

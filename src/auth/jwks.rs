@@ -1,6 +1,6 @@
-//! The key set of an issuer, fetched from the one configured URL and kept fresh in the background.
+//! The key set of an issuer, fetched from `auth.jwks_url` and refreshed in the background.
 //!
-//! One task fetches, so there is never more than one fetch under way; everybody else looks at what it last got.
+//! One task fetches, so at most one fetch is in progress; verification reads the last set.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -19,40 +19,40 @@ use crate::config::ConfigError;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 
-/// For a whole fetch, and so for whoever waits for one.
+/// For a whole fetch, and thus for a token that waits for it.
 const FETCH_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Far more than a set of [`super::key::MAX_KEYS`] keys needs.
+/// Far larger than a set of [`super::key::MAX_KEYS`] keys.
 const MAX_BODY: usize = 64 * 1024;
 
-/// How old a set gets; each time up to a fifth less, so that instances do not fetch in step.
+/// Maximum age of a set, shortened at random by up to a fifth, so that instances do not fetch in step.
 const TTL: Duration = Duration::from_secs(10 * 60);
 
-/// Between two fetches that tokens with an unknown `kid` cause: anybody can make such tokens up. It is also for how
-/// long an unknown `kid` is known to be unknown.
-const ASK_EVERY: Duration = Duration::from_secs(30);
+/// Between two fetches that tokens with an unknown `kid` cause, because anyone can forge such tokens. Until the next fetch,
+/// an unknown `kid` is refused.
+const MIN_REQUEST_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Ceilings of the delay after a fetch that failed.
+/// Bounds of the delay after a failed fetch.
 const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
-/// Why a fetch brought no key set.
+/// Why a fetch failed.
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
-    #[error("no answer: {0}")]
+    #[error("no response: {0}")]
     Unreachable(String),
-    #[error("no answer within {FETCH_DEADLINE:?}")]
+    #[error("no response within {FETCH_DEADLINE:?}")]
     Timeout,
-    #[error("the answer is {0}, not 200; redirects are not followed")]
+    #[error("the response status is {0}, not 200; redirects are not followed")]
     Status(reqwest::StatusCode),
-    #[error("the answer is larger than {MAX_BODY} bytes")]
+    #[error("the response is larger than {MAX_BODY} bytes")]
     TooLarge,
-    #[error("the answer is no key set")]
+    #[error("the response is not a key set")]
     Malformed,
 }
 
 impl From<reqwest::Error> for FetchError {
     fn from(error: reqwest::Error) -> Self {
-        // The URL may have a query that is nobody's business; the innermost cause says what happened.
+        // The URL may have a secret in its query; the innermost cause is the most specific one.
         let error = error.without_url();
         let mut cause: &dyn Error = &error;
         while let Some(inner) = cause.source() {
@@ -76,15 +76,15 @@ impl FetchError {
 
 #[derive(Debug)]
 struct State {
-    /// The last set that was had; none yet, at first.
+    /// The last set; none before the first successful fetch.
     keys: Option<Arc<[Key]>>,
-    /// A fetch is under way, or asked for.
+    /// A fetch is in progress or requested.
     fetching: bool,
-    /// When an unknown `kid` last asked for one.
-    asked_at: Option<Instant>,
+    /// When an unknown `kid` last requested a fetch.
+    requested_at: Option<Instant>,
 }
 
-/// A key set, as it was last fetched.
+/// The last fetched key set.
 #[derive(Debug)]
 pub struct Jwks {
     client: Client,
@@ -93,44 +93,43 @@ pub struct Jwks {
 }
 
 impl Jwks {
-    /// Fetches nothing yet; whoever needs a key before the first fetch waits for it.
+    /// Fetches nothing yet; a token that needs a key waits for the first fetch.
     pub(super) fn new(url: &Url) -> Result<Arc<Self>, ConfigError> {
         let client = Client::builder().no_proxy().redirect(Policy::none()).pool_max_idle_per_host(0).build();
         let client = client.map_err(|error| ConfigError::new(format!("auth.jwks_url: no HTTP client: {error}")))?;
-        let state = watch::Sender::new(State { keys: None, fetching: true, asked_at: None });
+        let state = watch::Sender::new(State { keys: None, fetching: true, requested_at: None });
         Ok(Arc::new(Self { client, url: url.clone(), state }))
     }
 
-    /// The last set that was had.
     pub(super) fn keys(&self) -> Option<Arc<[Key]>> {
         self.state.borrow().keys.clone()
     }
 
-    /// For a token whose key is not in the set: whether [`Jwks::fetched`] may bring it. Asks for a fetch where none is
-    /// under way, but not too often; a fetch that failed is repeated at the task's own pace, whoever asks.
-    pub(super) fn ask(&self) -> bool {
+    /// Requests a fetch for a token whose key is not in the set, at most once per interval; returns whether
+    /// [`Jwks::fetched`] may bring the key. The refresh task alone decides when to retry a failed fetch.
+    pub(super) fn request_fetch(&self) -> bool {
         let mut may_come = false;
         self.state.send_if_modified(|state| {
-            let due = state.asked_at.is_none_or(|at| at.elapsed() >= ASK_EVERY);
-            let ask = !state.fetching && state.keys.is_some() && due;
-            if ask {
-                state.asked_at = Some(Instant::now());
+            let due = state.requested_at.is_none_or(|at| at.elapsed() >= MIN_REQUEST_INTERVAL);
+            let request = !state.fetching && state.keys.is_some() && due;
+            if request {
+                state.requested_at = Some(Instant::now());
                 state.fetching = true;
             }
             may_come = state.fetching;
-            ask
+            request
         });
         may_come
     }
 
-    /// Waits for the end of the fetch that is under way, or asked for.
+    /// Waits until the fetch in progress or requested has ended.
     pub(super) async fn fetched(&self) {
         let mut state = self.state.subscribe();
-        // Whoever waited to the end looks at what there is then.
+        // After a timeout the caller uses the set that is there.
         timeout(FETCH_DEADLINE, state.wait_for(|state| !state.fetching)).await.ok();
     }
 
-    /// Fetches the set at once, then whenever it is old or asked for; ends only by being dropped.
+    /// Fetches the set at once, then whenever it is stale or a fetch is requested. Never returns.
     pub async fn run_refresh(self: Arc<Self>, metrics: Arc<Metrics>) {
         let [base, cap] = RETRY;
         let (mut backoff, failed) = (Backoff::new(base, cap), LogRate::new());
@@ -149,7 +148,7 @@ impl Jwks {
                 && let Some(held_back) = failed.admit()
             {
                 let kept = self.keys().is_some();
-                warn!(%error, kept, held_back, "auth.jwks_url gave no key set");
+                warn!(%error, kept, held_back, "cannot fetch the key set of auth.jwks_url");
             }
             self.state.send_modify(|state| {
                 state.fetching = false;
@@ -165,18 +164,18 @@ impl Jwks {
 
     async fn fetch(&self) -> Result<Arc<[Key]>, FetchError> {
         let request = self.client.get(self.url.clone()).header(header::ACCEPT, "application/json");
-        let mut answer = request.send().await?;
-        if answer.status() != reqwest::StatusCode::OK {
-            return Err(FetchError::Status(answer.status()));
+        let mut response = request.send().await?;
+        if response.status() != reqwest::StatusCode::OK {
+            return Err(FetchError::Status(response.status()));
         }
         let mut body = Vec::new();
-        while let Some(part) = answer.chunk().await? {
+        while let Some(part) = response.chunk().await? {
             if body.len() + part.len() > MAX_BODY {
                 return Err(FetchError::TooLarge);
             }
             body.extend_from_slice(&part);
         }
-        // The issuer's word counts: a set without a usable key lets nobody in.
+        // The issuer decides: a set without a usable key replaces the last one, and every token is refused.
         let (keys, skipped) = parse_set(&body).ok_or(FetchError::Malformed)?;
         if keys.is_empty() {
             warn!(skipped, "the key set has no key that verifies tokens");
@@ -211,31 +210,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn unknown_kids_ask_for_one_fetch_in_thirty_seconds_and_for_none_before_the_first_set() {
+    async fn unknown_kids_request_one_fetch_in_thirty_seconds_and_none_before_the_first_set() {
         let jwks = jwks("https://issuer.example/");
-        assert!(jwks.ask(), "the first fetch is on its way");
+        assert!(jwks.request_fetch(), "the first fetch is in progress");
         fetched(&jwks, None);
-        assert!(!jwks.ask(), "that failed, and is repeated soon");
+        assert!(!jwks.request_fetch(), "the task retries the failed fetch");
         fetched(&jwks, Some(Arc::new([])));
 
-        assert!(jwks.ask() && jwks.state.borrow().fetching);
-        assert!(jwks.ask(), "that one may bring it");
+        assert!(jwks.request_fetch() && jwks.state.borrow().fetching);
+        assert!(jwks.request_fetch(), "the requested fetch may bring the key");
         fetched(&jwks, None);
-        assert!(!jwks.ask());
-        advance(ASK_EVERY - SECOND).await;
-        assert!(!jwks.ask() && !jwks.state.borrow().fetching);
+        assert!(!jwks.request_fetch());
+        advance(MIN_REQUEST_INTERVAL - SECOND).await;
+        assert!(!jwks.request_fetch() && !jwks.state.borrow().fetching);
         advance(SECOND).await;
-        assert!(jwks.ask() && jwks.state.borrow().fetching);
+        assert!(jwks.request_fetch() && jwks.state.borrow().fetching);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_longer_than_a_fetch_may_take() {
+    async fn a_token_waits_no_longer_than_a_fetch_may_take() {
         let begun = Instant::now();
         jwks("https://issuer.example/").fetched().await;
         assert_eq!(begun.elapsed(), FETCH_DEADLINE);
     }
 
-    /// Moves the clock of whatever sleeps; sockets go by real time.
+    /// Advances the clock of timers; sockets use real time.
     async fn skip(time: Duration) {
         pause();
         advance(time).await;
@@ -243,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_set_is_fetched_anew_before_it_is_older_than_its_ttl() {
+    async fn the_set_is_fetched_again_before_it_is_older_than_its_ttl() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let jwks = jwks(&format!("http://{}/", listener.local_addr().unwrap()));
         let requests = AtomicUsize::new(0);

@@ -1,7 +1,7 @@
 //! JSON Web Tokens (RFC 7519) in the compact form of JWS (RFC 7515).
 //!
-//! Signatures are made and verified by jsonwebtoken. Headers and claims are read here, more strictly than it reads them:
-//! a header for nothing but which of our keys to try, and no claim that is there twice.
+//! jsonwebtoken signs and verifies. Headers and claims are parsed here, more strictly than it does: a header only selects
+//! among the configured keys, and a duplicate claim is refused.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,23 +23,21 @@ use super::key::{Algorithm, Key};
 use crate::config::{Auth, ConfigError, secret_bytes};
 use crate::protocol::{CredentialId, MAX_JTI_BYTES, UserId, UserIdError};
 
-/// Why a token is refused. No text of the token is in it.
+/// Why a token is refused, worded for the client's developer. The message never quotes the token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Over, leeway included.
+    /// Expired, leeway included.
     #[error("the token has expired")]
     Expired,
-    /// Not signed with a key of ours, not a token, or with claims that do not hold.
+    /// Not a token, not signed with a configured key, or with invalid claims.
     #[error("bad token: {0}")]
     Bad(String),
-    /// The user claim is no user id.
     #[error("bad token: its user claim is not a user id: {0}")]
     User(#[from] UserIdError),
-    /// Good, but a backend has revoked it.
     #[error("the token was revoked")]
     Revoked,
-    /// It may be good: the key set that would tell has not been had yet.
-    #[error("the keys to verify the token with cannot be had just now: try again")]
+    /// The key set that may have its key has not been fetched yet.
+    #[error("the keys that verify the token are not available: try again")]
     Unavailable,
 }
 
@@ -49,7 +47,6 @@ impl TokenError {
     }
 }
 
-/// Verifies tokens with the configured keys.
 #[derive(Debug)]
 pub struct Verifier {
     keys: Vec<Key>,
@@ -60,31 +57,28 @@ pub struct Verifier {
     leeway: Duration,
 }
 
-/// What the keys at hand say of a token.
+/// The result of checking a token against the keys at hand.
 enum Verdict {
     Signed,
     Refused(TokenError),
-    /// Its key may be one of a key set that is not at hand.
+    /// Its key may be in a key set that is not at hand.
     UnknownKey,
 }
 
 impl Verifier {
-    /// Takes the keys and the required claims from the configuration, and reads the file of keys.
-    ///
-    /// # Errors
-    /// A [`ConfigError`] that names the key of a file without a usable key.
+    /// Reads `auth.public_key_file`; fails with the configuration key whose value has no usable key.
     pub fn new(auth: &Auth) -> Result<Self, ConfigError> {
         let mut keys = Vec::new();
         let secrets =
             [("auth.hmac_secret", &auth.hmac_secret), ("auth.previous_hmac_secret", &auth.previous_hmac_secret)];
         for (name, secret) in secrets.into_iter().filter_map(|(name, secret)| Some((name, secret.as_ref()?))) {
-            let refuse = |why| ConfigError::new(format!("{name}: {why}: accepted is a text that is not empty"));
+            let refuse = |why| ConfigError::new(format!("{name}: {why}: expected a non-empty string"));
             keys.extend(Key::shared(secret_bytes(secret)).map_err(refuse)?);
         }
         if let Some(path) = &auth.public_key_file {
             let refuse = |why: String| {
                 ConfigError::new(format!(
-                    "auth.public_key_file = {path:?}: {why}: accepted is PEM with public keys (PUBLIC KEY, RSA PUBLIC \
+                    "auth.public_key_file = {path:?}: {why}: expected PEM with public keys (PUBLIC KEY, RSA PUBLIC \
                      KEY) or one CERTIFICATE: RSA of 2048 to 8192 bits, P-256, P-384, P-521 or Ed25519"
                 ))
             };
@@ -101,13 +95,11 @@ impl Verifier {
         })
     }
 
-    /// The key set of the configured URL, which wants to be kept fresh.
     pub fn jwks(&self) -> Option<&Arc<Jwks>> {
         self.jwks.as_ref()
     }
 
-    /// Verifies a token with the keys at hand; `None` where a key set that is on its way must be waited for, which is
-    /// what [`Verifier::verify`] does.
+    /// Verifies a token with the keys at hand; `None` if [`Verifier::verify`] would wait for a fetch of the key set.
     pub fn verify_now(&self, token: &str) -> Option<Result<Identity, TokenError>> {
         let token = match Token::parse(token) {
             Ok(token) => token,
@@ -116,15 +108,12 @@ impl Verifier {
         match self.judge(&token) {
             Verdict::Signed => Some(self.identity(&token)),
             Verdict::Refused(error) => Some(Err(error)),
-            Verdict::UnknownKey if self.jwks.as_ref().is_some_and(|jwks| jwks.ask()) => None,
+            Verdict::UnknownKey if self.jwks.as_ref().is_some_and(|jwks| jwks.request_fetch()) => None,
             Verdict::UnknownKey => Some(Err(self.unknown_key())),
         }
     }
 
-    /// Verifies a token. Only one whose key is not at hand waits, for as long as one fetch may take.
-    ///
-    /// # Errors
-    /// [`TokenError`], worded for the client's developer.
+    /// Verifies a token. If its key is not at hand, waits for one fetch of the key set.
     pub async fn verify(&self, token: &str) -> Result<Identity, TokenError> {
         if let Some(verified) = self.verify_now(token) {
             return verified;
@@ -140,8 +129,8 @@ impl Verifier {
         }
     }
 
-    /// When a connection of this identity must close: its end and the leeway. `None`: never, or in more than a year,
-    /// since the clock cannot hold every moment that a token can name.
+    /// When a connection of this identity must close: its expiry plus the leeway. `None`: never, or in more than a year,
+    /// because the clock cannot represent every expiry that a token can have.
     pub fn ends_at(&self, identity: &Identity) -> Option<Instant> {
         const FAR: Duration = Duration::from_secs(365 * 86_400);
         let left = self.time_left(identity.expires?);
@@ -175,19 +164,19 @@ impl Verifier {
         Verdict::Refused(TokenError::bad(if served {
             "its signature does not match"
         } else {
-            "its algorithm is not one that a configured key serves"
+            "no configured key has its algorithm"
         }))
     }
 
     fn unknown_key(&self) -> TokenError {
-        let had_a_set = self.jwks.as_ref().is_some_and(|jwks| jwks.keys().is_some());
-        if had_a_set { TokenError::bad("its \"kid\" is not in the key set") } else { TokenError::Unavailable }
+        let has_set = self.jwks.as_ref().is_some_and(|jwks| jwks.keys().is_some());
+        if has_set { TokenError::bad("its \"kid\" is not in the key set") } else { TokenError::Unavailable }
     }
 
-    /// What a token says whose signature holds.
+    /// The identity of a token whose signature is verified.
     fn identity(&self, token: &Token<'_>) -> Result<Identity, TokenError> {
         let claims = Claims::parse(token.claims(), &self.user_claim)
-            .ok_or_else(|| TokenError::bad("its claims are no JSON object, or one is there twice"))?;
+            .ok_or_else(|| TokenError::bad("its claims are not a JSON object, or one is duplicated"))?;
         let wrong = |claim: &str| TokenError::Bad(format!("its \"{claim}\" is missing or of the wrong type"));
         let expires = claims.exp.and_then(claims::seconds).ok_or_else(|| wrong("exp"))?;
         if self.time_left(expires).is_zero() {
@@ -195,7 +184,7 @@ impl Verifier {
         }
         let not_before = claims.nbf.map(|nbf| claims::seconds(nbf).ok_or_else(|| wrong("nbf"))).transpose()?;
         if Duration::from_secs(not_before.unwrap_or_default()) > now() + self.leeway {
-            return Err(TokenError::bad("its \"nbf\" lies ahead"));
+            return Err(TokenError::bad("its \"nbf\" is in the future"));
         }
         let issuer = claims.iss.map(|iss| claims::text(iss).ok_or_else(|| wrong("iss"))).transpose()?;
         if let Some(expected) = &self.issuer
@@ -218,11 +207,11 @@ impl Verifier {
     }
 }
 
-/// One that could not be revoked is not let in.
+/// A token whose `jti` is too long to be revoked is refused.
 fn token_id(jti: &RawValue) -> Result<CredentialId, TokenError> {
     match claims::text(jti) {
         Some(jti) if jti.len() <= MAX_JTI_BYTES => Ok(CredentialId::of_token(&jti)),
-        Some(_) => Err(TokenError::Bad(format!("its \"jti\" has more than {MAX_JTI_BYTES} bytes"))),
+        Some(_) => Err(TokenError::Bad(format!("its \"jti\" is longer than {MAX_JTI_BYTES} bytes"))),
         None => Err(TokenError::bad("its \"jti\" is not a string")),
     }
 }
@@ -231,14 +220,14 @@ fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// What is looked at in a header. `jwk`, `jku`, `x5c` and `x5u`, by which a token would bring its own key, are not.
+/// The header fields that count. `jwk`, `jku`, `x5c` and `x5u`, with which a token would supply its own key, are ignored.
 #[derive(Debug, Deserialize)]
 struct Header {
     #[serde(rename = "alg")]
     algorithm: Algorithm,
     #[serde(rename = "kid")]
     key_id: Option<String>,
-    /// Whether something must be understood; nothing is (RFC 7515, section 4.1.11).
+    /// Whether the header demands an extension; none is supported (RFC 7515, section 4.1.11).
     #[serde(rename = "crit", default, deserialize_with = "is_present")]
     critical: bool,
 }
@@ -247,14 +236,14 @@ fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Err
     IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
-/// A token taken apart, nothing of it verified.
+/// A parsed token, not verified.
 struct Token<'a> {
     header: Header,
-    /// What is signed.
+    /// The signed part.
     message: &'a str,
-    /// In base64, as it came.
+    /// In base64url.
     signature: &'a str,
-    /// The decoded header and claims, one after the other.
+    /// The decoded header, followed by the claims.
     decoded: Vec<u8>,
     claims_at: usize,
 }
@@ -263,7 +252,7 @@ impl<'a> Token<'a> {
     fn parse(token: &'a str) -> Result<Self, TokenError> {
         let token = Self::decode(token).ok_or_else(|| TokenError::bad("it is not a JSON Web Token"))?;
         if token.header.critical {
-            return Err(TokenError::bad("its header demands an extension (\"crit\"), and none is known here"));
+            return Err(TokenError::bad("its header demands an extension (\"crit\"), and none is supported"));
         }
         Ok(token)
     }
@@ -272,7 +261,7 @@ impl<'a> Token<'a> {
         let (message, signature) = token.rsplit_once('.')?;
         let (header, claims) = message.split_once('.')?;
         let mut decoded = Vec::with_capacity(message.len());
-        // Strict: no padding, no other alphabet, no stray bits. That leaves no dot either, so there are three parts.
+        // Strict: no padding, no other alphabet, no stray bits, and no dot, so a token has exactly three parts.
         BASE64_URL_SAFE_NO_PAD.decode_vec(header, &mut decoded).ok()?;
         let claims_at = decoded.len();
         let header = serde_json::from_slice(&decoded).ok()?;
@@ -285,10 +274,7 @@ impl<'a> Token<'a> {
     }
 }
 
-/// A token for this user, signed with HS256, as [`Verifier`] with the same configuration accepts it.
-///
-/// # Errors
-/// Those of the library, which has none for such claims and a secret that is not empty.
+/// Signs a token for this user with HS256. Fails only for an empty secret, which the configuration refuses.
 pub fn mint(
     auth: &Auth,
     secret: &SecretString,
@@ -340,7 +326,7 @@ mod tests {
     }
 
     fn check(auth: &Auth, token: &str) -> Result<Identity, TokenError> {
-        Verifier::new(auth).unwrap().verify_now(token).expect("a secret is always at hand")
+        Verifier::new(auth).unwrap().verify_now(token).expect("a secret needs no fetch")
     }
 
     fn now() -> u64 {

@@ -1,7 +1,7 @@
-//! Keys that verify signatures (RFC 7518). Each serves one algorithm; a token can only pick among those that are there.
+//! Keys that verify signatures (RFC 7518). Each verifies one algorithm; a token selects among the configured keys only.
 //!
-//! jsonwebtoken verifies. It takes any bytes for a key and has no ES512, so aws-lc-rs, which is under it, says what a
-//! key is when it is read, and verifies ES512.
+//! jsonwebtoken verifies signatures, but accepts any bytes as a key and lacks ES512. Therefore aws-lc-rs, on which it
+//! builds, validates keys when they are loaded, and verifies ES512.
 
 use aws_lc_rs::rsa::PublicKey as RsaPublicKey;
 use aws_lc_rs::signature::{
@@ -16,27 +16,27 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::{PemObject, SectionKind};
 use tokio_rustls::rustls::server::ParsedCertificate;
 
-/// Most keys of one file or one key set, so that a token has only so many to be tried with.
+/// Keys of one file or one key set, at most: bounds the signatures checked for one token.
 pub(super) const MAX_KEYS: usize = 32;
 
-/// 2048 bits; the library refuses signatures of smaller keys, and we the keys themselves.
+/// 2048 bits. The library refuses signatures of smaller keys; here the keys themselves are refused.
 const LEAST_RSA_BYTES: usize = 256;
 
-/// What PKCS#1 keys are called in PEM.
+/// The PEM label of PKCS#1 keys.
 const RSA_LABEL: &str = "RSA PUBLIC KEY";
 
-/// What a section of PEM is called, where this line begins one.
+/// The label of the PEM section that this line begins.
 fn label(line: &str) -> Option<&str> {
     line.strip_prefix("-----BEGIN ")?.trim_end().strip_suffix("-----")
 }
 
-/// A signature algorithm by its name in JOSE.
+/// A signature algorithm, parsed from its JOSE name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]
 pub(super) enum Algorithm {
     Library(jsonwebtoken::Algorithm),
     Es512,
-    /// Anything else, `none` among it.
+    /// Any other name, including `none`.
     Other,
 }
 
@@ -44,7 +44,7 @@ impl From<String> for Algorithm {
     fn from(name: String) -> Self {
         match name.as_str() {
             "ES512" => Self::Es512,
-            // What RFC 9864 calls EdDSA on the only curve that is served.
+            // RFC 9864's name for EdDSA on the only supported curve.
             "Ed25519" => Self::Library(jsonwebtoken::Algorithm::EdDSA),
             name => name.parse().map_or(Self::Other, Self::Library),
         }
@@ -52,7 +52,7 @@ impl From<String> for Algorithm {
 }
 
 impl Algorithm {
-    /// Whether the verifying key is public, as those of a key set are.
+    /// Whether the verification key is public, as in a key set.
     pub(super) fn is_asymmetric(self) -> bool {
         match self {
             Self::Library(algorithm) => algorithm.family() != AlgorithmFamily::Hmac,
@@ -62,49 +62,49 @@ impl Algorithm {
     }
 }
 
-/// A key parses as one of these curves, or as none.
+/// A key parses on at most one of these curves.
 const EC_CURVES: [(Algorithm, &EcdsaVerificationAlgorithm); 3] = [
     (Algorithm::Library(jsonwebtoken::Algorithm::ES256), &ECDSA_P256_SHA256_FIXED),
     (Algorithm::Library(jsonwebtoken::Algorithm::ES384), &ECDSA_P384_SHA384_FIXED),
     (Algorithm::Es512, &ECDSA_P521_SHA512_FIXED),
 ];
 
-/// Why something is no key to verify with. Nothing of its content is in it.
+/// Why a verification key is refused. The message never quotes the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum KeyError {
-    #[error("it holds a private key, which has no business here")]
+    #[error("it contains a private key: only public keys belong here")]
     Private,
     #[error("its RSA key is shorter than 2048 bits")]
     Weak,
-    #[error("it holds no key of a kind that is known here")]
+    #[error("it has no key of a supported type")]
     Unknown,
-    #[error("it is not PEM, or a damaged one")]
+    #[error("it is not valid PEM")]
     NotPem,
-    #[error("it holds more than one certificate, or one beside other keys")]
+    #[error("it contains several certificates, or a certificate and other keys")]
     Chain,
-    #[error("it holds more than {MAX_KEYS} keys")]
+    #[error("it contains more than {MAX_KEYS} keys")]
     TooMany,
     #[error("it is empty")]
     Empty,
 }
 
-/// A key as it serves one algorithm.
+/// A key for one algorithm.
 #[derive(Debug, Clone)]
 pub(super) struct Key {
     pub(super) algorithm: Algorithm,
-    /// The `kid` that it goes by; without one it is tried for every token of its algorithm.
+    /// Its `kid`; a key without one is tried for every token of its algorithm.
     pub(super) id: Option<String>,
     key: DecodingKey,
 }
 
 impl Key {
-    /// A shared secret, as it serves each HMAC algorithm.
+    /// A shared secret, once per HMAC algorithm.
     pub(super) fn shared(secret: &[u8]) -> Result<Vec<Self>, KeyError> {
         let key = DecodingKey::from_secret(secret).map_err(|_| KeyError::Empty)?;
         Ok(Self::each(&key))
     }
 
-    /// A public key in DER, SPKI (RFC 5280) or PKCS#1 (RFC 8017), as it serves each algorithm of its kind.
+    /// A public key in DER, SPKI (RFC 5280) or PKCS#1 (RFC 8017), once per algorithm of its type.
     pub(super) fn public(der: &[u8]) -> Result<Vec<Self>, KeyError> {
         for (algorithm, curve) in EC_CURVES {
             if ParsedPublicKey::new(curve, der).is_ok() {
@@ -124,7 +124,7 @@ impl Key {
     /// The public keys of a PEM file (RFC 7468): any number of keys, or one certificate.
     pub(super) fn from_pem(text: &[u8]) -> Result<Vec<Self>, KeyError> {
         let text = String::from_utf8_lossy(text);
-        // The reader passes over sections whose label it does not know: the labels are judged here, before it reads.
+        // The parser skips sections with an unknown label, so the labels are checked first.
         let labels: Vec<&str> = text.lines().filter_map(label).collect();
         if labels.is_empty() {
             return Err(KeyError::NotPem);
@@ -135,13 +135,13 @@ impl Key {
         for label in &labels {
             match *label {
                 label if label.ends_with("PRIVATE KEY") => return Err(KeyError::Private),
-                // The keys of a chain's authorities sign certificates, not tokens.
+                // The other keys of a chain sign certificates, not tokens.
                 "CERTIFICATE" if labels.len() > 1 => return Err(KeyError::Chain),
                 "PUBLIC KEY" | RSA_LABEL | "CERTIFICATE" => {}
                 _ => return Err(KeyError::Unknown),
             }
         }
-        // One that it does not know. Whether a key is SPKI or PKCS#1 is seen in the key.
+        // The parser does not know this label. The key's bytes show whether it is SPKI or PKCS#1.
         let text = text.replace(RSA_LABEL, "PUBLIC KEY");
         let sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
         let sections = sections.map_err(|_| KeyError::NotPem)?;
@@ -161,19 +161,19 @@ impl Key {
         Ok(keys)
     }
 
-    /// A key as it serves each algorithm of its family.
+    /// A key, once per algorithm of its family.
     fn each(key: &DecodingKey) -> Vec<Self> {
         let family = key.family();
         let serve = |algorithm: &_| Self { algorithm: Algorithm::Library(*algorithm), id: None, key: key.clone() };
         family.algorithms().iter().map(serve).collect()
     }
 
-    /// Whether a token under this algorithm and `kid` may have been signed with this key.
+    /// Whether a token with this algorithm and `kid` may be signed with this key.
     pub(super) fn serves(&self, algorithm: Algorithm, id: Option<&str>) -> bool {
         self.algorithm == algorithm && self.id.as_deref().is_none_or(|own| id.is_none_or(|id| id == own))
     }
 
-    /// Whether this, in base64, is the key's signature of the message.
+    /// Verifies a signature in base64url.
     pub(super) fn verifies(&self, message: &[u8], signature: &str) -> bool {
         match self.algorithm {
             Algorithm::Library(algorithm) => crypto::verify(signature, message, &self.key, algorithm) == Ok(true),

@@ -1,4 +1,4 @@
-//! Credentials in, identities out.
+//! Authentication: turns the credential of a handshake into an identity.
 
 mod authenticator;
 mod claims;
@@ -25,13 +25,12 @@ pub use session::{MAX_SESSION_BYTES, SessionError, SessionReader};
 
 use crate::protocol::{CredentialId, UserId};
 
-/// Who a verified token or session speaks for, and until when.
+/// The user that a verified token or session authenticates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The user.
     pub user: UserId,
-    /// The end of the token, in seconds since 1970, leeway not included; `None` for a credential without an end.
+    /// The token's expiry in seconds since 1970, without the leeway; `None` for a session.
     pub expires: Option<u64>,
-    /// By what its connections are found again; `None` for a token without a `jti`.
+    /// Finds the connections of a revoked credential; `None` for a token without a `jti`.
     pub credential: Option<CredentialId>,
 }

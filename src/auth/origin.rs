@@ -1,6 +1,5 @@
-//! Which pages may connect (RFC 6454): the browser says where a page is from, and cannot be made to lie about it.
+//! Which pages may connect, by their Origin (RFC 6454). The browser sets it; a page cannot forge it.
 
-/// The configured origins.
 #[derive(Debug, Clone)]
 pub struct OriginPolicy {
     allowed: Vec<String>,
@@ -8,24 +7,24 @@ pub struct OriginPolicy {
 }
 
 impl OriginPolicy {
-    /// `allowed` as in `server.allowed_origins`; with `loopback`, also every origin on this machine, and no other.
+    /// `allowed` is `server.allowed_origins`; `loopback` adds every origin on this machine, and restricts an empty list.
     pub fn new(allowed: &[String], loopback: bool) -> Self {
         Self { allowed: allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect(), loopback }
     }
 
-    /// Whether a page of this origin may use a token. No origin at all is no browser, and so no page.
+    /// Whether a page of this origin may use a token. A request without an Origin is not from a browser and may.
     pub fn allows_token(&self, origin: Option<&str>) -> bool {
         let unrestricted = self.allowed.is_empty() && !self.loopback;
         unrestricted || origin.is_none_or(|origin| self.names(origin))
     }
 
-    /// Whether a page of this origin may use a cookie. A browser sends it along from any page, whoever wrote that: only
-    /// origins that are named may, and what says no origin may not.
+    /// Whether a page of this origin may use a cookie. A browser attaches cookies to requests of any page, so only listed
+    /// origins may, and a request without an Origin may not.
     pub fn allows_cookie(&self, origin: Option<&str>) -> bool {
         origin.is_some_and(|origin| self.names(origin))
     }
 
-    /// Whether this origin is on the list, or of this machine where that is enough.
+    /// Whether this origin is listed, or on this machine if `loopback` is set.
     pub fn names(&self, origin: &str) -> bool {
         let origin = origin.to_ascii_lowercase();
         (self.loopback && is_loopback(&origin)) || self.allowed.iter().any(|pattern| matches(pattern, &origin))
@@ -43,9 +42,7 @@ fn is_loopback(origin: &str) -> bool {
     origin.split_once("://").is_some_and(|(_, host)| is_loopback_host(host))
 }
 
-/// Whether a host, with or without a port, is this machine by its name alone.
-///
-/// A request that was led here by a foreign name (DNS rebinding) has that name in its `Host`.
+/// Whether a host, with or without a port, names this machine. Under DNS rebinding, `Host` has the attacker's name.
 pub(crate) fn is_loopback_host(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),

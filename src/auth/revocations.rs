@@ -1,4 +1,4 @@
-//! Tokens that were revoked before their end.
+//! Tokens that were revoked before they expired.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use parking_lot::Mutex;
 use super::Identity;
 use crate::protocol::{CredentialId, Revocation, unix_seconds};
 
-/// Most revocations that are in force at a time.
+/// Revocations in force at once, at most.
 pub const MAX_REVOCATIONS: usize = 1_000_000;
 
-/// Every revocation in force, each until its own end, and for the leeway beyond it: a token that ends then would be good
-/// again for that while.
+/// The revocations in force. Each stays for the leeway after its end, because a token that expires at that end is accepted
+/// for the leeway too.
 #[derive(Debug)]
 pub struct Revocations {
     in_force: Mutex<HashMap<CredentialId, InForce, RandomState>>,
@@ -23,27 +23,22 @@ pub struct Revocations {
 
 #[derive(Debug)]
 struct InForce {
-    /// For who has lost it.
+    /// Restores the revocation where it was lost.
     jti: Box<str>,
-    /// Seconds since 1970.
     until: u64,
 }
 
-/// There are [`MAX_REVOCATIONS`] already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many revocations are in force")]
 pub struct Full;
 
 impl Revocations {
-    /// None yet. The leeway is that of `auth.leeway`.
+    /// An empty list. `leeway` is `auth.leeway`.
     pub fn new(leeway: Duration) -> Self {
         Self { in_force: Mutex::default(), leeway: leeway.as_secs() + 1, most: MAX_REVOCATIONS }
     }
 
-    /// Puts one into force; gives whether it was not before, or not for as long.
-    ///
-    /// # Errors
-    /// [`Full`]; it is not in force then.
+    /// Puts a revocation into force, or extends it; returns whether that changed anything. On [`Full`] it is not in force.
     pub fn insert(&self, revocation: &Revocation) -> Result<bool, Full> {
         let (token, until) = (CredentialId::of_token(&revocation.jti), revocation.until);
         let now = unix_seconds();
@@ -63,28 +58,26 @@ impl Revocations {
         Ok(true)
     }
 
-    /// The token of each that is in force.
     pub fn tokens(&self) -> Vec<CredentialId> {
         self.in_force.lock().keys().copied().collect()
     }
 
-    /// Those of these tokens that are still in force.
+    /// The revocations of these tokens that are still in force.
     pub fn of(&self, tokens: &[CredentialId]) -> Vec<Revocation> {
         let all = self.in_force.lock();
         let found = tokens.iter().filter_map(|token| all.get(token));
         found.map(|InForce { jti, until }| Revocation { jti: jti.to_string(), until: *until }).collect()
     }
 
-    /// Whether this one must be refused now.
     pub fn refuses(&self, identity: &Identity) -> bool {
         let Some(token) = identity.credential else { return false };
         let all = self.in_force.lock();
         let Some(InForce { until, .. }) = all.get(&token) else { return false };
-        // Revoked up to its end: then also in the leeway after it.
+        // Revoked until it expires, and therefore also during the leeway.
         unix_seconds() < *until || identity.expires.is_some_and(|expires| expires <= *until)
     }
 
-    /// Forgets those that have ended; gives how many are left.
+    /// Removes revocations that have ended; returns how many are left.
     pub fn trim(&self) -> usize {
         let (now, mut all) = (unix_seconds(), self.in_force.lock());
         all.retain(|_, InForce { until, .. }| until.saturating_add(self.leeway) > now);
@@ -93,7 +86,7 @@ impl Revocations {
         left
     }
 
-    /// Revocations of before this moment have ended, leeway included.
+    /// Revocations until before this moment have ended, leeway included.
     pub fn oldest(&self) -> u64 {
         unix_seconds().saturating_sub(self.leeway)
     }
@@ -128,7 +121,10 @@ mod tests {
     fn a_token_revoked_up_to_its_end_is_refused_in_the_leeway_too() {
         let (revocations, now) = (Revocations::new(Duration::from_secs(30)), unix_seconds());
         revocations.insert(&revocation("a", now - 1)).unwrap();
-        assert!(revocations.refuses(&identity(Some("a"), now - 1)), "it ended a second ago, and lives on its leeway");
+        assert!(
+            revocations.refuses(&identity(Some("a"), now - 1)),
+            "it expired a second ago, and the leeway accepts it"
+        );
         assert!(!revocations.refuses(&identity(Some("a"), now + 60)), "the revocation has ended before the token");
         assert_eq!(revocations.trim(), 1);
         assert_eq!(revocations.insert(&revocation("b", now - 32)), Ok(false), "long over");

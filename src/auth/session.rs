@@ -1,4 +1,4 @@
-//! Sessions of an Express application with express-session and connect-redis: whose cookie it is, and what is in Redis.
+//! Sessions of an Express application with express-session and connect-redis: the signed cookie, and its data in Redis.
 
 use std::time::SystemTime;
 
@@ -12,27 +12,23 @@ use time::format_description::well_known::Rfc3339;
 use crate::config::{self, secret_bytes};
 use crate::protocol::UserId;
 
-/// Largest session, in bytes of JSON.
 pub const MAX_SESSION_BYTES: usize = 65_536;
 
-/// Why a session lets nobody in. Neither its id nor its content is in it.
+/// Why a session is refused. The message quotes neither its id nor its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
-    /// The cookie was not made by who has the secret.
     #[error("the session cookie is not signed with the session secret")]
     Signature,
-    /// Logged out, or over.
-    #[error("there is no such session any more")]
+    /// Logged out, or expired.
+    #[error("the session has ended")]
     Ended,
-    /// Something else than a session, or one that is too large to look at.
-    #[error("the session is no JSON object of at most {MAX_SESSION_BYTES} bytes")]
+    #[error("the session is not a JSON object of at most {MAX_SESSION_BYTES} bytes")]
     Malformed,
     /// A visitor who has not logged in.
-    #[error("nobody is logged in: the session has no user at auth.session_user")]
+    #[error("the session has no user at auth.session_user")]
     NoUser,
 }
 
-/// Reads session cookies and sessions as they are configured.
 pub struct SessionReader {
     keys: Vec<hmac::Key>,
     user: Vec<String>,
@@ -45,17 +41,15 @@ impl std::fmt::Debug for SessionReader {
 }
 
 impl SessionReader {
-    /// Takes the secrets, of which each will do, and the user's place.
+    /// A cookie may be signed with any of the configured secrets.
     pub fn new(config: &config::Sessions) -> Self {
         let key = |secret| hmac::Key::new(hmac::HMAC_SHA256, secret_bytes(secret));
         let user = config.user.split('.').map(str::to_owned).collect();
         Self { keys: config.secrets.iter().map(key).collect(), user }
     }
 
-    /// The session's id, from a cookie's value: `s:<id>.<HMAC-SHA256 of the id, as base64 without padding>`.
-    ///
-    /// # Errors
-    /// [`SessionError::Signature`]. The time it takes does not tell how close it was.
+    /// The session's id, from a cookie's value: `s:<id>.<HMAC-SHA256 of the id, as base64 without padding>`. The signature
+    /// is compared in constant time.
     pub fn id<'a>(&self, cookie: &'a str) -> Result<&'a str, SessionError> {
         let signed = cookie.strip_prefix("s:").and_then(|rest| rest.rsplit_once('.'));
         let (id, signature) = signed.filter(|(id, _)| !id.is_empty()).ok_or(SessionError::Signature)?;
@@ -64,11 +58,8 @@ impl SessionReader {
         if self.keys.iter().any(good) { Ok(id) } else { Err(SessionError::Signature) }
     }
 
-    /// Who is logged in. `ends_by_itself`: Redis will end it; then the end in its text may be an old one, since
-    /// connect-redis moves only the key's as long as the session is used.
-    ///
-    /// # Errors
-    /// [`SessionError`], but for a bad signature.
+    /// The user who is logged in. `ends_by_itself`: the Redis key has an expiry. Then the expiry in the JSON is ignored,
+    /// because connect-redis extends only the key's while the session is used.
     pub fn user(&self, json: &[u8], ends_by_itself: bool) -> Result<UserId, SessionError> {
         if json.len() > MAX_SESSION_BYTES {
             return Err(SessionError::Malformed);
@@ -89,7 +80,7 @@ impl SessionReader {
     }
 }
 
-/// Of a moment as JavaScript writes it. One that cannot be read counts as past: nobody is let in on a guess.
+/// Whether a JavaScript date is past. An unreadable one counts as past, so that the session is refused.
 fn is_past(moment: &str) -> bool {
     OffsetDateTime::parse(moment, &Rfc3339).map_or(true, |moment| moment <= OffsetDateTime::from(SystemTime::now()))
 }
