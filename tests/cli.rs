@@ -182,15 +182,15 @@ async fn authorities_that_cannot_be_used_are_refused_before_any_socket_is_opened
         (HIDDEN.to_owned(), "no certificate"),
         (key, "no certificate"),
         (around("AAAA"), "cannot be read"),
-        (around(&format!("{HIDDEN}!")), "no PEM"),
-        (format!("-----BEGIN CERTIFICATE-----\n{HIDDEN}\n"), "no PEM"),
-        (format!("-----BEGIN {HIDDEN}\n"), "no PEM"),
+        (around(&format!("{HIDDEN}!")), "not a PEM"),
+        (format!("-----BEGIN CERTIFICATE-----\n{HIDDEN}\n"), "not a PEM"),
+        (format!("-----BEGIN {HIDDEN}\n"), "not a PEM"),
     ] {
         let file = write(&dir, "authorities.pem", &text);
         let setting = format!("redis.ca_file={file}");
         for command in ["check-config", "serve"] {
             let args = [command, "--listen", &taken, "--redis-url", "rediss://127.0.0.1:1", "--set", &setting];
-            is_refused(&args, &[SECRET_VARIABLE], &["redis.ca_file", &file, why, "accepted is a PEM file"]).await;
+            is_refused(&args, &[SECRET_VARIABLE], &["redis.ca_file", &file, why, "expected a PEM file"]).await;
         }
     }
     // What is found wrong only where it is used is no less a wrong configuration.
@@ -722,7 +722,7 @@ async fn no_token_secret_or_payload_is_ever_logged() {
 async fn every_key_is_in_the_documentation_with_the_default_it_has() {
     let page = include_str!("../docs/configuration.md");
     let refused = run(&["check-config"], &[("TIDINGS_NONSENSE", "1")]).await;
-    let (_, keys) = refused.stderr.split_once("accepted are ").unwrap();
+    let (_, keys) = refused.stderr.split_once("known keys are ").unwrap();
     let keys: Vec<&str> = keys
         .trim()
         .split(", ")

@@ -462,7 +462,7 @@ async fn files_that_cannot_be_used_are_refused_by_key_and_not_shown() {
         (Some(&certificate), Some(&certificate), &[KEY, "no private key"]),
         (Some(&certificate), Some(&no_key), &[KEY, "no-key"]),
         (Some(&certificate), Some(&torn), &[KEY, "no private key"]),
-        (Some(&certificate), Some(&encrypted), &[KEY, "not encrypted"]),
+        (Some(&certificate), Some(&encrypted), &[KEY, "unencrypted"]),
         (Some(&certificate), Some(&foreign), &[KEY, "not the key of the certificate"]),
     ] {
         for subcommand in ["check-config", "serve"] {

@@ -1,4 +1,4 @@
-//! The kinds of value that keys have: how each is read, what is accepted, how it is shown.
+//! The types of configuration values: how each is parsed, described in errors, and printed.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -48,12 +48,12 @@ impl Settings {
         self.read_or(key, accepted, default, parse, |address| address.to_string().into())
     }
 
-    /// A name that goes into Redis keys; no braces, since those mark a hash tag.
+    /// Part of a Redis key; without braces, which would mark a hash tag.
     pub(super) fn name(&mut self, key: &str, default: &str) -> String {
         self.read_or(key, NAME, default.to_owned(), name, |name| name.clone().into())
     }
 
-    /// The name of the claim that names the user: none of those that mean something else.
+    /// The claim that names the user: not one with a standard meaning.
     pub(super) fn user_claim(&mut self, key: &str) -> String {
         const TAKEN: [&str; 6] = ["exp", "nbf", "iat", "iss", "aud", "jti"];
         let accepted = format!("a claim other than {}: {NAME}", TAKEN.join(", "));
@@ -62,49 +62,46 @@ impl Settings {
     }
 
     pub(super) fn optional_text(&mut self, key: &str) -> Option<String> {
-        self.read(key, "a text that is not empty", text, |value| value.clone().into())
+        self.read(key, "a non-empty string", text, |value| value.clone().into())
     }
 
-    /// A cookie's name: a token of RFC 9110.
+    /// A cookie's name: a token as in RFC 9110.
     pub(super) fn cookie(&mut self, key: &str, default: &str) -> String {
         self.read_or(key, COOKIE_NAME, default.to_owned(), cookie_name, |name| name.clone().into())
     }
 
-    /// As [`Settings::cookie`], without a default.
     pub(super) fn optional_cookie(&mut self, key: &str) -> Option<String> {
         self.read(key, COOKIE_NAME, cookie_name, |name| name.clone().into())
     }
 
-    /// What names of keys in Redis start with; may be nothing.
+    /// The prefix of Redis keys, possibly empty.
     pub(super) fn key_prefix(&mut self, key: &str, default: &str) -> String {
         let parse = |value: &Value| value.as_str().filter(|prefix| prefix.len() <= 128).map(str::to_owned);
         self.read_or(key, "at most 128 characters", default.to_owned(), parse, |prefix| prefix.clone().into())
     }
 
-    /// Names with dots between them.
     pub(super) fn path(&mut self, key: &str, default: &str) -> String {
         let parse = |value: &Value| text(value).filter(|path| path.split('.').all(|name| !name.is_empty()));
-        let accepted = "a name, or several with dots between them, such as passport.user";
+        let accepted = "a name, or names separated by dots, such as passport.user";
         self.read_or(key, accepted, default.to_owned(), parse, |path| path.clone().into())
     }
 
-    /// A file that can be read now.
     pub(super) fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
         let path = PathBuf::from(self.optional_text(key)?);
         if let Err(error) = std::fs::read(&path) {
-            self.problem(format!("{key} = {path:?}: {error}: accepted is a readable file"));
+            self.problem(format!("{key} = {path:?}: {error}: expected a readable file"));
         }
         Some(path)
     }
 
-    /// Where something is fetched that others must not be able to change on its way.
+    /// A URL whose response cannot be altered in transit.
     pub(super) fn issuer_url(&mut self, key: &str) -> Option<Url> {
-        let accepted = "an https:// URL, or an http:// one of this machine, without user or password";
+        let accepted = "an https:// URL, or an http:// URL on this machine, without user or password";
         let parse = |value: &Value| Url::parse(&text(value)?).ok().filter(is_safe);
         self.read(key, accepted, parse, |url| mask_url(url.as_str()).into())
     }
 
-    /// One of a few words; the first is the default.
+    /// One of several words; the first is the default.
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let find = |word: &str| choices.iter().find(|(name, _)| *name == word).copied();
@@ -112,12 +109,12 @@ impl Settings {
         let parse = |value: &Value| value.as_str().and_then(find).map(Some);
         let render = |choice: &Option<(&str, T)>| choice.map_or("", |(word, _)| word).into();
         let chosen = self.read_or(key, &words.join(", "), default, parse, render);
-        #[allow(clippy::expect_used, reason = "every caller gives at least one choice")]
+        #[allow(clippy::expect_used, reason = "every caller passes at least one choice")]
         let (_, value) = chosen.expect("a choice");
         value
     }
 
-    /// Networks, and addresses as the smallest of them.
+    /// Networks; an address is a network of its own.
     pub(super) fn networks(&mut self, key: &str) -> Vec<IpNet> {
         let accepted = "a list of networks or addresses such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7";
         let network = |text: &String| text.parse().ok().or_else(|| Some(text.parse::<IpAddr>().ok()?.into()));
@@ -128,8 +125,8 @@ impl Settings {
     }
 
     pub(super) fn origins(&mut self, key: &str) -> Vec<String> {
-        let accepted = "a list of origins such as https://app.example.com or https://*.example.com, without a path, and \
-                        as browsers send them: leave the port out where it is 443 of https or 80 of http";
+        let accepted = "a list of origins such as https://app.example.com or https://*.example.com, as browsers send \
+                        them: without a path, and without the default port (443 for https, 80 for http)";
         let parse = |value: &Value| list(value).filter(|origins| origins.iter().all(|origin| is_origin(origin)));
         self.read_or(key, accepted, Vec::new(), parse, |origins| {
             Value::Array(origins.iter().cloned().map(Value::String).collect())
@@ -137,7 +134,7 @@ impl Settings {
     }
 }
 
-const NAME: &str = "1 to 128 characters without white space, braces or control characters";
+const NAME: &str = "1 to 128 characters without whitespace, braces or control characters";
 
 fn name(value: &Value) -> Option<String> {
     let bad = |c: char| c.is_whitespace() || c.is_control() || c == '{' || c == '}';

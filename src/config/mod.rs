@@ -1,4 +1,7 @@
 //! File, environment and flags, merged and validated into one [`Config`] before any socket is opened.
+//!
+//! Hand-written rather than with a crate such as figment: it refuses unknown keys by name and suggests the right one,
+//! reports all errors at once, names the source of each value, and masks secrets.
 
 #![warn(missing_docs)]
 
@@ -19,20 +22,20 @@ pub(crate) use settings::mask_url;
 pub use tls::{Pem, TlsError, TlsFiles};
 pub use value::parse_duration;
 
-/// Everything wrong with a configuration, one line each: the key, what was given, what is accepted.
+/// All errors of a configuration, one per line: the key, the given value, and the expected values.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(Vec<String>);
 
 impl ConfigError {
-    /// An error of one line.
+    /// An error with a single line.
     #[must_use]
     pub fn new(problem: impl Into<String>) -> Self {
         Self(vec![problem.into()])
     }
 }
 
-/// Where the layers come from, lowest first: file, environment, flags.
+/// The layers of a configuration, in ascending precedence: file, environment, flags.
 #[derive(Debug, Default)]
 pub struct Layers {
     /// `--config FILE`.
@@ -41,43 +44,40 @@ pub struct Layers {
     pub env: Vec<(String, String)>,
     /// Flags, as (flag, key, value).
     pub flags: Vec<(String, String, String)>,
-    /// `--dev`: one machine, no set-up.
+    /// `--dev`: development mode, without set-up and on loopback only.
     pub dev: bool,
 }
 
 /// The configuration of one instance, valid as a whole.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The listeners and what they accept.
+    /// The listeners.
     pub server: Server,
-    /// The backplane; without a URL it is the in-process one.
+    /// The backplane; in-process if there is no URL.
     pub redis: Redis,
-    /// How tokens are verified.
+    /// How tokens and sessions are verified.
     pub auth: Auth,
-    /// Named keys of the admin listener; none leaves it open, on loopback only.
+    /// Named keys of the admin listener. Without any it is open, and must listen on loopback.
     pub admin_keys: Vec<(String, SecretString)>,
-    /// Who is online.
+    /// Presence: the set and the channel of online users.
     pub presence: Presence,
-    /// What is kept of each user's durable notifications.
+    /// The stored history of each user.
     pub history: History,
-    /// The bound of each connection's queue.
+    /// The send queue of each connection.
     pub send_queue: SendQueue,
-    /// Over how long the last connections are closed at a stop.
+    /// The period over which a stop closes the connections.
     pub drain_window: Duration,
-    /// Sizes that are too much.
+    /// Limits on connections, frames and sizes.
     pub limits: Limits,
-    /// How it logs.
+    /// Format and level of the log.
     pub log: Log,
-    /// Run by `--dev`.
+    /// Started with `--dev`.
     pub dev: bool,
     effective: String,
 }
 
 impl Config {
-    /// Merges the layers, validates all of them, and opens nothing but the files they name.
-    ///
-    /// # Errors
-    /// [`ConfigError`] with every problem found.
+    /// Merges and validates the layers; opens only the files that they name. The error has every problem found.
     pub fn load(layers: Layers) -> Result<Self, ConfigError> {
         let mut settings = Settings::default();
         if let Some(path) = &layers.file {
@@ -111,48 +111,39 @@ impl Config {
         for (key, address) in listeners {
             if self.dev && !address.ip().is_loopback() {
                 settings.problem(format!(
-                    "{key} = {address}: with --dev, accepted is a loopback address such as 127.0.0.1:8080"
+                    "{key} = {address}: with --dev, expected a loopback address such as 127.0.0.1:8080"
                 ));
             }
         }
         if self.admin_keys.is_empty() && !self.server.admin_listen.ip().is_loopback() {
             settings.problem(format!(
-                "server.admin_listen = {}: off loopback, accepted only with admin.api_key (or admin.api_keys) set",
+                "server.admin_listen = {}: an address off loopback requires admin.api_key (or admin.api_keys)",
                 self.server.admin_listen
             ));
         }
         if self.dev && self.redis.url.is_none() && self.auth.sessions.is_some() {
-            settings.problem(
-                "auth.session_secret is set, and redis.url is not: sessions are in Redis, so accepted is to set both"
-                    .into(),
-            );
+            settings
+                .problem("auth.session_secret is set, but redis.url is not: sessions are in Redis, so set both".into());
         }
         if self.server.listen.port() != 0 && self.server.listen == self.server.admin_listen {
             let address = self.server.listen;
-            settings.problem(format!(
-                "server.listen and server.admin_listen are both {address}: accepted are two addresses"
-            ));
+            settings
+                .problem(format!("server.listen and server.admin_listen are both {address}: expected two addresses"));
         }
     }
 
-    /// The whole effective configuration as TOML, secrets masked.
+    /// The effective configuration as TOML, with secrets masked.
     #[must_use]
     pub fn to_toml(&self) -> &str {
         &self.effective
     }
 
-    /// That there is a way for somebody to get in.
-    ///
-    /// # Errors
-    /// A [`ConfigError`] that names the keys which would do.
+    /// Fails unless tokens or sessions can be verified; the error names the keys to set.
     pub fn require_way_in(&self) -> Result<(), ConfigError> {
         if self.auth.sessions.is_some() { Ok(()) } else { self.require_token_key() }
     }
 
-    /// That there is a way to verify a token.
-    ///
-    /// # Errors
-    /// A [`ConfigError`] that names the keys which would do.
+    /// Fails unless tokens can be verified; the error names the keys to set.
     pub fn require_token_key(&self) -> Result<(), ConfigError> {
         let Auth { hmac_secret, public_key_file, jwks_url, .. } = &self.auth;
         if hmac_secret.is_some() || public_key_file.is_some() || jwks_url.is_some() {
@@ -166,10 +157,7 @@ impl Config {
         ))
     }
 
-    /// The secret that tokens are signed with here.
-    ///
-    /// # Errors
-    /// A [`ConfigError`] that names the keys which give one.
+    /// The secret that signs tokens; the error names the keys that set it.
     pub fn require_signing_secret(&self) -> Result<&SecretString, ConfigError> {
         self.auth.hmac_secret.as_ref().ok_or_else(|| {
             ConfigError::new(
@@ -188,7 +176,7 @@ fn admin_keys(settings: &mut Settings) -> Vec<(String, SecretString)> {
     keys
 }
 
-/// The secret's bytes, where a library must have them.
+/// Exposes a secret to a library that needs its bytes.
 #[must_use]
 pub fn secret_bytes(secret: &SecretString) -> &[u8] {
     secret.expose_secret().as_bytes()

@@ -1,4 +1,6 @@
-//! The sections of a configuration: what each key means, its default, and how it is read.
+//! The sections of a configuration: the meaning and the default of each key.
+//!
+//! Each section reads its keys by name instead of deriving `Deserialize`; the parent module states the reasons.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,11 +18,11 @@ use super::value::format_duration;
 /// Keys under `server.`.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// Browsers connect here.
+    /// Where browsers connect.
     pub listen: SocketAddr,
-    /// Operators and backends connect here.
+    /// Where operators and backends connect.
     pub admin_listen: SocketAddr,
-    /// Origins that may connect; empty: any, for tokens.
+    /// Origins that may connect; if empty, any may with a token.
     pub allowed_origins: Vec<String>,
     /// From accept to the end of the upgrade.
     pub handshake_timeout: Duration,
@@ -28,13 +30,13 @@ pub struct Server {
     pub hello_timeout: Duration,
     /// How long a client may be silent before it is pinged.
     pub heartbeat: Duration,
-    /// How long it may then stay silent.
+    /// How long it may stay silent after the ping.
     pub pong_timeout: Duration,
-    /// Whether connections to the public listener begin with a PROXY protocol header of version 2.
+    /// Whether connections to the public listener begin with a PROXY protocol v2 header.
     pub proxy_protocol: bool,
-    /// Serves the demo page with its open sign-in.
+    /// Serves the demo page, which lets visitors sign in as any user.
     pub demo: bool,
-    /// Both listeners speak TLS with this certificate; none: they do not.
+    /// The certificate of both listeners; without one they do not use TLS.
     pub tls: Option<TlsFiles>,
 }
 
@@ -59,18 +61,18 @@ impl Server {
 /// Keys under `redis.`.
 #[derive(Debug, Clone)]
 pub struct Redis {
-    /// The server; none means the in-process backplane.
+    /// The server; without one the backplane is in-process.
     pub url: Option<SecretString>,
-    /// What names of ours start with in Redis, apart from those of `presence.`.
+    /// Prefix of tidings' own keys in Redis, except those under `presence.`.
     pub prefix: String,
-    /// PEM of the authority that signed the server's certificate; else the system's.
+    /// PEM of the authority that signed the server's certificate; default: the system's authorities.
     pub ca_file: Option<PathBuf>,
-    /// How often a message of our own goes through the command connection and back on the subscription.
+    /// Interval between probes: messages sent on the command connection that must arrive on the subscription.
     pub probe_interval: Duration,
 }
 
 impl Redis {
-    /// Where `tidings serve` looks for Redis when nothing names one.
+    /// The URL that `tidings serve` uses if none is configured.
     pub const DEFAULT_URL: &'static str = "redis://127.0.0.1:6379";
 
     pub(super) fn read(settings: &mut Settings) -> Self {
@@ -97,11 +99,11 @@ impl Redis {
 pub struct Auth {
     /// Signs and verifies HS256, HS384 and HS512.
     pub hmac_secret: Option<SecretString>,
-    /// Still verifies, during a rotation.
+    /// Verifies tokens during a rotation.
     pub previous_hmac_secret: Option<SecretString>,
-    /// PEM of the public keys, or of the certificate, that tokens are verified with.
+    /// PEM of the public keys, or of the certificate, that verify tokens.
     pub public_key_file: Option<PathBuf>,
-    /// Where an issuer publishes its keys.
+    /// The URL of the issuer's key set.
     pub jwks_url: Option<Url>,
     /// Required `iss`.
     pub issuer: Option<String>,
@@ -109,13 +111,13 @@ pub struct Auth {
     pub audience: Option<String>,
     /// The claim that names the user.
     pub user_claim: String,
-    /// Whether `?token=` is looked at.
+    /// Whether `?token=` is accepted.
     pub query_token: bool,
-    /// The cookie that may hold a token.
+    /// The cookie that may carry a token.
     pub token_cookie: Option<String>,
-    /// Sessions that are looked up; none where no secret is given.
+    /// Sessions of express-session; disabled without a secret.
     pub sessions: Option<Sessions>,
-    /// How far clocks may differ.
+    /// The accepted clock skew.
     pub leeway: Duration,
 }
 
@@ -124,7 +126,7 @@ impl Auth {
         const DAY: Duration = Duration::from_secs(86_400);
         let leeway = settings.duration("auth.leeway", "30s", Duration::ZERO);
         if leeway > DAY {
-            settings.problem(format!("auth.leeway = {}: accepted is at most 1d", format_duration(leeway)));
+            settings.problem(format!("auth.leeway = {}: expected at most 1d", format_duration(leeway)));
         }
         Self {
             hmac_secret: settings.secret("auth.hmac_secret").or_else(|| dev.then(random_secret)),
@@ -142,10 +144,10 @@ impl Auth {
     }
 }
 
-/// For one run of `--dev`; where the system has no randomness to give, there is none.
+/// The secret of one run of `--dev`.
 fn random_secret() -> SecretString {
     let mut bytes = [0_u8; 32];
-    #[allow(clippy::expect_used, reason = "a guessable secret would be worse than no start")]
+    #[allow(clippy::expect_used, reason = "failing to start is safer than a guessable secret")]
     getrandom::fill(&mut bytes).expect("randomness from the system");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
 }
@@ -153,13 +155,13 @@ fn random_secret() -> SecretString {
 /// Keys under `auth.session_`: sessions of express-session, kept by connect-redis.
 #[derive(Debug, Clone)]
 pub struct Sessions {
-    /// Each may have signed a cookie.
+    /// The secrets that may have signed a cookie.
     pub secrets: Vec<SecretString>,
     /// The cookie's name.
     pub cookie: String,
-    /// What a session's key in Redis starts with.
+    /// Prefix of a session's key in Redis.
     pub prefix: String,
-    /// Where the user is in a session, as a path with dots.
+    /// The dotted path of the user in a session.
     pub user: String,
 }
 
@@ -178,9 +180,9 @@ impl Sessions {
 /// Keys under `presence.`.
 #[derive(Debug, Clone)]
 pub struct Presence {
-    /// The Redis set of who is online.
+    /// The Redis set of online users.
     pub set: String,
-    /// The Redis channel of changes.
+    /// The Redis channel of presence changes.
     pub channel: String,
     /// How long a killed instance's users stay online.
     pub lease: Duration,
@@ -202,24 +204,24 @@ impl Presence {
 /// Keys under `send_queue.`.
 #[derive(Debug, Clone, Copy)]
 pub struct SendQueue {
-    /// Most queued frames of one connection.
+    /// Maximum frames queued for one connection.
     pub max_messages: usize,
-    /// Most queued bytes of one connection.
+    /// Maximum bytes queued for one connection.
     pub max_bytes: usize,
-    /// Most bytes that wait in the queues of all connections together.
+    /// Maximum bytes queued for all connections together.
     pub max_total_bytes: usize,
-    /// What happens when one of them is reached.
+    /// The action when one of these limits is reached.
     pub slow_client: SlowClient,
-    /// How long a queue may make no progress.
+    /// How long a write may make no progress.
     pub write_timeout: Duration,
 }
 
-/// What happens to a client whose queue is full.
+/// The treatment of a client whose send queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlowClient {
-    /// It is closed with 4203.
+    /// Close it with 4203.
     Disconnect,
-    /// Its oldest queued events are dropped and counted.
+    /// Drop and count its oldest queued events.
     DropOldest,
 }
 
@@ -242,9 +244,9 @@ impl SendQueue {
 /// Keys under `history.`.
 #[derive(Debug, Clone, Copy)]
 pub struct History {
-    /// How many notifications of a user are kept.
+    /// Maximum notifications stored for one user.
     pub max_len: usize,
-    /// How long each is kept.
+    /// How long each is stored.
     pub ttl: Duration,
 }
 
@@ -257,28 +259,28 @@ impl History {
     }
 }
 
-/// Keys under `limits.`; what is absent has no limit.
+/// Keys under `limits.`; `None` means unlimited.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Most open connections of this instance.
+    /// Maximum open connections of this instance.
     pub max_connections: Option<u32>,
-    /// Most open connections of one user, on all instances together.
+    /// Maximum open connections of one user in the fleet.
     pub max_connections_per_user: Option<u32>,
-    /// Most open connections of one client address to this instance.
+    /// Maximum open connections of one client address to this instance.
     pub max_connections_per_ip: Option<u32>,
-    /// Most handshakes of one client address in a second, on all instances together.
+    /// Maximum handshakes per second of one client address in the fleet.
     pub connects_per_second_per_ip: Option<u32>,
-    /// Most handshakes of one user in a second, on all instances together.
+    /// Maximum handshakes per second of one user in the fleet.
     pub connects_per_second_per_user: Option<u32>,
-    /// Proxies whose word on the client's address is taken.
+    /// Proxies that are trusted to name the client's address.
     pub trusted_proxies: Vec<IpNet>,
-    /// WebSocket frames that one client may send in a second.
+    /// Maximum WebSocket frames per second from one client.
     pub inbound_frames_per_second: u32,
-    /// Bytes that one client may send in a second.
+    /// Maximum bytes per second from one client.
     pub inbound_bytes_per_second: u32,
-    /// Largest message from a client, inclusive, in bytes.
+    /// Maximum size of a message from a client, in bytes.
     pub max_inbound_bytes: usize,
-    /// Largest published notification, in bytes.
+    /// Maximum size of a published notification, in bytes.
     pub max_payload_bytes: usize,
 }
 
@@ -302,9 +304,9 @@ impl Limits {
 /// Keys under `log.`.
 #[derive(Debug, Clone, Copy)]
 pub struct Log {
-    /// One JSON object a line instead of text.
+    /// One JSON object per line instead of text.
     pub json: bool,
-    /// The least severe level that is written.
+    /// The least severe level written.
     pub level: tracing::Level,
 }
 

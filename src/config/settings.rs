@@ -1,7 +1,7 @@
-//! The three layers (file, environment, flags) merged into one flat map of `section.key`, read once, key by key.
+//! The three layers (file, environment, flags), merged into one flat map of `section.key`.
 //!
-//! Reading a key records its effective value and that it exists, so `check-config` and the refusal of unknown keys
-//! follow from the reading itself.
+//! Reading a key records that it exists and its effective value: `check-config` prints the values, and a key that was never
+//! read is unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,13 +12,13 @@ use toml::{Table, Value};
 
 use super::ConfigError;
 
-/// What stands for a secret wherever a configuration is shown.
+/// Replaces a secret wherever a configuration is shown.
 pub(super) const MASK: &str = "***";
 
 const ENV_PREFIX: &str = "TIDINGS_";
 
-/// Sections that had another name, and the one they have. Their keys are refused, not read: a configuration that has
-/// both would mean one of them.
+/// Renamed sections: old and new prefix. Keys under the old one are refused, because a configuration with both would be
+/// ambiguous.
 const RENAMED: [(&str, &str); 1] = [("outbox.", "send_queue.")];
 
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ struct Setting {
     source: Source,
 }
 
-/// The merged layers, and what was found wrong in them so far.
+/// The merged layers, and the problems found so far.
 #[derive(Default)]
 pub(super) struct Settings {
     given: BTreeMap<String, Setting>,
@@ -57,7 +57,7 @@ impl Settings {
         let fail = |why: String| ConfigError(vec![format!("--config {}: {why}", path.display())]);
         let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
-            // Only the message and the line: an excerpt could hold a secret.
+            // Only the message and the line: an excerpt could contain a secret.
             let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
             fail(format!("line {line}: {}", error.message()))
         })?;
@@ -92,7 +92,6 @@ impl Settings {
         self.given.insert(key, Setting { value, source });
     }
 
-    /// Whether any layer gives this key.
     pub(super) fn gives(&self, key: &str) -> bool {
         self.given.contains_key(key)
     }
@@ -101,7 +100,7 @@ impl Settings {
         self.problems.push(problem);
     }
 
-    /// Reads a key through `parse`; a value that it refuses is a problem that says what is `accepted`.
+    /// Reads a key with `parse`; a refused value becomes a problem that describes the `accepted` ones.
     pub(super) fn read<T>(
         &mut self,
         key: &str,
@@ -116,12 +115,12 @@ impl Settings {
             Some(parsed)
         } else {
             let given = mask_url(&value.to_string());
-            self.problem(format!("{key} = {given} ({source}): accepted is {accepted}"));
+            self.problem(format!("{key} = {given} ({source}): expected {accepted}"));
             None
         }
     }
 
-    /// As [`Settings::read`], with a default that `check-config` shows too.
+    /// Like [`Settings::read`], with a default, which `check-config` shows.
     pub(super) fn read_or<T>(
         &mut self,
         key: &str,
@@ -137,26 +136,26 @@ impl Settings {
         default
     }
 
-    /// Reads a secret, from `key` itself or from the file that `key_file` names.
+    /// Reads a secret from `key`, or from the file that `key_file` names.
     pub(super) fn secret(&mut self, key: &str) -> Option<SecretString> {
         self.take_from_file(key);
         self.secret_value(key)
     }
 
-    /// Where `key_file` is given, reads that file as the value of `key`.
+    /// If `key_file` is set, reads that file as the value of `key`.
     pub(super) fn take_from_file(&mut self, key: &str) {
         let file_key = format!("{key}_file");
         let Some(path) = self.read(&file_key, "the path of a file", text, |path| path.clone().into()) else { return };
         if self.gives(key) {
-            self.problem(format!("{key} and {file_key} are both given: accepted is one of them"));
+            self.problem(format!("{key} and {file_key} are both set: expected one of them"));
             return;
         }
         match std::fs::read_to_string(&path) {
             Ok(value) if !value.trim().is_empty() => {
                 self.insert(key.into(), Value::String(value.trim().into()), Source::File(path.into()));
             }
-            Ok(_) => self.problem(format!("{file_key} = {path:?}: accepted is a file that is not empty")),
-            Err(error) => self.problem(format!("{file_key} = {path:?}: {error}: accepted is a readable file")),
+            Ok(_) => self.problem(format!("{file_key} = {path:?}: expected a non-empty file")),
+            Err(error) => self.problem(format!("{file_key} = {path:?}: {error}: expected a readable file")),
         }
     }
 
@@ -169,13 +168,13 @@ impl Settings {
                 Some(secret.into())
             }
             None => {
-                self.problem(format!("{key} = {MASK} ({source}): accepted is a text that is not empty"));
+                self.problem(format!("{key} = {MASK} ({source}): expected a non-empty string"));
                 None
             }
         }
     }
 
-    /// Reads one secret or several: a list of the file's, what has commas between it elsewhere, or the lines of the file
+    /// Reads one or more secrets: a list in the configuration file, separated by commas elsewhere, or the lines of the file
     /// that `key_file` names.
     pub(super) fn secrets(&mut self, key: &str) -> Vec<SecretString> {
         self.take_from_file(key);
@@ -189,7 +188,7 @@ impl Settings {
         };
         let secrets = secrets.filter(|secrets| !secrets.is_empty() && secrets.iter().all(|secret| !secret.is_empty()));
         if secrets.is_none() {
-            self.problem(format!("{key} = {MASK} ({source}): accepted is a text that is not empty, or a list of them"));
+            self.problem(format!("{key} = {MASK} ({source}): expected a non-empty string, or a list of them"));
         }
         let secrets = secrets.unwrap_or_default();
         if !secrets.is_empty() {
@@ -208,15 +207,15 @@ impl Settings {
         keys.into_iter().filter_map(|key| self.secret(&key).map(|secret| (name(&key), secret))).collect()
     }
 
-    /// Ends the reading: what nobody read is unknown. Gives the effective configuration as TOML.
+    /// Reports the keys that were never read as unknown; returns the effective configuration as TOML.
     pub(super) fn finish(mut self) -> Result<String, ConfigError> {
         for (key, setting) in std::mem::take(&mut self.given) {
-            let today = todays_name(&key);
-            if today != key && self.known.contains(&today) {
-                self.problem(format!("unknown key {key} ({}): did you mean {today}", setting.source));
+            let current = current_name(&key);
+            if current != key && self.known.contains(&current) {
+                self.problem(format!("unknown key {key} ({}): did you mean {current}", setting.source));
                 continue;
             }
-            let section = today.rsplit_once('.').map_or("", |(section, _)| section);
+            let section = current.rsplit_once('.').map_or("", |(section, _)| section);
             let mut near: Vec<&str> = self
                 .known
                 .iter()
@@ -227,14 +226,14 @@ impl Settings {
                 near = self.known.iter().map(String::as_str).collect();
             }
             near.sort_unstable();
-            let accepted = near.join(", ");
-            self.problem(format!("unknown key {key} ({}): accepted are {accepted}", setting.source));
+            let known = near.join(", ");
+            self.problem(format!("unknown key {key} ({}): known keys are {known}", setting.source));
         }
         if self.problems.is_empty() { Ok(render(self.effective)) } else { Err(ConfigError(self.problems)) }
     }
 }
 
-fn todays_name(key: &str) -> String {
+fn current_name(key: &str) -> String {
     let renamed = RENAMED.iter().find_map(|(old, new)| Some(format!("{new}{}", key.strip_prefix(old)?)));
     renamed.unwrap_or_else(|| key.to_owned())
 }
@@ -257,13 +256,13 @@ fn render(effective: BTreeMap<String, Value>) -> String {
     root.to_string()
 }
 
-/// A text that is not empty.
+/// A non-empty string.
 pub(super) fn text(value: &Value) -> Option<String> {
     value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// A URL, or what was meant as one, without what may be a password: all before the last `@` but a user's name that
-/// stands before a colon, and the parameter `pass` of a Unix socket's URL.
+/// Masks possible passwords in a URL, or in a malformed one: everything before the last `@` except a user name before a
+/// colon, and the parameter `pass` of a Unix socket's URL.
 pub(crate) fn mask_url(url: &str) -> String {
     let (start, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
     let start = if start.is_empty() { String::new() } else { format!("{start}://") };

@@ -49,7 +49,7 @@ fn a_wrong_value_names_its_key_what_was_given_and_what_is_accepted() {
 }
 
 #[test]
-fn every_problem_is_told_at_once() {
+fn every_problem_is_reported_at_once() {
     let text = problem(&[("TIDINGS_LOG__LEVEL", "loud"), ("TIDINGS_SEND_QUEUE__MAX_BYTES", "-1")]);
     assert!(text.contains("log.level") && text.contains("send_queue.max_bytes"), "{text}");
 }
@@ -79,7 +79,7 @@ fn a_key_that_was_renamed_is_refused_with_its_new_name_from_every_source() {
         }
     }
     let text = problem(&[("TIDINGS_OUTBOX__NO_SUCH", "1")]);
-    assert!(text.contains("outbox.no_such") && text.contains("accepted are send_queue.max_bytes"), "{text}");
+    assert!(text.contains("outbox.no_such") && text.contains("known keys are send_queue.max_bytes"), "{text}");
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn session_secrets_are_one_or_several_wherever_they_are_given() {
         Config::load(Layers { file: Some(file.path().into()), ..Layers::default() })
     };
     assert_eq!(secrets(&in_file(r#"["new,er", "old"]"#).unwrap()), ["new,er", "old"]);
-    assert_eq!(secrets(&in_file(r#""a,b""#).unwrap()), ["a,b"], "one text of the file is one secret");
+    assert_eq!(secrets(&in_file(r#""a,b""#).unwrap()), ["a,b"], "one string in the file is one secret");
     for wrong in ["[]", r#"["hunter2", ""]"#, r#"["hunter2", 7]"#, "\"\"", "7"] {
         let text = in_file(wrong).unwrap_err().to_string();
         assert!(text.contains("auth.session_secret") && !text.contains("hunter2"), "{wrong}: {text}");

@@ -1,4 +1,4 @@
-//! The files of the listeners' certificate and of its key.
+//! The files of the listeners' certificate and its key, and of trusted authorities.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -18,19 +18,19 @@ pub struct TlsFiles {
     key: PathBuf,
 }
 
-/// What both files held at one moment.
+/// The contents of both files.
 pub struct Pem {
     certificate: Vec<u8>,
     key: Vec<u8>,
 }
 
-/// Why a certificate and its key cannot be used; never shows what is in the key's file.
+/// Why a certificate and its key cannot be used. The message never quotes the key's file.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The certificate.
+    /// The certificate is unusable.
     #[error(
-        "server.tls_cert_file = {path:?}: {why}: accepted is a PEM file with the server's own certificate first, then \
-         those that it was signed with"
+        "server.tls_cert_file = {path:?}: {why}: expected a PEM file with the server's certificate, followed by \
+         its chain"
     )]
     Certificate {
         /// Its file.
@@ -38,10 +38,9 @@ pub enum TlsError {
         /// What is wrong with it.
         why: String,
     },
-    /// The key.
+    /// The key is unusable.
     #[error(
-        "server.tls_key_file = {path:?}: {why}: accepted is a PEM file with the private key of the certificate, not \
-         encrypted"
+        "server.tls_key_file = {path:?}: {why}: expected a PEM file with the unencrypted private key of the certificate"
     )]
     Key {
         /// Its file.
@@ -52,20 +51,19 @@ pub enum TlsError {
 }
 
 impl TlsFiles {
-    /// The paths of a certificate and of its key, unread.
     #[must_use]
     pub fn new(certificate: PathBuf, key: PathBuf) -> Self {
         Self { certificate, key }
     }
 
-    /// Both files or neither, and what is in them must do.
+    /// Requires both files or neither, and that they are usable.
     pub(super) fn from_settings(settings: &mut Settings) -> Option<Self> {
         const KEYS: [&str; 2] = ["server.tls_cert_file", "server.tls_key_file"];
         let files = KEYS.map(|key| settings.optional_text(key).map(PathBuf::from));
         let [Some(certificate), Some(key)] = files else {
             if let [Some(_), None] | [None, Some(_)] = files {
                 let [certificate, key] = KEYS;
-                settings.problem(format!("only one of {certificate} and {key} is given: accepted are both or neither"));
+                settings.problem(format!("only one of {certificate} and {key} is set: expected both or neither"));
             }
             return None;
         };
@@ -76,10 +74,7 @@ impl TlsFiles {
         Some(files)
     }
 
-    /// Reads both, whatever is in them.
-    ///
-    /// # Errors
-    /// [`TlsError`] naming the file that cannot be read.
+    /// Reads both files without parsing them.
     pub fn read(&self) -> Result<Pem, TlsError> {
         let read = |path: &Path| std::fs::read(path).map_err(|error| error.to_string());
         Ok(Pem {
@@ -88,24 +83,21 @@ impl TlsFiles {
         })
     }
 
-    /// The chain and its key, which belong together.
-    ///
-    /// # Errors
-    /// [`TlsError`] naming the file that is wrong.
+    /// Parses the chain and its key, and checks that they match.
     pub fn parse(&self, pem: &Pem) -> Result<CertifiedKey, TlsError> {
         let chain = CertificateDer::pem_slice_iter(&pem.certificate).collect::<Result<Vec<_>, pem::Error>>();
         let chain = chain.map_err(|error| self.bad_certificate(error.to_string()))?;
         if chain.is_empty() {
-            return Err(self.bad_certificate("no certificate in it"));
+            return Err(self.bad_certificate("it has no certificate"));
         }
-        // The library's reasons may quote the file: they are not passed on.
-        let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|_| self.bad_key("no private key in it"))?;
+        // The library's error may quote the file, so it is not included.
+        let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|_| self.bad_key("it has no private key"))?;
         CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| match error {
             Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
                 self.bad_key("it is not the key of the certificate in server.tls_cert_file")
             }
             Error::InvalidCertificate(error) => self.bad_certificate(format!("{error:?}")),
-            _ => self.bad_key("no RSA, ECDSA or Ed25519 key in it"),
+            _ => self.bad_key("it has no RSA, ECDSA or Ed25519 key"),
         })
     }
 
@@ -119,30 +111,30 @@ impl TlsFiles {
 }
 
 impl Settings {
-    /// A PEM file of the authorities that a server's certificate may be of.
+    /// A PEM file of the authorities that may sign a server's certificate.
     pub(super) fn authorities(&mut self, key: &str) -> Option<PathBuf> {
         let path = PathBuf::from(self.optional_text(key)?);
         if let Err(why) = check_authorities(&path) {
-            let accepted = "a PEM file with the certificate of each authority that is trusted";
-            self.problem(format!("{key} = {path:?}: {why}: accepted is {accepted}"));
+            let accepted = "a PEM file with the certificate of each trusted authority";
+            self.problem(format!("{key} = {path:?}: {why}: expected {accepted}"));
         }
         Some(path)
     }
 }
 
-/// That there are some, and each can be used. As above, what is in the file is not quoted.
+/// Requires at least one certificate, and that each is usable. The error does not quote the file.
 fn check_authorities(path: &Path) -> Result<(), String> {
     let pem = std::fs::read(path).map_err(|error| error.to_string())?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|_| "it is no PEM file")?;
+        let certificate = certificate.map_err(|_| "it is not a PEM file")?;
         roots.add(certificate).map_err(|_| "a certificate in it cannot be read")?;
     }
-    if roots.is_empty() { Err("no certificate in it".into()) } else { Ok(()) }
+    if roots.is_empty() { Err("it has no certificate".into()) } else { Ok(()) }
 }
 
 impl Pem {
-    /// Differs when either file does.
+    /// Differs if either file does.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();

@@ -1,18 +1,18 @@
-//! How one value is written: durations, sizes, addresses, origins.
+//! Parsers of single values: durations, booleans, integers and lists.
 
 use std::time::Duration;
 
 use toml::Value;
 
-/// What a duration may look like, for error messages.
+/// The syntax of a duration, for error messages.
 pub(super) const DURATION: &str = "a duration such as 500ms, 12s, 5m, 1h or 7d";
 
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
-/// Ten years: longer than any setting needs, short enough that adding it to a clock never overflows.
+/// Ten years: longer than any setting needs, and short enough that adding it to a clock cannot overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// Reads `500ms`, `12s`, `5m`, `1h` or `7d`.
+/// Parses `500ms`, `12s`, `5m`, `1h` or `7d`.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
@@ -22,7 +22,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     (duration <= LONGEST).then_some(duration)
 }
 
-/// Writes a duration in the largest unit that holds it whole.
+/// Formats a duration in the largest unit that represents it exactly.
 pub(super) fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     let (unit, size) = UNITS
@@ -45,7 +45,7 @@ pub(super) fn integer(value: &Value) -> Option<u64> {
     }
 }
 
-/// A list, or a text with commas (which is how a variable or a flag gives one).
+/// A list, or a string separated by commas, as a variable or a flag has it.
 pub(super) fn list(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
