@@ -1,62 +1,58 @@
-//! Why a connection ends, and the code that tells the client.
+//! Close codes and reasons.
 
 /// A reason to close a connection.
 ///
 /// 40xx: do not retry unchanged. 41xx: back off, then retry. 42xx: retry at once. Below 4000: RFC 6455, section 7.4.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Close {
-    /// The client said goodbye.
+    /// The client closed the connection.
     Normal,
-    /// The client is gone without a word. Never on the wire.
+    /// The connection was lost without a close frame. Never on the wire.
     Gone,
     /// RFC 6455: the client broke the protocol.
     Protocol,
-    /// RFC 6455: a binary frame, which no dialect takes.
+    /// RFC 6455: a binary frame, which no dialect accepts.
     Unsupported,
-    /// RFC 6455: text that is no UTF-8.
+    /// RFC 6455: text that is not UTF-8.
     InvalidText,
     /// RFC 6455: a message over `limits.max_inbound_bytes`.
     TooBig,
-    /// The token names a user who may not do this.
+    /// The token is of another user.
     Forbidden,
     /// A bad token in a `hello`.
     BadToken,
-    /// The token was revoked.
     Revoked,
-    /// The token ended.
     TokenExpired,
-    /// An operator or a backend asked for it.
+    /// An operator or a backend requested it.
     Disconnected,
-    /// The session that the connection came with has ended, or is another user's now.
+    /// The connection's session has ended, or now belongs to another user.
     LoggedOut,
-    /// No `hello` in time.
     HelloTimeout,
-    /// The first frame was no `hello`.
+    /// The first frame was not a `hello`.
     HelloExpected,
-    /// Too many connections of this user, on all instances together.
+    /// Too many connections of this user in the fleet.
     TooManyOfUser,
     /// The user connects too often, or the client sends too much.
     RateLimited,
-    /// Over capacity: the keys that would tell whether the token is good cannot be had just now.
+    /// The keys that verify tokens are not available.
     KeysUnavailable,
-    /// The history that the client resumes from cannot be read just now.
+    /// The history from which the client resumes cannot be read.
     BackplaneDown,
-    /// Something of the history that the client should have had is gone.
+    /// Events that the client has not received are lost from the history.
     Gap,
-    /// The instance stops.
+    /// The instance is stopping.
     Draining,
-    /// The client answered nothing in time.
+    /// The client did not answer a ping in time.
     NoPong,
-    /// The client's outbox filled.
+    /// The client's send queue is full.
     TooSlow,
-    /// The outboxes of all clients together are too full for more than a little of this one's.
+    /// The send queues of all clients together are full, and this client's holds more than its share.
     Crowded,
     /// A write made no progress in time.
     WriteTimeout,
 }
 
 impl Close {
-    /// The close code on the wire.
     pub fn code(self) -> u16 {
         match self {
             Self::Normal => 1000,
@@ -81,11 +77,11 @@ impl Close {
         }
     }
 
-    /// What the client's developer reads beside the code; at most 123 bytes, as RFC 6455 asks.
+    /// The reason for the client's developer; at most 123 bytes, as RFC 6455 requires.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Normal => "goodbye",
-            Self::Gone => "gone",
+            Self::Normal => "normal closure",
+            Self::Gone => "connection lost",
             Self::Protocol => "protocol error",
             Self::Unsupported => "binary frames are not accepted",
             Self::InvalidText => "text is not UTF-8",
@@ -100,13 +96,13 @@ impl Close {
             Self::HelloExpected => "the first frame must be a hello",
             Self::TooManyOfUser => "too many connections of this user",
             Self::RateLimited => "rate limited",
-            Self::KeysUnavailable => "tokens cannot be verified just now",
-            Self::BackplaneDown => "the history cannot be read just now",
+            Self::KeysUnavailable => "tokens cannot be verified now",
+            Self::BackplaneDown => "the history cannot be read now",
             Self::Gap => "events were missed: resume",
             Self::Draining => "draining",
             Self::NoPong => "no pong",
-            Self::TooSlow => "too slow",
-            Self::Crowded => "too slow while many are",
+            Self::TooSlow => "too slow: the send queue is full",
+            Self::Crowded => "too slow: all send queues together are full",
             Self::WriteTimeout => "too slow: a write timed out",
         }
     }

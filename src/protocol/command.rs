@@ -1,4 +1,4 @@
-//! What a backend may command on the control channel.
+//! Commands of backends on the control channel.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,61 +10,56 @@ use serde_json::value::RawValue;
 use super::frame::Quoted;
 use super::{UserId, UserIdError};
 
-/// Longest `jti` of a token.
+/// Maximum length of a token's `jti`.
 pub const MAX_JTI_BYTES: usize = 256;
 
-/// Longest revocation. What ends later was counted in milliseconds.
+/// Maximum duration of a revocation. A later end is probably in milliseconds.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 /// A command to every instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Close all of a user's connections, or one of them.
+    /// Close all connections of a user, or one of them.
     Disconnect {
-        /// Whose.
         user: UserId,
-        /// That one alone, by its id in `welcome`.
+        /// Only this one, by its id in `welcome`.
         connection: Option<String>,
     },
-    /// Let a token in no more, and close what it let in.
+    /// Refuse a token from now on, and close its connections.
     Revoke(Revocation),
 }
 
-/// A token that is refused before its own end.
+/// The revocation of a token before it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revocation {
-    /// The token's `jti`.
     pub jti: String,
-    /// For how long, in seconds since 1970.
+    /// The end of the revocation, in seconds since 1970.
     pub until: u64,
 }
 
-/// Why a message on the control channel is no command. No `jti` is in it.
+/// Why a control message is refused, worded for the backend's developer. The message never quotes a `jti`.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// Not one JSON object with one command in it.
-    #[error("accepted is a JSON object with one command: \"disconnect\" or \"revoke\"")]
+    #[error("expected a JSON object with one command: \"disconnect\" or \"revoke\"")]
     NoObject,
-    /// A command that this version does not have.
-    #[error("unknown command {0}; known are \"disconnect\" and \"revoke\"")]
+    #[error("unknown command {0}; expected \"disconnect\" or \"revoke\"")]
     Unknown(Quoted),
-    /// What it needs is missing, of the wrong type, or beside what it does not know.
-    #[error("accepted is {{\"disconnect\":{{\"user\":\"…\",\"connection\":\"…\"}}}}, the connection optional")]
+    /// A field is missing, unknown or of the wrong type.
+    #[error("expected {{\"disconnect\":{{\"user\":\"…\",\"connection\":\"…\"}}}}; \"connection\" is optional")]
     Disconnect,
-    /// Its user cannot be one.
     #[error("\"disconnect\": {0}")]
     User(#[from] UserIdError),
-    /// As for `disconnect`.
+    /// A field is missing, unknown or of the wrong type.
     #[error(
-        "accepted is {{\"revoke\":{{\"jti\":\"…\",\"until\":<s since 1970>}}}}, the jti of 1 to {MAX_JTI_BYTES} bytes"
+        "expected {{\"revoke\":{{\"jti\":\"…\",\"until\":<s since 1970>}}}}, with a jti of 1 to {MAX_JTI_BYTES} bytes"
     )]
     Revoke,
-    /// It would hold nearly for ever, and never leave the list.
-    #[error("\"revoke\": \"until\" is more than ten years ahead; accepted are seconds since 1970, not milliseconds")]
+    /// It would never leave the list.
+    #[error("\"revoke\": \"until\" is more than ten years ahead; expected seconds since 1970, not milliseconds")]
     TooLong,
 }
 
-// A field that is not known is refused: a misspelt "connection" must not end all of a user's.
+// Unknown fields are refused: a misspelt "connection" must not close all connections of a user.
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,7 +76,7 @@ struct Revoke {
     until: f64,
 }
 
-/// The only entry of an object. A map would take the last of several that have the same name.
+/// The only entry of an object. A map would silently keep the last of several entries with the same name.
 struct Entry<'a> {
     name: String,
     body: &'a RawValue,
@@ -110,13 +105,9 @@ impl<'de> Deserialize<'de> for Entry<'de> {
 }
 
 impl Command {
-    /// Reads one message of the control channel.
-    ///
-    /// # Errors
-    /// [`CommandError`], worded for the backend's developer.
     pub fn parse(message: &[u8]) -> Result<Self, CommandError> {
         let Entry { name, body } = serde_json::from_slice(message).map_err(|_| CommandError::NoObject)?;
-        // An array would do for a struct's fields in order.
+        // Serde would accept an array of the fields too.
         let body = if body.get().starts_with('{') { body.get() } else { "" };
         match name.as_str() {
             "disconnect" => {
@@ -141,7 +132,7 @@ impl Command {
         }
     }
 
-    /// What disconnects a user, as it is published.
+    /// The message that disconnects a user.
     pub fn disconnect(user: &UserId) -> String {
         let body = Disconnect { user: user.to_string(), connection: None };
         serde_json::json!({ "disconnect": body }).to_string()
@@ -157,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn each_command_is_read_and_a_disconnection_as_it_was_written() {
+    fn each_command_is_parsed_and_a_disconnect_round_trips() {
         let user = UserId::new("tenant:\"42\"").unwrap();
         let all = Command::Disconnect { user: user.clone(), connection: None };
         assert_eq!(parse(&Command::disconnect(&user)), Ok(all));
@@ -170,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_command_says_what_would_be() {
+    fn a_malformed_command_is_refused_with_the_expected_form() {
         const TWICE: &str = r#"{"jti":"a","jti":"b","until":1}"#;
         for text in ["", "[]", "{}", "null", "\"disconnect\"", r#"{"disconnect":{"user":"1"},"revoke":{}}"#, "\u{1}"] {
             assert_eq!(parse(text), Err(CommandError::NoObject), "{text}");

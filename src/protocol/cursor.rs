@@ -1,44 +1,44 @@
-//! A position in one user's stored history.
+//! Positions in the stored history of a user.
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-/// Largest number that Lua counts exactly; Redis's scripts compare these.
+/// The scripts in Redis compare these numbers, and Lua represents integers exactly only below this bound.
 const MAX_EXACT: u64 = 1 << 53;
 
-/// A position in one user's stored history: behind the notification that it names. Opaque outside, as text
-/// `EPOCH-MS-NUMBER`.
+/// A position in the stored history of a user: directly after the notification that it names. Its text is
+/// `EPOCH-MS-NUMBER`, opaque to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
-    /// Of this user, and of the backplane's memory: another after that has lost something.
+    /// Identifies the user's history; a new epoch means that the backplane lost data.
     pub epoch: NonZeroU64,
-    /// When the notification was stored, in milliseconds since 1970; never less than the one's before it. With number 0:
-    /// when nothing was stored yet.
+    /// When the notification was stored, in milliseconds since 1970; never decreases. With number 0: when the history
+    /// was empty.
     pub ms: u64,
-    /// The first stored notification has 1, each next one more; 0 is before the first.
+    /// Counts stored notifications from 1; 0 is before the first.
     pub number: u64,
 }
 
-/// How a stored event follows what a client has.
+/// How a stored event relates to the position of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Continuity {
-    /// Nothing lies between.
+    /// The event directly follows.
     Next,
-    /// The client has it.
+    /// The client already has the event.
     Known,
-    /// Something may lie between.
+    /// Events may be missing in between.
     Gap,
 }
 
 impl Cursor {
-    /// What a client that is here should do about the event at `event`.
+    /// Compares the position of a client with that of an event.
     pub fn followed_by(&self, event: &Self) -> Continuity {
-        // In another epoch nobody knows what this one had at its end.
+        // The end of an old epoch is unknown, so events may be missing.
         if event.epoch != self.epoch {
             return Continuity::Gap;
         }
-        // Where all have ended a history begins anew, and nothing can be missing before its first.
+        // After all notifications have expired, numbers restart at 1, and nothing can be missing before the first.
         if event.number == self.number + 1 || (event.number == 1 && event.ms > self.ms) {
             Continuity::Next
         } else if (event.ms, event.number) <= (self.ms, self.number) {
@@ -48,12 +48,12 @@ impl Cursor {
         }
     }
 
-    /// Whether something is stored that a client here does not have, where the newest stored is at `newest`.
+    /// Whether a client at this position lacks stored events, the newest of which is at `newest`.
     pub fn is_behind(&self, newest: &Self) -> bool {
         newest.number > 0 && !self.is_same_position(newest) && self.followed_by(newest) != Continuity::Known
     }
 
-    /// The same notification, also under another epoch: a client that has it has lost nothing.
+    /// Whether both name the same notification, even in different epochs: then the client has missed nothing.
     pub fn is_same_position(&self, other: &Self) -> bool {
         (self.ms, self.number) == (other.ms, other.number)
     }
@@ -65,9 +65,8 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// A text that no cursor of ours is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a cursor is an \"id\" or \"cursor\" that this gateway gave out, unchanged")]
+#[error("a cursor is an \"id\" or \"cursor\" as this gateway sent it")]
 pub struct BadCursorText;
 
 impl FromStr for Cursor {
@@ -85,7 +84,7 @@ impl FromStr for Cursor {
     }
 }
 
-/// A number as we write it: digits alone, without a leading zero, and no larger than Lua counts.
+/// Parses a number in canonical form: only digits, no leading zero, below [`MAX_EXACT`].
 pub(super) fn exact(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     text.parse().ok().filter(|number| plain && *number < MAX_EXACT)
@@ -100,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_is_read_as_it_is_written_and_nothing_else_is_one() {
+    fn a_cursor_round_trips_and_other_text_is_refused() {
         let cursor = at(0xabc, 1_795_000_000_123, 17);
         assert_eq!(cursor.to_string(), "0000000000000abc-1795000000123-17");
         assert_eq!(cursor.to_string().parse(), Ok(cursor));
@@ -123,24 +122,24 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_place_is_told_from_what_is_known_and_from_a_gap() {
+    fn the_next_event_is_distinguished_from_known_ones_and_from_gaps() {
         let here = at(1, 1_000, 5);
         assert_eq!(here.followed_by(&at(1, 1_000, 6)), Continuity::Next);
         assert_eq!(here.followed_by(&here), Continuity::Known);
         assert_eq!(here.followed_by(&at(1, 900, 4)), Continuity::Known);
         assert_eq!(here.followed_by(&at(1, 1_100, 7)), Continuity::Gap);
-        assert_eq!(here.followed_by(&at(1, 1_100, 1)), Continuity::Next, "the old ones have ended");
-        assert_eq!(here.followed_by(&at(1, 1_100, 5)), Continuity::Gap, "redis went back");
+        assert_eq!(here.followed_by(&at(1, 1_100, 1)), Continuity::Next, "the old ones have expired");
+        assert_eq!(here.followed_by(&at(1, 1_100, 5)), Continuity::Gap, "redis rolled back");
         assert_eq!(here.followed_by(&at(2, 900, 1)), Continuity::Gap, "redis lost the history");
         assert_eq!(here.followed_by(&at(2, 1_100, 6)), Continuity::Gap);
         let nothing = at(1, 1_000, 0);
         assert_eq!(nothing.followed_by(&at(1, 999, 1)), Continuity::Next, "whatever the clock says");
-        assert_eq!(nothing.followed_by(&at(2, 1_001, 1)), Continuity::Gap, "what came in between is lost");
+        assert_eq!(nothing.followed_by(&at(2, 1_001, 1)), Continuity::Gap, "events in between are lost");
         assert_eq!(nothing.followed_by(&at(1, 1_001, 2)), Continuity::Gap);
     }
 
     #[test]
-    fn who_has_the_newest_is_not_behind_whatever_the_epoch() {
+    fn a_client_with_the_newest_event_is_not_behind_in_any_epoch() {
         let here = at(1, 1_000, 5);
         assert!(!here.is_behind(&here) && !here.is_behind(&at(2, 1_000, 5)) && !here.is_behind(&at(2, 9_000, 0)));
         assert!(!here.is_behind(&at(1, 900, 4)));

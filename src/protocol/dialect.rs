@@ -1,4 +1,4 @@
-//! The tongues that a client may speak, and one event said in each.
+//! The dialects that clients speak, and the encoding of an event in each.
 
 use bytes::Bytes;
 
@@ -6,44 +6,37 @@ use super::Cursor;
 use super::frame::text_frame;
 use super::id::is_name;
 
-/// How a client is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    /// The client offered `tidings.v1`: JSON frames, pings among them.
+    /// The client offered `tidings.v1`: JSON frames, including pings.
     TidingsV1,
-    /// The client offered no subprotocol: the same JSON frames, but WebSocket pings.
+    /// The client offered no subprotocol: the same JSON frames, with WebSocket pings.
     Plain,
-    /// `?format=raw`: the bare published JSON, and no frame of ours.
+    /// `?format=raw`: the bare published JSON, without other frames.
     Raw,
 }
 
 impl Dialect {
-    /// Whether the client gets `welcome`, `error` and the other frames of `tidings.v1`.
+    /// Whether the client receives `welcome`, `error` and the other frames of `tidings.v1`.
     pub fn has_frames(self) -> bool {
         self != Self::Raw
     }
 
-    /// Whether the client answers `{"type":"ping"}`; else it gets WebSocket pings.
+    /// Whether pings are `{"type":"ping"}` rather than WebSocket pings.
     pub fn pings_in_json(self) -> bool {
         self == Self::TidingsV1
     }
 }
 
-/// The event's name where the backend named none.
+/// The name of an event that the backend did not name.
 pub const DEFAULT_EVENT: &str = "notification";
 
-/// Most bytes of an event's name.
 const MAX_EVENT_BYTES: usize = 128;
 
-/// A text that names no event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an event's name is 1 to {MAX_EVENT_BYTES} bytes of text without control characters")]
+#[error("an event name has 1 to {MAX_EVENT_BYTES} bytes and no control characters")]
 pub struct BadEventName;
 
-/// Checks an event's name.
-///
-/// # Errors
-/// [`BadEventName`].
 pub fn check_event_name(name: &str) -> Result<(), BadEventName> {
     if is_name(name, MAX_EVENT_BYTES) { Ok(()) } else { Err(BadEventName) }
 }
@@ -51,15 +44,15 @@ pub fn check_event_name(name: &str) -> Result<(), BadEventName> {
 /// One notification.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
-    /// `notification`, unless the backend named another.
+    /// [`DEFAULT_EVENT`] unless the backend set another.
     pub name: &'a str,
-    /// The published JSON, byte for byte, without the white space around it.
+    /// The published JSON, byte for byte, without surrounding whitespace.
     pub data: &'a str,
-    /// Its place, where it is stored.
+    /// Its position, if it is stored.
     pub cursor: Option<Cursor>,
 }
 
-/// One event as WebSocket frames: each dialect's is made once, when first asked for, and then shared.
+/// One event as WebSocket frames: each is encoded once, on first use, and then shared.
 #[derive(Debug)]
 pub struct Encoded<'a> {
     event: Event<'a>,
@@ -68,7 +61,6 @@ pub struct Encoded<'a> {
 }
 
 impl<'a> Encoded<'a> {
-    /// Nothing is encoded yet.
     pub fn new(event: Event<'a>) -> Self {
         Self { event, framed: None, raw: None }
     }
@@ -79,7 +71,7 @@ impl<'a> Encoded<'a> {
         self.slot(dialect).get_or_insert_with(|| event.encode(dialect)).clone()
     }
 
-    /// As [`Encoded::frame`], for the last who asks: a frame for one alone is never counted.
+    /// Like [`Encoded::frame`], for the last recipient: a frame with a single recipient needs no reference count.
     pub fn last_frame(mut self, dialect: Dialect) -> Bytes {
         let event = self.event;
         self.slot(dialect).take().unwrap_or_else(|| event.encode(dialect))
@@ -102,13 +94,13 @@ impl Event<'_> {
         let name = if plain {
             name
         } else {
-            // A text always serialises; the name is the only part that may need escaping, and hardly ever does.
+            // A string always serialises; only the name may need escaping, and rarely does.
             escaped = serde_json::to_string(name).unwrap_or_default();
             escaped.get(1..escaped.len() - 1).unwrap_or_default()
         };
-        let place = cursor.map(|cursor| format!(r#"","id":"{cursor}","ts":{},"data":"#, cursor.ms));
-        let place = place.as_deref().unwrap_or(r#"","data":"#);
-        text_frame(&[br#"{"type":"event","event":""#, name.as_bytes(), place.as_bytes(), data.as_bytes(), b"}"])
+        let position = cursor.map(|cursor| format!(r#"","id":"{cursor}","ts":{},"data":"#, cursor.ms));
+        let position = position.as_deref().unwrap_or(r#"","data":"#);
+        text_frame(&[br#"{"type":"event","event":""#, name.as_bytes(), position.as_bytes(), data.as_bytes(), b"}"])
     }
 }
 
@@ -140,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_event_tells_its_place_and_time() {
+    fn a_stored_event_has_its_position_and_time() {
         let cursor = "0000000000000abc-1795000000123-17".parse().ok();
         let frame = Event { name: "paid", data: "1", cursor }.encode(Dialect::TidingsV1);
         let expected =

@@ -1,32 +1,31 @@
-//! What stands before the data of a message on a user's channel, where it is more than the data alone.
+//! The envelope of a message on a user's channel.
 //!
-//! A plain `PUBLISH` carries JSON, which never begins with `~`. A stored notification travels the same channel, so that
-//! the order of all is kept, as `~COUNT CURSOR "EVENT" DATA`; one that is not stored but has a name as `~"EVENT" DATA`.
+//! A plain `PUBLISH` carries bare JSON, which never begins with `~`. A stored notification is published on the same
+//! channel, to keep the order, as `~COUNT CURSOR "EVENT" DATA`; a named one that is not stored as `~"EVENT" DATA`.
 
 use serde::Deserialize;
 
 use super::Cursor;
 use super::cursor::exact;
 
-/// What a stamped message begins with.
+/// The first byte of a message with an envelope.
 pub const ENVELOPE_START: u8 = b'~';
 
-/// Most bytes that stand before the data: the numbers, and a name of the longest kind with everything escaped.
+/// Maximum bytes before the data: the numbers, and a name of maximum length with every byte escaped.
 pub const MAX_ENVELOPE_BYTES: usize = 2_048;
 
-/// A message with its stamp taken off.
+/// A parsed message.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
-    /// Where it is stored, and how many the fleet had stored with it; none: nowhere.
+    /// The fleet's count of stored notifications, including this one, and its position; `None` if it is not stored.
     pub stored: Option<(u64, Cursor)>,
-    /// The event's name.
     pub event: String,
-    /// The rest.
     pub data: &'a str,
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads a message that begins with [`ENVELOPE_START`]; none where nobody of ours wrote it.
+    /// Parses a message that begins with [`ENVELOPE_START`]; `None` if it is malformed, so that tidings did not write
+    /// it.
     pub fn parse(text: &'a str) -> Option<Self> {
         let rest = text.strip_prefix(char::from(ENVELOPE_START))?;
         let (stored, rest) = if rest.starts_with('"') {
@@ -44,14 +43,14 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// The stamp of an event that is not stored.
+/// Wraps an event that is not stored.
 pub fn wrap(event: &str, data: &str) -> String {
-    // A text always serialises.
+    // A string always serialises.
     let event = serde_json::to_string(event).unwrap_or_default();
     format!("{}{event} {data}", char::from(ENVELOPE_START))
 }
 
-/// The stamp of a stored event, the fleet's `count`th.
+/// Wraps a stored event, the fleet's `count`th.
 pub fn wrap_stored(count: u64, cursor: &Cursor, event: &str, data: &str) -> String {
     let event = serde_json::to_string(event).unwrap_or_default();
     format!("{}{count} {cursor} {event} {data}", char::from(ENVELOPE_START))
@@ -62,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_is_taken_off_whatever_the_name_is() {
+    fn an_envelope_with_any_name_round_trips() {
         let cursor: Cursor = "0000000000000abc-1795000000123-17".parse().unwrap();
         let text = format!(r#"~12 {cursor} "a \"b\" é" {{"n":1}}"#);
         assert_eq!(wrap_stored(12, &cursor, r#"a "b" é"#, r#"{"n":1}"#), text);
@@ -73,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_of_ours_wrote_has_no_stamp() {
+    fn a_malformed_envelope_is_not_parsed() {
         let cursor = "0000000000000abc-1795000000123-17";
         for text in [
             "",

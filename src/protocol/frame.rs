@@ -7,102 +7,82 @@ use serde::{Deserialize, Serialize};
 
 use super::{BadCursorText, BadDevice, Cursor, Start};
 
-/// The code of an `error` frame that answers a frame nobody understands.
+/// The code of an `error` frame that answers a malformed frame.
 pub const BAD_FRAME: u16 = 4000;
 
-/// What the server says, apart from events (see [`super::Event`]).
+/// Frames of the server, except events (see [`super::Event`]).
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ServerFrame<'a> {
-    /// First, always.
+    /// Always the first frame.
     Welcome {
-        /// This connection's id.
         connection: &'a str,
-        /// Whose connection it is.
         user: &'a str,
-        /// The instance that holds it.
         instance: &'a str,
-        /// The place in the user's stored history that the client starts from; none while it cannot be read.
+        /// The position in the user's stored history from which the client starts; `None` if it cannot be read.
         cursor: Option<&'a str>,
-        /// Whether everything stored since the asked-for cursor follows.
+        /// Whether every event stored since the requested cursor follows.
         recovered: bool,
-        /// How many stored notifications the device has not acknowledged; none while that cannot be read.
+        /// Stored notifications that the device has not acknowledged; `None` if that cannot be read.
         unread: Option<u64>,
         /// How long a client may be silent before it is pinged, in milliseconds.
         heartbeat_ms: u64,
     },
-    /// Asks for a `pong`.
+    /// Requests a `pong`.
     Ping,
-    /// A fresh token was taken.
+    /// The fresh token of an `auth` was accepted.
     Authenticated {
-        /// When that token ends, in seconds since 1970.
+        /// When it expires, in seconds since 1970.
         expires: u64,
     },
-    /// Something the client sent was refused; the connection lives on.
+    /// A frame of the client was refused; the connection stays open.
     Error {
         /// A code in the range of the close codes.
         code: u16,
-        /// For the client's developer.
         message: &'a str,
     },
-    /// The instance stops: connect again after this while.
-    Reconnect {
-        /// Milliseconds.
-        after_ms: u64,
-    },
+    /// The instance is stopping: reconnect after this delay.
+    Reconnect { after_ms: u64 },
 }
 
 impl ServerFrame<'_> {
     /// The whole WebSocket frame, ready for the socket.
     pub fn encode(&self) -> Bytes {
-        // Nothing in these frames can fail to serialise: no map, no float, no foreign type.
+        // These frames always serialise: they have no map, float or foreign type.
         let json = serde_json::to_vec(self).unwrap_or_default();
         text_frame(&[&json])
     }
 }
 
-/// What a client may say.
+/// Frames of the client.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ClientFrame {
-    /// Who it is, where the handshake carried no token.
-    Hello {
-        /// A JWT.
-        token: String,
-        /// Where to start.
-        start: Start,
-    },
+    /// Authenticates a connection whose handshake had no credential.
+    Hello { token: String, start: Start },
     /// A fresh token for the same user.
-    Auth {
-        /// A JWT.
-        token: String,
-    },
+    Auth { token: String },
     /// The answer to a `ping`.
     Pong,
-    /// Everything stored up to this place is handled.
+    /// The client has handled every stored event up to this position.
     Ack(Cursor),
 }
 
-/// Why a client's text is no frame.
+/// Why a text of a client is refused, worded for the client's developer.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// No JSON object with a `type`.
-    #[error("a frame is a JSON object with a \"type\": {0}")]
+    #[error("expected a JSON object with a \"type\"{0}")]
     NoObject(String),
-    /// A `type` that the protocol does not have.
-    #[error("unknown frame type {0}; known are \"hello\", \"auth\", \"pong\" and \"ack\"")]
+    #[error("unknown frame type {0}; expected \"hello\", \"auth\", \"pong\" or \"ack\"")]
     UnknownType(Quoted),
-    /// A field is missing or of the wrong type.
-    #[error("\"{0}\" needs a string \"{1}\"")]
+    #[error("\"{0}\" requires a string \"{1}\"")]
     Field(&'static str, &'static str),
-    /// An `ack` of what was never given out.
     #[error("\"ack\": {0}")]
     Cursor(#[from] BadCursorText),
-    /// A `hello` of a device without a proper name.
     #[error("\"hello\": {0}")]
     Device(#[from] BadDevice),
 }
 
-/// A peer's own text, quoted and cut short for an answer or a log line.
+/// A peer's text, quoted and truncated for an error message or a log line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Quoted(pub(super) String);
 
@@ -122,23 +102,20 @@ struct Fields {
 }
 
 impl ClientFrame {
-    /// Reads one text frame of a client. Unknown fields are ignored.
-    ///
-    /// # Errors
-    /// [`FrameError`], worded for the client's developer.
+    /// Parses one text frame; ignores unknown fields.
     pub fn parse(text: &str) -> Result<Self, FrameError> {
-        // An array would deserialise into a struct too: only an object is a frame.
+        // Serde would accept an array of the fields too.
         if !text.trim_start().starts_with('{') {
-            return Err(FrameError::NoObject("this is none".into()));
+            return Err(FrameError::NoObject(String::new()));
         }
-        let fields: Fields = serde_json::from_str(text).map_err(|error| FrameError::NoObject(error.to_string()))?;
+        let fields: Fields = serde_json::from_str(text).map_err(|error| FrameError::NoObject(format!(": {error}")))?;
         let string = |value: Option<serde_json::Value>, frame, field| match value {
             Some(serde_json::Value::String(text)) => Ok(text),
             _ => Err(FrameError::Field(frame, field)),
         };
         match fields.r#type.as_str() {
             "hello" => {
-                // What is no text is no cursor either, and fails nothing.
+                // A `resume` that is not a string counts as an unknown cursor, which never fails a `hello`.
                 let resume = fields.resume.map(|value| value.as_str().unwrap_or_default().to_owned());
                 let device = fields.device.map(|value| string(Some(value), "hello", "device")).transpose()?;
                 let start = Start::new(resume.as_deref(), device.as_deref())?;
@@ -152,11 +129,11 @@ impl ClientFrame {
     }
 }
 
-/// An unmasked, unfragmented WebSocket text frame (RFC 6455, section 5.2) of these parts.
+/// Concatenates these parts into an unmasked, unfragmented WebSocket text frame (RFC 6455, section 5.2).
 pub fn text_frame(parts: &[&[u8]]) -> Bytes {
     const FIN_TEXT: u8 = 0x81;
     let len: usize = parts.iter().map(|part| part.len()).sum();
-    // Exactly as long as it will be: room to spare would cost an allocation more when the frame is shared.
+    // Exact capacity: spare capacity would cost another allocation when the frame is shared.
     let head = if len < 126 {
         2
     } else if len <= usize::from(u16::MAX) {
@@ -183,7 +160,7 @@ pub fn text_frame(parts: &[&[u8]]) -> Bytes {
     frame.into()
 }
 
-/// Whether a text is one JSON value (RFC 8259), whatever its size and depth.
+/// Whether a text is one JSON value (RFC 8259) of any size and depth.
 pub fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
@@ -205,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_named() {
+    fn a_malformed_frame_is_refused_with_the_reason() {
         for text in ["", "[]", r#"["pong",null,null]"#, "42", "{", r#"{"type":5}"#, "{}"] {
             let error = ClientFrame::parse(text).unwrap_err();
             assert!(matches!(error, FrameError::NoObject(_)), "{text}: {error}");

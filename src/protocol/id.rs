@@ -1,4 +1,4 @@
-//! Newtypes for who and what is addressed.
+//! Newtypes for the ids of users, connections, credentials and instances.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -8,46 +8,34 @@ use std::sync::{Arc, LazyLock};
 
 use compact_str::CompactString;
 
-/// Who a notification is for: 1 to 256 bytes of UTF-8 without control characters.
+/// A user: 1 to 256 bytes of UTF-8 without control characters.
 ///
-/// Up to 24 bytes are kept in place: a lookup by user then meets no other memory than the map's.
+/// Up to 24 bytes are stored inline, so that a lookup by user reads no memory but the map's.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserId(CompactString);
 
-/// Why a text is no user id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UserIdError {
-    /// No bytes at all.
     #[error("a user id must not be empty")]
     Empty,
-    /// Over [`UserId::MAX_BYTES`].
     #[error("a user id has at most {} bytes", UserId::MAX_BYTES)]
     TooLong,
     /// C0, DEL or C1.
     #[error("a user id must not contain control characters")]
     Control,
-    /// Bytes that are not UTF-8.
     #[error("a user id must be UTF-8")]
     NotUtf8,
 }
 
 impl UserId {
-    /// The longest id, in bytes of UTF-8.
     pub const MAX_BYTES: usize = 256;
 
-    /// Takes a text as a user id.
-    ///
-    /// # Errors
-    /// [`UserIdError`] when the text is empty, too long or has control characters.
     pub fn new(text: &str) -> Result<Self, UserIdError> {
         Self::check(text)?;
         Ok(Self(text.into()))
     }
 
-    /// Checks a text without keeping it.
-    ///
-    /// # Errors
-    /// As [`UserId::new`].
+    /// Checks a text without allocating.
     pub fn check(text: &str) -> Result<(), UserIdError> {
         match text.len() {
             0 => Err(UserIdError::Empty),
@@ -57,18 +45,17 @@ impl UserId {
         }
     }
 
-    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Whether a text may name something: 1 to `most` bytes without control characters.
+/// Whether a text has 1 to `most` bytes and no control characters.
 pub(super) fn is_name(text: &str, most: usize) -> bool {
     (1..=most).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
-// The registry looks users up by the text in a channel's name, without making an id of it first.
+// The registry looks up users by the text in a channel name, without constructing an id.
 impl Borrow<str> for UserId {
     fn borrow(&self) -> &str {
         &self.0
@@ -87,12 +74,11 @@ impl fmt::Debug for UserId {
     }
 }
 
-/// One client socket, named uniquely across instances and restarts.
+/// One client socket, unique across instances and restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnectionId(u64);
 
 impl ConnectionId {
-    /// A fresh random id.
     pub fn random() -> Self {
         Self(fastrand::u64(..))
     }
@@ -104,33 +90,31 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// Which token or session somebody came with: a hash under a key of this process's own, so that a connection keeps 8
-/// bytes of it, and nobody can choose two alike.
+/// The token or session of a connection, as a hash with a secret key of this process: it takes 8 bytes per connection,
+/// and no client can construct a collision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CredentialId(NonZeroU64);
 
 impl CredentialId {
-    /// Of the token with this `jti`.
     pub fn of_token(jti: &str) -> Self {
         Self::hash(("jti", jti))
     }
 
-    /// Of the session with this id.
     pub fn of_session(id: &str) -> Self {
         Self::hash(("session", id))
     }
 
-    fn hash(what: (&str, &str)) -> Self {
+    fn hash(tagged: (&str, &str)) -> Self {
         static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self(NonZeroU64::new(KEY.hash_one(what)).unwrap_or(NonZeroU64::MIN))
+        Self(NonZeroU64::new(KEY.hash_one(tagged)).unwrap_or(NonZeroU64::MIN))
     }
 
-    /// For an atomic: 0 is none.
+    /// Encodes an optional id for an atomic; 0 is `None`.
     pub fn to_bits(credential: Option<Self>) -> u64 {
         credential.map_or(0, |id| id.0.get())
     }
 
-    /// Back from [`CredentialId::to_bits`].
+    /// The inverse of [`CredentialId::to_bits`].
     pub fn from_bits(bits: u64) -> Option<Self> {
         NonZeroU64::new(bits).map(Self)
     }
@@ -141,12 +125,11 @@ impl CredentialId {
 pub struct InstanceId(Arc<str>);
 
 impl InstanceId {
-    /// A fresh random id.
     pub fn random() -> Self {
         Self(format!("{:012x}", fastrand::u64(..) >> 16).into())
     }
 
-    /// The id as text: 12 hexadecimal digits.
+    /// 12 hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }

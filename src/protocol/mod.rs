@@ -1,6 +1,4 @@
-//! What goes over the wire: ids, frames, close codes and the dialects that clients speak.
-//!
-//! Pure data and encoding; no I/O.
+//! The wire protocol: ids, frames, close codes and dialects. Pure data and encoding, no I/O.
 
 mod close;
 mod command;

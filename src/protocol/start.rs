@@ -1,4 +1,4 @@
-//! Where in its user's stored history a client wants to start.
+//! The position in its user's stored history from which a client starts.
 
 use super::Cursor;
 use super::id::is_name;
@@ -6,52 +6,43 @@ use super::id::is_name;
 /// The device of a client that names none.
 pub const DEFAULT_DEVICE: &str = "default";
 
-/// Most bytes of a device's name.
 const MAX_DEVICE_BYTES: usize = 64;
 
-/// A text that names no device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a device is 1 to {MAX_DEVICE_BYTES} bytes of text without control characters")]
+#[error("a device name has 1 to {MAX_DEVICE_BYTES} bytes and no control characters")]
 pub struct BadDevice;
 
-/// Checks a device's name.
-///
-/// # Errors
-/// [`BadDevice`].
 pub fn check_device(name: &str) -> Result<(), BadDevice> {
     if is_name(name, MAX_DEVICE_BYTES) { Ok(()) } else { Err(BadDevice) }
 }
 
-/// From where a client wants to resume.
+/// The position from which a client resumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resume {
-    /// Behind this place.
+    /// After this position.
     After(Cursor),
-    /// Behind its device's read position.
+    /// After its device's read position.
     Acked,
-    /// A text that is no place: nothing can be said to follow it.
+    /// The text is not a cursor: no event can be proven to follow it.
     Unknown,
 }
 
-/// What a client asks for when it comes.
+/// The request of a client that connects.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Start {
-    /// None: from now on.
+    /// `None`: only new events.
     pub resume: Option<Resume>,
-    /// None: [`DEFAULT_DEVICE`].
+    /// `None`: [`DEFAULT_DEVICE`].
     pub device: Option<Box<str>>,
 }
 
 impl Start {
-    /// Whether there may be something to recover.
+    /// Whether the client may have events to recover.
     pub fn resumes(&self) -> bool {
         !matches!(self.resume, None | Some(Resume::Unknown))
     }
 
-    /// From `resume` and `device` as a client gave them. Any text will do to resume from: it never fails a connection.
-    ///
-    /// # Errors
-    /// [`BadDevice`].
+    /// Parses `resume` and `device` of a client. Only a bad device fails: any text is accepted as `resume`.
     pub fn new(resume: Option<&str>, device: Option<&str>) -> Result<Self, BadDevice> {
         device.map_or(Ok(()), check_device)?;
         let resume = resume.map(|text| match text {
@@ -61,7 +52,6 @@ impl Start {
         Ok(Self { resume, device: device.filter(|name| *name != DEFAULT_DEVICE).map(Box::from) })
     }
 
-    /// The device's name.
     pub fn device(&self) -> &str {
         self.device.as_deref().unwrap_or(DEFAULT_DEVICE)
     }
@@ -72,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_text_may_be_resumed_from_and_only_a_name_is_a_device() {
+    fn any_text_is_a_resume_and_only_a_name_is_a_device() {
         let cursor = "0000000000000abc-1795000000123-17";
         let start = |resume| Start::new(Some(resume), None).unwrap().resume.unwrap();
         assert_eq!(start(cursor), Resume::After(cursor.parse().unwrap()));
