@@ -1,4 +1,4 @@
-//! `tidings check-config`: would `tidings serve` with the same configuration start?
+//! `tidings check-config`: validates and prints the configuration of `tidings serve`.
 
 use clap::Args;
 
@@ -7,7 +7,7 @@ use crate::auth::Verifier;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckConfig {
-    /// Check what `serve --dev` would run with
+    /// Check the configuration of `serve --dev`
     #[arg(long)]
     dev: bool,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `tidings load`: put a server under load.
+//! `tidings load`: puts a server under load.
 
 use std::io::{IsTerminal, Write as _};
 use std::sync::Arc;

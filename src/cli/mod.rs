@@ -36,7 +36,7 @@ enum Command {
     Serve(serve::Serve),
     /// Print a token for a user, signed with the configured secret
     Token(token::Token),
-    /// Publish one notification the way a backend would
+    /// Publish one notification as a backend does
     Publish(publish::Publish),
     /// Validate the configuration and print it, secrets masked
     CheckConfig(check_config::CheckConfig),
@@ -44,7 +44,7 @@ enum Command {
     Load(load::Load),
 }
 
-/// Where the configuration comes from. Later wins: the file, `TIDINGS_…` variables, flags.
+/// The sources of the configuration, in ascending precedence: the file, `TIDINGS_…` variables, flags.
 #[derive(Debug, Args)]
 struct ConfigArgs {
     /// A TOML file
@@ -65,7 +65,7 @@ struct ConfigArgs {
     /// trace, debug, info, warn or error
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// Any other key, such as presence.lease=20s; may be repeated
+    /// Any other key, such as presence.lease=20s; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
@@ -85,7 +85,7 @@ impl ConfigArgs {
             .collect();
         for pair in self.set {
             let Some((key, value)) = pair.split_once('=') else {
-                return Err(ConfigError::new("--set: accepted is KEY=VALUE, such as presence.lease=20s"));
+                return Err(ConfigError::new("--set: expected KEY=VALUE, such as presence.lease=20s"));
             };
             flags.push(("--set".to_owned(), key.to_owned(), value.to_owned()));
         }
@@ -100,7 +100,7 @@ impl ConfigArgs {
     }
 }
 
-/// The configured backplane and its history store, for a command that publishes as a backend would.
+/// The configured backplane and its history store, for a command that publishes as a backend does.
 fn stores(config: &Config) -> Result<(Backplane, Arc<HistoryStore>), BackplaneError> {
     let metrics = Arc::default();
     let backplane = Backplane::new(config, &InstanceId::random(), &metrics)?;
@@ -108,15 +108,16 @@ fn stores(config: &Config) -> Result<(Backplane, Arc<HistoryStore>), BackplaneEr
     Ok((backplane, history))
 }
 
-/// A wrong argument; exits with 2, as a wrong configuration does.
+/// A wrong argument. The exit status is 2, as for a wrong configuration.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
 
-/// Runs the command line and gives its exit status: 0, 2 for a wrong command line, configuration or argument, else 1.
+/// Runs the command line and returns its exit status: 0 on success, 2 for a wrong command line or configuration, else
+/// 1.
 #[must_use]
 pub fn run() -> ExitCode {
-    // A wrong command line ends in here, with 2.
+    // A wrong command line exits here, with 2.
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(command) => command.run(),
@@ -126,11 +127,11 @@ pub fn run() -> ExitCode {
         Command::Load(command) => command.run(),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
-    complain(&error);
+    print_error(&error);
     if is_wrong_use(&error) { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
-/// Whether it is for the operator to configure or call otherwise; some of that is found only where it is used.
+/// Whether the configuration or the command line is wrong; some values are validated only on use.
 fn is_wrong_use(error: &anyhow::Error) -> bool {
     let backplane = match error.downcast_ref::<StartError>() {
         Some(StartError::Config(_) | StartError::Tls(_)) => return true,
@@ -140,21 +141,21 @@ fn is_wrong_use(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>() || error.is::<Usage>() || matches!(backplane, Some(BackplaneError::Config(_)))
 }
 
-#[allow(clippy::print_stderr, reason = "a command's complaints go to standard error")]
-fn complain(error: &anyhow::Error) {
+#[allow(clippy::print_stderr, reason = "errors of a command belong on standard error")]
+fn print_error(error: &anyhow::Error) {
     for line in format!("{error:#}").lines() {
         eprintln!("tidings: {line}");
     }
 }
 
-/// A command's answer goes to standard output, which may be gone.
+/// Prints a line to standard output; fails rather than panics if it is closed.
 fn say(line: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{line}")?;
     stdout.flush()
 }
 
-/// Runs a command's future. What it leaves running, such as a name that is being looked up, is not waited for.
+/// Runs a command's future. Does not wait for blocking work that it leaves behind, such as a DNS lookup.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(future);

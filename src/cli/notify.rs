@@ -1,4 +1,4 @@
-//! Tells the service manager how far the process is, where it asks to be told (`sd_notify(3)`).
+//! Reports the state of the process to the service manager, if `NOTIFY_SOCKET` is set (`sd_notify(3)`).
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -9,13 +9,13 @@ use tracing::warn;
 /// Both listeners accept.
 pub(super) const READY: &str = "READY=1";
 
-/// Clients are being sent away.
+/// The drain begins.
 pub(super) const STOPPING: &str = "STOPPING=1";
 
-/// Tells it, if it asked. A manager that cannot be told is no reason to serve nobody.
+/// Reports a state. A failure is only logged: an instance must not stop because of its service manager.
 pub(super) fn notify(state: &str) {
     if let Err(error) = send(state) {
-        warn!(%error, state, "NOTIFY_SOCKET takes nothing: the service manager was not told");
+        warn!(%error, state, "cannot notify the service manager at NOTIFY_SOCKET");
     }
 }
 
@@ -38,7 +38,7 @@ fn abstract_address(name: &[u8]) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(name)
 }
 
-/// Only Linux has sockets without a path.
+/// Only Linux has abstract sockets.
 #[cfg(not(target_os = "linux"))]
 fn abstract_address(_: &[u8]) -> io::Result<SocketAddr> {
     Err(io::ErrorKind::Unsupported.into())

@@ -1,4 +1,4 @@
-//! `tidings publish`: one notification, the way a backend would send it.
+//! `tidings publish`: publishes one notification as a backend does.
 
 use std::time::Duration;
 
@@ -19,17 +19,17 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct Publish {
-    /// Whom it is for
+    /// The user to notify
     #[arg(allow_negative_numbers = true)]
     user: String,
     /// The notification, as JSON text
     #[arg(allow_negative_numbers = true)]
     json: String,
-    /// Publish over an instance's admin listener, whatever Redis is configured [default without Redis:
+    /// Publish over the admin listener of an instance, even if Redis is configured [default without Redis:
     /// server.admin_listen]
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
-    /// Store it, too: whoever is not connected gets it later. Prints its id
+    /// Store the notification for users who are not connected, and print its id
     #[arg(long)]
     durable: bool,
     #[command(flatten)]
@@ -40,15 +40,15 @@ impl Publish {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let user = UserId::new(&self.user).map_err(|error| Usage(format!("USER {:?}: {error}", self.user)))?;
         if !is_json(&self.json) {
-            let hint = "accepted is one JSON value, such as '{\"hello\":\"world\"}' or '\"hello\"'";
-            return Err(Usage(format!("JSON: this is no JSON: {hint}")).into());
+            let hint = "expected one JSON value, such as '{\"hello\":\"world\"}' or '\"hello\"'";
+            return Err(Usage(format!("JSON: {hint}")).into());
         }
         let config = self.config.load(false)?;
         let most = config.limits.max_payload_bytes;
         if self.json.len() > most {
             let given = self.json.len();
             return Err(
-                Usage(format!("JSON: {given} bytes: accepted are at most {most} (limits.max_payload_bytes)")).into()
+                Usage(format!("JSON: {given} bytes: expected at most {most} (limits.max_payload_bytes)")).into()
             );
         }
         let done = match (&self.admin, &config.redis.url) {
@@ -71,8 +71,8 @@ async fn over_redis(config: &Config, user: &UserId, json: &str, durable: bool) -
         let published = history.publish(std::slice::from_ref(user), &publication).await;
         return match published.first() {
             Some(Ok(Some(cursor))) => Ok(stored(user, &cursor.to_string())),
-            Some(Err(kind)) => bail!("Redis did not store it ({kind})"),
-            _ => bail!("Redis did not say where it is stored"),
+            Some(Err(kind)) => bail!("Redis did not store the notification ({kind})"),
+            _ => bail!("Redis did not return the id of the stored notification"),
         };
     }
     let Backplane::Redis(redis) = backplane else { bail!("no Redis is configured") };
@@ -85,7 +85,7 @@ fn stored(user: &UserId, id: &str) -> String {
     format!("published to user {user}: stored as {id}")
 }
 
-/// The data is kept as text: it must arrive byte for byte.
+/// The data is raw JSON text, because it must arrive byte for byte.
 #[derive(Serialize)]
 struct Body<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,10 +99,12 @@ struct Stored {
     id: String,
 }
 
-/// The path for one user alone answers with an id; the one for many can name every user.
+/// The path for a single user returns an id, but cannot contain every user id; the path for many can.
 fn path(user: &UserId, durable: bool) -> Result<Vec<&str>, Usage> {
     match user.as_str() {
-        "." | ".." if durable => Err(Usage(format!("--durable: no path of the admin listener names the user {user}"))),
+        "." | ".." if durable => {
+            Err(Usage(format!("--durable: the user {user} cannot be part of a path of the admin listener")))
+        }
         user if durable => Ok(vec!["v1", "users", user, "notifications"]),
         _ => Ok(vec!["v1", "notifications"]),
     }
@@ -113,7 +115,7 @@ async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str, dura
     let mut url = Url::parse(admin)
         .ok()
         .filter(|url| ["http", "https"].contains(&url.scheme()))
-        .ok_or_else(|| Usage(format!("--admin {shown:?}: accepted is a URL such as http://127.0.0.1:9090")))?;
+        .ok_or_else(|| Usage(format!("--admin {shown:?}: expected a URL such as http://127.0.0.1:9090")))?;
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().extend(self::path(user, durable)?);
     }
@@ -124,16 +126,16 @@ async fn over_http(admin: &str, config: &Config, user: &UserId, json: &str, dura
     if let Some((_, key)) = config.admin_keys.first() {
         request = request.bearer_auth(key.expose_secret());
     }
-    let answer = request.send().await.map_err(reqwest::Error::without_url);
-    let answer = answer.with_context(|| format!("no answer from the admin listener at {shown}"))?;
-    let status = answer.status();
-    let body = answer.text().await.unwrap_or_default();
+    let response = request.send().await.map_err(reqwest::Error::without_url);
+    let response = response.with_context(|| format!("no response from the admin listener at {shown}"))?;
+    let status = response.status();
+    let body = response.text().await.unwrap_or_default();
     if status != StatusCode::ACCEPTED {
-        bail!("the admin listener at {shown} answered {status}: {body}");
+        bail!("the admin listener at {shown} returned {status}: {body}");
     }
     if !durable {
         return Ok(format!("published to user {user} over {shown}"));
     }
-    let Stored { id } = serde_json::from_str(&body).with_context(|| format!("{shown} answered {body}"))?;
+    let Stored { id } = serde_json::from_str(&body).with_context(|| format!("{shown} returned {body}"))?;
     Ok(stored(user, &id))
 }

@@ -1,4 +1,4 @@
-//! `tidings token`: a token for a user, and nothing else on standard output.
+//! `tidings token`: prints a token for a user, and only that, on standard output.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::protocol::UserId;
 
 #[derive(Debug, Args)]
 pub(super) struct Token {
-    /// Whom the token speaks for
+    /// The user whom the token authenticates
     #[arg(allow_negative_numbers = true)]
     user: String,
-    /// How long it lives: 30s, 5m, 1h, 7d
+    /// How long it is valid: 30s, 5m, 1h, 7d
     #[arg(long, default_value = "1h", value_parser = ttl)]
     ttl: Duration,
     #[command(flatten)]
@@ -22,7 +22,7 @@ pub(super) struct Token {
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {
-    parse_duration(text).ok_or_else(|| "accepted is a duration such as 30s, 5m, 1h or 7d".to_owned())
+    parse_duration(text).ok_or_else(|| "expected a duration such as 30s, 5m, 1h or 7d".to_owned())
 }
 
 impl Token {
