@@ -1,8 +1,8 @@
-//! Exponential backoff with full jitter, shared by everything that reconnects.
+//! Exponential backoff with full jitter, for reconnecting.
 
 use std::time::Duration;
 
-/// Delays drawn evenly between zero and a ceiling that doubles with each attempt.
+/// Delays drawn uniformly between zero and a ceiling that doubles with each attempt.
 #[derive(Debug)]
 pub struct Backoff {
     base: Duration,
@@ -16,14 +16,13 @@ impl Backoff {
         Self { base, cap, attempt: 0 }
     }
 
-    /// The next delay to wait.
     pub fn next_delay(&mut self) -> Duration {
         let ceiling = self.ceiling();
         self.attempt = self.attempt.saturating_add(1);
         ceiling.mul_f64(fastrand::f64())
     }
 
-    /// Starts over, after a success.
+    /// Restarts at `base`, after a success.
     pub fn reset(&mut self) {
         self.attempt = 0;
     }
@@ -39,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ceiling_doubles_up_to_the_cap_and_starts_over() {
+    fn the_ceiling_doubles_up_to_the_cap_and_resets() {
         let (base, cap) = (Duration::from_millis(100), Duration::from_secs(2));
         let mut backoff = Backoff::new(base, cap);
         let mut ceilings = Vec::new();

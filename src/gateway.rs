@@ -1,4 +1,4 @@
-//! One instance, whole: every part made, wired, started and stopped.
+//! An instance: constructs, wires, starts and stops every component.
 
 #![warn(missing_docs)]
 
@@ -23,32 +23,32 @@ use crate::server::{self, App, Listener, Tls};
 use crate::sessions::Sessions;
 use crate::shutdown::Shutdown;
 
-/// What a stop may take beyond the drain window: closes on their way, presence given up.
+/// How long a stop may exceed the drain window, to finish close handshakes and to release presence.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// From the last close to giving presence up: time for that client to be held elsewhere, so that it never flaps.
+/// From the last close to the release of presence: the last clients reconnect elsewhere meanwhile, so that none flaps.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Why an instance did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port that cannot be had.
+    /// A listener cannot be bound.
     #[error("cannot listen on {address} ({key}): {error}")]
     Listen {
         /// The address as configured.
         address: SocketAddr,
         /// The key that configures it.
         key: &'static str,
-        /// The system's reason.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// A certificate that cannot be used.
+    /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// A configuration that turned out wrong when it was used, such as a file without a key.
+    /// A configured value proved wrong on use, such as a file without a key.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A backplane that cannot be used.
+    /// The backplane cannot be used.
     #[error(transparent)]
     Backplane(#[from] BackplaneError),
 }
@@ -62,13 +62,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Binds both listeners and starts everything. It accepts as soon as this returns, ready or not.
-    ///
-    /// # Errors
-    /// [`StartError`]; nothing is left running then.
+    /// Binds both listeners and starts every component. Accepts connections on return, even before it is ready. After
+    /// an error nothing is left running.
     pub fn start(config: Config) -> Result<Self, StartError> {
         let verifier = Verifier::new(&config.auth)?;
-        // Before any socket: what is configured wrong is found here at the latest.
+        // Before any socket is bound: the last errors of the configuration are found here.
         let app = Arc::new(App::new(config, verifier)?);
         let configured = &app.config.server;
         let listen = |address, key| Listener::bind(address).map_err(|error| StartError::Listen { address, key, error });
@@ -90,25 +88,25 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Where browsers connect.
+    /// The address of the public listener.
     #[must_use]
     pub fn public(&self) -> SocketAddr {
         self.public
     }
 
-    /// Where operators and backends connect.
+    /// The address of the admin listener.
     #[must_use]
     pub fn admin(&self) -> SocketAddr {
         self.admin
     }
 
-    /// This instance's id.
+    /// The id of this instance.
     #[must_use]
     pub fn instance(&self) -> &InstanceId {
         &self.app.context.instance
     }
 
-    /// Reads the TLS certificate anew, if there is one.
+    /// Reloads the TLS certificate, if one is configured.
     pub fn reload(&self) {
         if let Some(tls) = &self.app.tls {
             tls.reload();
@@ -119,7 +117,7 @@ impl Gateway {
         &self.app.context
     }
 
-    /// Sends the clients away over `drain.window`, gives presence up, and ends every task.
+    /// Drains the clients over `drain.window`, releases presence, and ends every task.
     pub async fn stop(self) {
         let Context { registry, shutdown, .. } = &*self.app.context;
         shutdown.draining().cancel();
@@ -127,7 +125,7 @@ impl Gateway {
         connection::drain(registry, self.app.config.drain_window).await;
         shutdown.connections_ended(GRACE).await;
         if had_clients {
-            // The last to leave are still on their way to another instance: their presence goes with them.
+            // The last clients are still reconnecting to another instance, which takes over their presence.
             tokio::time::sleep(SETTLE).await;
         }
         shutdown.stop(GRACE * 2).await;
@@ -179,7 +177,7 @@ impl App {
     }
 }
 
-/// Events of the backplane reach the router first, then the parts that only watch them.
+/// The router receives events of the backplane first, then the components that only observe them.
 fn start_routing(app: &App) {
     let Context { registry, metrics, send_queue, limits, shutdown, .. } = &*app.context;
     let (registry, metrics) = (|| Arc::clone(registry), || Arc::clone(metrics));

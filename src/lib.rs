@@ -1,10 +1,10 @@
 //! tidings: a realtime notification gateway.
 //!
-//! Backends `PUBLISH user:42 '{…}'` to Redis; every instance receives it and writes it to that user's WebSockets; a plain
-//! Redis set holds the online users.
+//! Backends `PUBLISH user:42 '{…}'` to Redis; every instance receives it and writes it to that user's WebSockets; a
+//! plain Redis set holds the online users.
 //!
-//! An application embeds an instance with [`Config`] and [`Gateway`]; [`cli`] is the `tidings` command. All else is
-//! internal. ARCHITECTURE.md describes the modules and their layers.
+//! An application embeds an instance with [`Config`] and [`Gateway`]; [`cli`] is the `tidings` command. Everything else
+//! is internal. ARCHITECTURE.md describes the modules and their layers.
 
 mod auth;
 mod backoff;

@@ -1,4 +1,4 @@
-//! Logging: where it goes, and a rate for lines that a peer can cause.
+//! Logging, and a rate limit for lines that a peer can cause.
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,19 +13,19 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::config::Log;
 
-/// Starts logging to standard error: text, coloured on a terminal, or one JSON object a line.
+/// Starts logging to standard error: text, coloured on a terminal, or one JSON object per line.
 ///
-/// Only our own lines have the configured level; libraries are held at `warn`, since theirs may show what they carry.
+/// Only tidings uses the configured level; libraries log at `warn`, because lower levels may show payloads and secrets.
 pub fn init(log: Log) {
     let filter = Targets::new().with_target("tidings", log.level).with_default(tracing::Level::WARN);
     let ansi = std::io::stderr().is_terminal();
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = if log.json { layer.json().boxed() } else { layer.with_ansi(ansi).boxed() };
-    // A second initialisation in one process (tests) keeps the first.
+    // In tests, a second initialisation in one process keeps the first.
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().ok();
 }
 
-/// Lets one log line a second through, and counts those held back.
+/// Admits one log line per second, and counts those held back.
 #[derive(Debug)]
 pub struct LogRate {
     last: Mutex<Option<Instant>>,
@@ -33,12 +33,11 @@ pub struct LogRate {
 }
 
 impl LogRate {
-    /// The first line always passes.
     pub const fn new() -> Self {
         Self { last: Mutex::new(None), held_back: AtomicU64::new(0) }
     }
 
-    /// Whether to write a line now, and if so how many were held back before it.
+    /// `Some` if a line may be written now, with the number of lines held back before it.
     pub fn admit(&self) -> Option<u64> {
         const EVERY: Duration = Duration::from_secs(1);
         let now = Instant::now();
@@ -63,7 +62,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn one_line_a_second_passes_and_tells_how_many_did_not() {
+    async fn one_line_per_second_is_admitted_and_counts_those_held_back() {
         let rate = LogRate::new();
         assert_eq!(rate.admit(), Some(0));
         assert_eq!(rate.admit(), None);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// A handshake allocates much and keeps little: glibc's keeps the holes (docs/benchmarks/choices.md).
+/// A handshake frees most of what it allocates; glibc's allocator retains that memory (docs/benchmarks/choices.md).
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -1,4 +1,4 @@
-//! How an instance stops: signals, the two phases of a stop, and the tracker of every task.
+//! Signals, the two phases of a shutdown, and the tracker of every task.
 
 use std::future::Future;
 use std::io;
@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{info, warn};
 
-/// The phases of a stop, and every task that must have ended after it. Clones share them.
+/// The phases of a shutdown, and the tasks that must end before it is complete. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     draining: CancellationToken,
@@ -20,7 +20,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Phase one: clients are sent away, while the listeners still answer.
+    /// Phase one: clients are closed while the listeners still accept.
     pub fn draining(&self) -> &CancellationToken {
         &self.draining
     }
@@ -30,23 +30,23 @@ impl Shutdown {
         &self.stopping
     }
 
-    /// Spawns a task that a drain waits for: one of a client.
+    /// Spawns the task of a connection, for which a drain waits.
     pub fn spawn_connection(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.connections.spawn(task);
     }
 
-    /// Until it is dropped, a drain waits as for a client's task.
+    /// A drain waits until this token is dropped, as for a connection's task.
     pub fn connection_in_hand(&self) -> TaskTrackerToken {
         self.connections.token()
     }
 
-    /// Spawns a task of the instance itself; it must end once [`Shutdown::stopping`] is cancelled.
+    /// Spawns a service, which must end once [`Shutdown::stopping`] is cancelled.
     pub fn spawn_service(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.services.spawn(task);
     }
 
-    /// Spawns a service that does not end by itself: it is dropped, wherever it waits, once [`Shutdown::stopping`] is
-    /// cancelled. One that has work to finish then gets the token instead, from [`Shutdown::spawn_service`].
+    /// Spawns a service that is dropped at its current await once [`Shutdown::stopping`] is cancelled. A service that
+    /// must finish its work uses [`Shutdown::spawn_service`] and the token instead.
     pub fn spawn_until_stop(&self, service: impl Future<Output = ()> + Send + 'static) {
         let stopping = self.stopping.clone();
         self.spawn_service(async move {
@@ -54,39 +54,38 @@ impl Shutdown {
         });
     }
 
-    /// Runs on a thread of its own what takes a while and waits for nobody.
+    /// Spawns blocking work that ends by itself.
     pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
         self.services.spawn_blocking(work);
     }
 
-    /// Waits until no client's task is left, or the grace ends.
+    /// Waits until every connection's task has ended, for at most `grace`.
     pub async fn connections_ended(&self, grace: Duration) {
         self.connections.close();
         if tokio::time::timeout(grace, self.connections.wait()).await.is_err() {
-            warn!(left = self.connections.len(), "clients' tasks were still running when the grace ended");
+            warn!(left = self.connections.len(), "connection tasks were still running when the grace period ended");
         }
     }
 
-    /// Tells every service to end and waits for it, or for the grace to end.
+    /// Cancels every service and waits until all have ended, for at most `grace`.
     pub async fn stop(&self, grace: Duration) {
         self.stopping.cancel();
         self.services.close();
         if tokio::time::timeout(grace, self.services.wait()).await.is_err() {
-            warn!(left = self.services.len(), "tasks were still running when the grace ended");
+            warn!(left = self.services.len(), "services were still running when the grace period ended");
         }
     }
 }
 
-/// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM, SIGINT: the end.
+    /// SIGTERM or SIGINT.
     Stop,
-    /// SIGHUP: files that may have changed are to be read anew.
+    /// SIGHUP: reload the TLS certificate.
     Reload,
 }
 
-/// SIGTERM, SIGINT and SIGHUP, listened for from creation on.
+/// Handlers of SIGTERM, SIGINT and SIGHUP; signals are queued from [`Signals::install`] on.
 #[derive(Debug)]
 pub struct Signals {
     terminate: tokio::signal::unix::Signal,
@@ -95,10 +94,6 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers.
-    ///
-    /// # Errors
-    /// Where the system refuses a handler.
     pub fn install() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -107,7 +102,6 @@ impl Signals {
         })
     }
 
-    /// Waits for the next of them.
     pub async fn next(&mut self) -> Signal {
         let (name, signal) = tokio::select! {
             _ = self.terminate.recv() => ("SIGTERM", Signal::Stop),
@@ -123,7 +117,7 @@ impl Signals {
 mod tests {
     use super::*;
 
-    /// Says when it is dropped.
+    /// Signals when it is dropped.
     struct Dropped(Option<tokio::sync::oneshot::Sender<()>>);
 
     impl Drop for Dropped {
@@ -153,6 +147,6 @@ mod tests {
         let begun = tokio::time::Instant::now();
         shutdown.stop(GRACE).await;
         dropped.try_recv().unwrap();
-        assert!(begun.elapsed() < GRACE, "the stop waited for the grace to end");
+        assert!(begun.elapsed() < GRACE, "the stop waited for the whole grace period");
     }
 }

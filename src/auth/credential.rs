@@ -26,7 +26,8 @@ pub enum Credential {
 }
 
 impl Credential {
-    /// Returns the first of `Authorization`, the offered subprotocols, the session cookie, the token cookie and the query.
+    /// Returns the first of `Authorization`, the offered subprotocols, the session cookie, the token cookie and the
+    /// query.
     pub fn find(headers: &HeaderMap, query_token: Option<String>, config: &Auth) -> Self {
         if let Some(token) = bearer(headers) {
             return Self::Token(token);
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_without_a_token_is_present_all_the_same_and_another_scheme_is_not() {
+    fn an_empty_bearer_counts_and_another_scheme_does_not() {
         assert_eq!(find(&headers(&[("authorization", "bearer")]), &[]), token(""));
         assert_eq!(find(&headers(&[("authorization", "Basic eA==")]), &[]), Credential::QueryNotAllowed);
         assert_eq!(find(&headers(&[("authorization", "Bearerx")]), &[]), Credential::QueryNotAllowed);

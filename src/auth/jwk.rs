@@ -24,8 +24,8 @@ struct Entry {
     jwk: Jwk,
 }
 
-/// The keys of a set that verify tokens, and the number of skipped ones: for encryption, of unknown types, shared secrets
-/// (which must not be public), or beyond [`MAX_KEYS`]. `None` if the text is not a key set.
+/// The keys of a set that verify tokens, and the number of skipped ones: for encryption, of unknown types, shared
+/// secrets (which must not be public), or beyond [`MAX_KEYS`]. `None` if the text is not a key set.
 pub(super) fn parse_set(text: &[u8]) -> Option<(Vec<Key>, usize)> {
     let document: Document<'_> = serde_json::from_slice(text).ok()?;
     let usable = document.keys.iter().filter_map(|raw| keys(&serde_json::from_str(raw.get()).ok()?));

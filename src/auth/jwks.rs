@@ -28,8 +28,8 @@ const MAX_BODY: usize = 64 * 1024;
 /// Maximum age of a set, shortened at random by up to a fifth, so that instances do not fetch in step.
 const TTL: Duration = Duration::from_secs(10 * 60);
 
-/// Between two fetches that tokens with an unknown `kid` cause, because anyone can forge such tokens. Until the next fetch,
-/// an unknown `kid` is refused.
+/// Between two fetches that tokens with an unknown `kid` cause, because such tokens are easy to forge. Until the next
+/// fetch, an unknown `kid` is refused.
 const MIN_REQUEST_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Bounds of the delay after a failed fetch.

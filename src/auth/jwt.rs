@@ -1,7 +1,7 @@
 //! JSON Web Tokens (RFC 7519) in the compact form of JWS (RFC 7515).
 //!
-//! jsonwebtoken signs and verifies. Headers and claims are parsed here, more strictly than it does: a header only selects
-//! among the configured keys, and a duplicate claim is refused.
+//! jsonwebtoken signs and verifies. Headers and claims are parsed here, more strictly than it does: a header only
+//! selects among the configured keys, and a duplicate claim is refused.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -129,8 +129,8 @@ impl Verifier {
         }
     }
 
-    /// When a connection of this identity must close: its expiry plus the leeway. `None`: never, or in more than a year,
-    /// because the clock cannot represent every expiry that a token can have.
+    /// When a connection of this identity must close: its expiry plus the leeway. `None`: never, or in more than a
+    /// year, because the clock cannot represent every expiry that a token can have.
     pub fn ends_at(&self, identity: &Identity) -> Option<Instant> {
         const FAR: Duration = Duration::from_secs(365 * 86_400);
         let left = self.time_left(identity.expires?);
@@ -220,7 +220,8 @@ fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The header fields that count. `jwk`, `jku`, `x5c` and `x5u`, with which a token would supply its own key, are ignored.
+/// The header fields that count. `jwk`, `jku`, `x5c` and `x5u`, with which a token would supply its own key, are
+/// ignored.
 #[derive(Debug, Deserialize)]
 struct Header {
     #[serde(rename = "alg")]
@@ -377,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_token_is_told_from_a_bad_one_and_leeway_is_given() {
+    fn an_expired_token_is_distinguished_from_a_bad_one_after_the_leeway() {
         assert_eq!(verify(&json!({"sub": "42", "exp": now() - 60})), Err(TokenError::Expired));
         assert!(verify(&json!({"sub": "42", "exp": now() - 10})).is_ok());
     }
@@ -431,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_is_there_twice_is_refused_however_its_name_is_written() {
+    fn a_duplicate_claim_is_refused_even_if_its_name_is_escaped() {
         let soon = now() + 60;
         let check = |claims: String| check(&auth(&[]), &sign_text(&claims));
         assert!(check(format!(r#"{{"sub":"42","e\u0078p":{soon},"other":1,"other":2}}"#)).is_ok());
@@ -455,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_minted_here_passes_the_validation_of_the_library_too() {
+    fn a_minted_token_passes_the_validation_of_the_library() {
         let auth = auth(&[]);
         let user = UserId::new("42").unwrap();
         let token = mint(&auth, auth.hmac_secret.as_ref().unwrap(), &user, Duration::from_secs(60)).unwrap();
@@ -487,14 +488,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_is_no_token(text in ".{0,80}", parts in "[A-Za-z0-9_.=-]{0,80}") {
+        fn garbage_is_refused(text in ".{0,80}", parts in "[A-Za-z0-9_.=-]{0,80}") {
             for token in [text, parts.clone(), format!("{}.{parts}", HS256_HEADER)] {
                 prop_assert!(check(&auth(&[]), &token).is_err());
             }
         }
 
         #[test]
-        fn a_token_that_was_cut_or_changed_anywhere_is_refused(at in 0_usize..1_000, byte in 0_u8..128, cut: bool) {
+        fn a_truncated_or_altered_token_is_refused(at in 0_usize..1_000, byte in 0_u8..128, cut: bool) {
             let token = sign(Algorithm::HS256, SECRET, &json!({"sub": "42", "exp": now() + 60}));
             let mut changed = token.clone().into_bytes();
             let at = at % changed.len();
@@ -505,7 +506,7 @@ mod tests {
         }
 
         #[test]
-        fn no_claims_are_accepted_that_the_validation_of_the_library_refuses(
+        fn claims_that_the_library_refuses_are_refused(
             (sub, exp) in (claim(), claim()),
             others in proptest::collection::vec((prop_oneof!["sub", "exp", "nbf", "iss", "aud", ".{0,3}"], claim()), 0..3)
         ) {

@@ -7,7 +7,8 @@ pub struct OriginPolicy {
 }
 
 impl OriginPolicy {
-    /// `allowed` is `server.allowed_origins`; `loopback` adds every origin on this machine, and restricts an empty list.
+    /// `allowed` is `server.allowed_origins`; `loopback` adds every origin on this machine, and restricts an empty
+    /// list.
     pub fn new(allowed: &[String], loopback: bool) -> Self {
         Self { allowed: allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect(), loopback }
     }
@@ -18,8 +19,8 @@ impl OriginPolicy {
         unrestricted || origin.is_none_or(|origin| self.names(origin))
     }
 
-    /// Whether a page of this origin may use a cookie. A browser attaches cookies to requests of any page, so only listed
-    /// origins may, and a request without an Origin may not.
+    /// Whether a page of this origin may use a cookie. A browser attaches cookies to requests of any page, so only
+    /// listed origins may, and a request without an Origin may not.
     pub fn allows_cookie(&self, origin: Option<&str>) -> bool {
         origin.is_some_and(|origin| self.names(origin))
     }
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn on_a_development_machine_only_loopback_pages_may() {
+    fn in_development_only_loopback_pages_may_connect() {
         for origin in ["http://localhost:8080", "http://127.0.0.1", "http://[::1]:3000", "https://app.localhost"] {
             assert!(allows(&[], true, origin), "{origin}");
         }

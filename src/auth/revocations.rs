@@ -12,8 +12,8 @@ use crate::protocol::{CredentialId, Revocation, unix_seconds};
 /// Revocations in force at once, at most.
 pub const MAX_REVOCATIONS: usize = 1_000_000;
 
-/// The revocations in force. Each stays for the leeway after its end, because a token that expires at that end is accepted
-/// for the leeway too.
+/// The revocations in force. Each stays for the leeway after its end, because a token that expires at that end is
+/// accepted for the leeway too.
 #[derive(Debug)]
 pub struct Revocations {
     in_force: Mutex<HashMap<CredentialId, InForce, RandomState>>,
@@ -38,7 +38,8 @@ impl Revocations {
         Self { in_force: Mutex::default(), leeway: leeway.as_secs() + 1, most: MAX_REVOCATIONS }
     }
 
-    /// Puts a revocation into force, or extends it; returns whether that changed anything. On [`Full`] it is not in force.
+    /// Puts a revocation into force, or extends it; returns whether that changed anything. On [`Full`] it is not in
+    /// force.
     pub fn insert(&self, revocation: &Revocation) -> Result<bool, Full> {
         let (token, until) = (CredentialId::of_token(&revocation.jti), revocation.until);
         let now = unix_seconds();

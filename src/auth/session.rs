@@ -48,8 +48,8 @@ impl SessionReader {
         Self { keys: config.secrets.iter().map(key).collect(), user }
     }
 
-    /// The session's id, from a cookie's value: `s:<id>.<HMAC-SHA256 of the id, as base64 without padding>`. The signature
-    /// is compared in constant time.
+    /// The session's id, from a cookie's value: `s:<id>.<HMAC-SHA256 of the id, as base64 without padding>`. The
+    /// signature is compared in constant time.
     pub fn id<'a>(&self, cookie: &'a str) -> Result<&'a str, SessionError> {
         let signed = cookie.strip_prefix("s:").and_then(|rest| rest.rsplit_once('.'));
         let (id, signature) = signed.filter(|(id, _)| !id.is_empty()).ok_or(SessionError::Signature)?;
@@ -58,8 +58,8 @@ impl SessionReader {
         if self.keys.iter().any(good) { Ok(id) } else { Err(SessionError::Signature) }
     }
 
-    /// The user who is logged in. `ends_by_itself`: the Redis key has an expiry. Then the expiry in the JSON is ignored,
-    /// because connect-redis extends only the key's while the session is used.
+    /// The user who is logged in. `ends_by_itself`: the Redis key has an expiry. Then the expiry in the JSON is
+    /// ignored, because connect-redis extends only the key's while the session is used.
     pub fn user(&self, json: &[u8], ends_by_itself: bool) -> Result<UserId, SessionError> {
         if json.len() > MAX_SESSION_BYTES {
             return Err(SessionError::Malformed);
@@ -109,7 +109,7 @@ mod tests {
     const MADE_BY_EXPRESS: &str = "s:an.id.fxJjdZ0nPtLlJkdT2Ox+Fqm1qciHOcrQxFVPUkEuzhs";
 
     #[test]
-    fn a_cookie_that_express_signed_with_any_of_the_secrets_gives_its_id() {
+    fn a_cookie_signed_by_express_with_any_secret_is_accepted() {
         assert_eq!(sign("an.id", "keyboard cat"), MADE_BY_EXPRESS);
         for secrets in [&["keyboard cat"][..], &["new", "keyboard cat"]] {
             assert_eq!(reader(secrets, "userId").id(MADE_BY_EXPRESS), Ok("an.id"));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_signed_with_a_secret_gives_none() {
+    fn a_cookie_without_a_valid_signature_is_refused() {
         let reader = reader(&["keyboard cat"], "userId");
         let good = MADE_BY_EXPRESS;
         let wrong = [
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_whose_end_is_past_has_ended_unless_redis_watches_over_its_end() {
+    fn an_expired_session_is_refused_unless_redis_expires_it() {
         let reader = reader(&["x"], "userId");
         let session = |expires: &str| format!(r#"{{"cookie":{{"expires":"{expires}"}},"userId":"42"}}"#);
         let past = session("2001-02-03T04:05:06.789Z");
@@ -172,7 +172,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_id_comes_back_from_its_own_signature_and_from_no_other(id in "\\PC{1,40}", other in "\\PC{0,60}") {
+        fn an_id_is_accepted_only_with_its_own_signature(id in "\\PC{1,40}", other in "\\PC{0,60}") {
             let reader = reader(&["keyboard cat"], "userId");
             let cookie = sign(&id, "keyboard cat");
             prop_assert_eq!(reader.id(&cookie), Ok(id.as_str()));

@@ -1,7 +1,7 @@
 //! The three layers (file, environment, flags), merged into one flat map of `section.key`.
 //!
-//! Reading a key records that it exists and its effective value: `check-config` prints the values, and a key that was never
-//! read is unknown.
+//! Reading a key records that it exists and its effective value: `check-config` prints the values, and a key that was
+//! never read is unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -174,8 +174,8 @@ impl Settings {
         }
     }
 
-    /// Reads one or more secrets: a list in the configuration file, separated by commas elsewhere, or the lines of the file
-    /// that `key_file` names.
+    /// Reads one or more secrets: a list in the configuration file, separated by commas elsewhere, or the lines of the
+    /// file that `key_file` names.
     pub(super) fn secrets(&mut self, key: &str) -> Vec<SecretString> {
         self.take_from_file(key);
         self.known.push(key.to_owned());

@@ -83,7 +83,7 @@ fn a_key_that_was_renamed_is_refused_with_its_new_name_from_every_source() {
 }
 
 #[test]
-fn no_secret_shows_in_an_error_nor_in_the_printed_configuration() {
+fn no_secret_appears_in_an_error_or_in_the_printed_configuration() {
     let url = "redis://app:hunter2@127.0.0.1:6379/0";
     let config = load(&[
         ("TIDINGS_REDIS__URL", url),
@@ -157,7 +157,7 @@ fn origins_are_checked_when_they_are_read() {
 }
 
 #[test]
-fn limits_are_counts_from_one_on_and_networks() {
+fn limits_are_positive_counts_and_networks() {
     let config = load(&[
         ("TIDINGS_LIMITS__MAX_CONNECTIONS_PER_USER", "5"),
         ("TIDINGS_LIMITS__TRUSTED_PROXIES", "10.0.0.0/8, 2001:db8::/32, 192.0.2.7"),

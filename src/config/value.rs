@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_and_written_alike() {
+    fn durations_round_trip() {
         for text in ["500ms", "12s", "90s", "5m", "1h", "7d", "0s"] {
             let duration = parse_duration(text).unwrap();
             assert_eq!(parse_duration(&format_duration(duration)), Some(duration), "{text}");
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_refused() {
+    fn a_malformed_duration_is_refused() {
         for text in ["", "12", "s", "1.5s", "-1s", "1 s", "1w", "99999999999999999999s", "400000d"] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
