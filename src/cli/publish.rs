@@ -29,7 +29,7 @@ pub(super) struct Publish {
     /// server.admin_listen]
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
-    /// Store the notification for users who are not connected, and print its id
+    /// Store the notification, so that a disconnected user receives it later, and print its id
     #[arg(long)]
     durable: bool,
     #[command(flatten)]
@@ -102,9 +102,7 @@ struct Stored {
 /// The path for a single user returns an id, but cannot contain every user id; the path for many can.
 fn path(user: &UserId, durable: bool) -> Result<Vec<&str>, Usage> {
     match user.as_str() {
-        "." | ".." if durable => {
-            Err(Usage(format!("--durable: the user {user} cannot be part of a path of the admin listener")))
-        }
+        "." | ".." if durable => Err(Usage(format!("--durable: no path of the admin listener can contain {user:?}"))),
         user if durable => Ok(vec!["v1", "users", user, "notifications"]),
         _ => Ok(vec!["v1", "notifications"]),
     }
