@@ -1,6 +1,5 @@
-//! Whom this instance wants to hold against whom the backplane has confirmed. No I/O; time is a parameter.
-//!
-//! Public, though hidden, for the model-based test of the presence scripts, which drives the real one.
+//! The users that this instance wants to hold, compared with those that the backplane has confirmed. No I/O; time is a
+//! parameter, so that the model-based test of the presence scripts can drive it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -11,23 +10,22 @@ use tokio::time::Instant;
 use super::store::Batch;
 use crate::protocol::UserId;
 
-/// Most changes in one batch, so that no script holds Redis for long.
+/// Maximum number of changes in one batch, so that no script holds Redis for long.
 pub(super) const BATCH_USERS: usize = 1_000;
 
-/// With how many connections a user is held; `None`: not held.
+/// The number of connections with which a user is held; `None`: not held.
 type Held = Option<u32>;
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Standing {
     wanted: Held,
     confirmed: Held,
-    /// When the last connection ended; the user is wanted, with none, until the delay after it is over.
+    /// When the last connection ended. The user stays wanted, with 0 connections, until the offline delay has passed.
     left_at: Option<Instant>,
-    /// In a batch that may have been written.
+    /// Part of a batch that may have been written.
     sent: bool,
 }
 
-/// See the module.
 #[derive(Debug, Default)]
 pub struct Ledger {
     users: HashMap<UserId, Standing, RandomState>,
@@ -35,14 +33,12 @@ pub struct Ledger {
     leaving: BTreeSet<(Instant, UserId)>,
     /// Users whose `wanted` and `confirmed` may differ.
     differing: HashSet<UserId, RandomState>,
-    /// How many are confirmed.
-    size: usize,
-    /// Users to add again without telling anybody, because the backplane forgot them.
+    confirmed_count: usize,
+    /// Users to add again without a presence event, because the backplane lost them.
     silent: HashSet<UserId, RandomState>,
 }
 
 impl Ledger {
-    /// A user has this many connections now.
     pub fn observe(&mut self, user: UserId, connections: usize, now: Instant) {
         let connections = u32::try_from(connections).unwrap_or(u32::MAX);
         if connections == 0 && self.users.get(&user).is_none_or(|standing| standing.wanted.is_none()) {
@@ -54,7 +50,7 @@ impl Ledger {
             self.leaving.remove(&(left_at, user.clone()));
         }
         if connections == 0 {
-            // Also for one who had left before: who is looked at came back and went again.
+            // Also if the user had left before: a repeated change means that the user returned and left again.
             standing.left_at = Some(now);
             self.leaving.insert((now, user.clone()));
         }
@@ -63,7 +59,7 @@ impl Ledger {
         }
     }
 
-    /// Gives up those who left at least `delay` ago.
+    /// Stops wanting the users who left at least `delay` ago.
     pub fn expire(&mut self, now: Instant, delay: Duration) {
         while self.leaving.first().is_some_and(|(left_at, _)| now.duration_since(*left_at) >= delay) {
             let Some((_, user)) = self.leaving.pop_first() else { return };
@@ -72,7 +68,7 @@ impl Ledger {
                 if standing.confirmed.is_some() || standing.sent || self.silent.contains(&user) {
                     self.differing.insert(user);
                 } else {
-                    // Came and went unseen: while nothing can be written, nothing may pile up.
+                    // Never written: during an outage, the ledger must not grow with such users.
                     self.differing.remove(&user);
                     self.users.remove(&user);
                 }
@@ -80,27 +76,26 @@ impl Ledger {
         }
     }
 
-    /// When [`Ledger::expire`] next has something to do.
+    /// When [`Ledger::expire`] has to be called next.
     pub fn next_expiry(&self, delay: Duration) -> Option<Instant> {
         self.leaving.first().map(|(left_at, _)| *left_at + delay)
     }
 
-    /// Whether there is something to write.
     pub fn differs(&self) -> bool {
         !self.differing.is_empty() || !self.silent.is_empty()
     }
 
-    /// The next batch, empty where nothing differs. What it holds stays different until it is confirmed.
+    /// The next batch, empty if nothing differs. Its users continue to differ until [`Ledger::confirm`].
     pub fn batch(&mut self, incarnation: &str, sequence: u64) -> Batch {
         let silent = !self.silent.is_empty();
         let source = if silent { &self.silent } else { &self.differing };
-        let (mut held, mut released, mut settled, mut size) = (Vec::new(), Vec::new(), Vec::new(), self.size);
+        let (mut held, mut released, mut settled, mut size) = (Vec::new(), Vec::new(), Vec::new(), self.confirmed_count);
         for user in source {
             if held.len() + released.len() == BATCH_USERS {
                 break;
             }
             let Standing { wanted, confirmed, .. } = self.users.get(user).copied().unwrap_or_default();
-            // Forgotten by the backplane and gone since: added once more, so that somebody is told of the going.
+            // Lost by the backplane, and gone since: added again first, so that the release publishes `offline`.
             let wanted = if silent { wanted.or(Some(0)) } else { wanted };
             match (wanted, confirmed) {
                 (Some(connections), confirmed) if wanted != confirmed => {
@@ -125,7 +120,6 @@ impl Ledger {
         Batch { incarnation: incarnation.to_owned(), sequence, held, released, size, silent }
     }
 
-    /// The backplane has written this batch.
     pub fn confirm(&mut self, batch: &Batch) {
         let held = batch.held.iter().map(|(user, connections)| (user, Some(*connections)));
         for (user, confirmed) in held.chain(batch.released.iter().map(|user| (user, None))) {
@@ -135,14 +129,13 @@ impl Ledger {
             }
             self.settle(user);
         }
-        self.size = batch.size;
+        self.confirmed_count = batch.size;
     }
 
-    /// A new incarnation holds nobody yet: everybody who is wanted differs. Where the backplane `forgot` everything,
-    /// those who had been confirmed are added again in silence, however often a lease is lost until then: should it have
-    /// told of their going meanwhile, it tells of their return.
+    /// Prepares for a new incarnation, which holds no user: every wanted user differs. If the backplane `forgot` everything,
+    /// the confirmed users are added again silently, even if further leases are lost before that.
     pub fn start_over(&mut self, forgot: bool) {
-        self.size = 0;
+        self.confirmed_count = 0;
         self.differing.clear();
         let earlier = std::mem::take(&mut self.silent);
         let Self { users, differing, silent, .. } = self;
@@ -160,7 +153,7 @@ impl Ledger {
         });
     }
 
-    /// Takes a user off the lists where nothing differs any more.
+    /// Removes a user who does not differ from the lists.
     fn settle(&mut self, user: &UserId) {
         self.silent.remove(user);
         let Standing { wanted, confirmed, .. } = self.users.get(user).copied().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The in-memory implementation of the presence store: one instance.
+//! The in-memory implementation of the presence store, for a single instance.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -11,15 +11,14 @@ use tokio::sync::broadcast;
 use super::store::{Batch, CHANGES_KEPT, Page, PageCursor, UserPresence};
 use crate::protocol::{UserId, millis, unix_ms};
 
-/// Most users whose last seen time is kept; beyond, the oldest times are forgotten.
+/// Maximum number of last-seen times; beyond it, the oldest is dropped.
 const LAST_SEEN_USERS: usize = 100_000;
 
-/// Who is online in this process, and the presence events.
 #[derive(Debug)]
 pub struct MemoryPresence {
     directory: Mutex<Directory>,
     changes: broadcast::Sender<Arc<str>>,
-    /// How long users had been gone when they are released.
+    /// The time between a user's last connection and the release.
     offline_delay: Duration,
 }
 
@@ -31,7 +30,6 @@ struct Directory {
 }
 
 impl MemoryPresence {
-    /// No user is online.
     pub fn new(offline_delay: Duration) -> Self {
         Self { directory: Mutex::default(), changes: broadcast::channel(CHANGES_KEPT).0, offline_delay }
     }
@@ -54,7 +52,7 @@ impl MemoryPresence {
 
     fn announce(&self, user: &UserId, status: &str, at: u64) {
         let event = serde_json::json!({"user": user.as_str(), "status": status, "at": at});
-        // Without a receiver there is nothing to do.
+        // Fails only without receivers.
         self.changes.send(event.to_string().into()).ok();
     }
 

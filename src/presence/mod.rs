@@ -1,8 +1,8 @@
-//! Keeps the fleet's set of who is online true to this instance's registry.
+//! Reconciles the fleet's set of online users with this instance's registry.
 //!
-//! One task writes the difference between whom the registry wants and whom the backplane has confirmed, in batches,
-//! under a lease that each batch renews. Nothing is sent per connection or per tick; a backplane that is away only
-//! makes the difference longer.
+//! One task writes the difference between the users in the registry and those that the backplane has confirmed, in
+//! batches, under a lease that each batch renews. Nothing is sent per connection; an outage only makes the difference
+//! larger.
 
 mod ledger;
 mod memory;
@@ -25,19 +25,17 @@ use crate::protocol::InstanceId;
 pub use ledger::Ledger;
 pub use store::{Applied, Batch, PageCursor, PresenceStore};
 
-/// Changes within this while share a batch.
+/// Changes within this time share a batch.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// A lease is renewed at least this often: it is also how soon a Redis that forgot everything is noticed.
+/// Maximum time between two renewals of the lease, and so until the loss of all data in Redis is detected.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// How often dead instances are looked for.
 const REAP_EVERY: Duration = Duration::from_secs(1);
 
-/// How often the keys are compared, in rounds of reaping.
+/// The keys are audited once in so many rounds of the reaper.
 const AUDIT_EVERY: u32 = 5;
 
-/// The task's state.
 pub struct Presence {
     store: Arc<PresenceStore>,
     registry: Arc<Registry>,
@@ -47,9 +45,9 @@ pub struct Presence {
     heartbeat: Duration,
     ledger: Ledger,
     incarnation: Option<Incarnation>,
-    /// The latest incarnation's, also while it is being taken: whom to give up at the end.
+    /// The name of the latest incarnation, set before it is registered: it is released at the end.
     name: Option<String>,
-    /// What the backplane's memory was called at the last registration: another name means that it lost everything.
+    /// The backplane's epoch at the last registration: a different one means that it lost all data.
     epoch: Option<String>,
 }
 
@@ -62,13 +60,12 @@ impl std::fmt::Debug for Presence {
 struct Incarnation {
     name: String,
     applied: u64,
-    /// Sent, but not known to be written: sent again before anything else.
+    /// Sent with an unknown outcome: sent again before any other batch.
     unconfirmed: Option<Batch>,
     renew_at: Instant,
 }
 
 impl Presence {
-    /// Nobody is held yet.
     pub fn new(
         config: &config::Presence,
         instance: InstanceId,
@@ -90,7 +87,7 @@ impl Presence {
         }
     }
 
-    /// Runs until `stopping`, then gives everybody up within `grace`.
+    /// Runs until `stopping`, then releases the incarnation within `grace`.
     pub async fn run(mut self, stopping: impl Future<Output = ()>, grace: Duration) {
         tokio::pin!(stopping);
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
@@ -116,18 +113,18 @@ impl Presence {
         }
         if let Some(name) = self.name {
             match timeout(grace, self.store.release(&name)).await {
-                Ok(Ok(())) => info!("presence given up"),
-                Ok(Err(error)) => warn!(%error, "presence not given up: the lease will end by itself"),
-                Err(_) => warn!("presence not given up in time: the lease will end by itself"),
+                Ok(Ok(())) => info!("presence released"),
+                Ok(Err(error)) => warn!(%error, "presence not released: the lease will expire"),
+                Err(_) => warn!("presence not released in time: the lease will expire"),
             }
         }
     }
 
-    /// Waits until there is something to do, and then a little more, so that changes gather.
+    /// Waits until a batch is due, and then for [`GATHER`], so that changes share a batch.
     async fn pause(&self, delay: Duration) {
         sleep(delay).await;
         if delay.is_zero() && !self.ledger.differs() {
-            // Without an incarnation there is everything to do.
+            // Without an incarnation, registering one is due now.
             let renew_at = self.incarnation.as_ref().map_or_else(Instant::now, |incarnation| incarnation.renew_at);
             let wake_at = self.ledger.next_expiry(self.offline_delay).map_or(renew_at, |expiry| expiry.min(renew_at));
             tokio::select! {
@@ -137,7 +134,7 @@ impl Presence {
         }
     }
 
-    /// Takes in what changed and writes one batch, if there is one or the lease wants it.
+    /// Reads the registry's changes and writes one batch if users differ or the lease is due for renewal.
     async fn step(&mut self) -> Result<(), BackplaneError> {
         let now = Instant::now();
         for user in self.registry.take_changes() {
@@ -170,7 +167,7 @@ impl Presence {
                 Ok(())
             }
             Ok(Applied::Stale(why)) => {
-                warn!(incarnation = incarnation.name, why, "presence starts over");
+                warn!(incarnation = incarnation.name, why, "presence incarnation lost: registering a new one");
                 Ok(())
             }
             Err(error) => {
@@ -193,8 +190,7 @@ impl Presence {
     }
 }
 
-/// Looks for dead instances and takes their users offline, and now and then for what a hand or a bug has put out of
-/// order; for ever, ends by being dropped.
+/// Reaps dead instances, and audits the keys, which a bug or another program may have changed. Never returns.
 pub async fn run_reaper(store: &PresenceStore, metrics: &Metrics) {
     let mut ticks = interval(REAP_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -204,9 +200,9 @@ pub async fn run_reaper(store: &PresenceStore, metrics: &Metrics) {
             Ok(0) => {}
             Ok(users) => {
                 metrics.presence_reaped.inc_by(users);
-                info!(users, "took the users of a dead instance");
+                info!(users, "reaped the users of a dead instance");
             }
-            Err(error) => debug!(%error, "dead instances not looked for"),
+            Err(error) => debug!(%error, "dead instances not reaped"),
         }
         if tick % AUDIT_EVERY != 0 {
             continue;
@@ -215,7 +211,7 @@ pub async fn run_reaper(store: &PresenceStore, metrics: &Metrics) {
             Ok(None) => {}
             Ok(Some(users)) => {
                 metrics.presence_audits.inc();
-                warn!(users, "presence keys did not agree: put right from what instances hold");
+                warn!(users, "presence keys were inconsistent: repaired from the held users");
             }
             Err(error) => debug!(%error, "presence not audited"),
         }

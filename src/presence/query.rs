@@ -1,4 +1,4 @@
-//! Presence queries: what backends and operators ask of the keys that the scripts write.
+//! Presence queries of backends and operators, on the keys that the scripts write.
 
 use redis::{cmd, pipe};
 
@@ -7,7 +7,7 @@ use super::store::{LiveInstance, Page, PageCursor, UserPresence, instance_of};
 use crate::backplane::BackplaneError;
 use crate::protocol::UserId;
 
-/// Live incarnations and when their leases end, by Redis's clock, and that clock.
+/// Live incarnations with the end of their leases, and the current time, both by Redis's clock.
 struct Leases {
     now: u64,
     live: Vec<(String, u64)>,
@@ -35,23 +35,23 @@ impl RedisPresence {
         let Leases { now, live } = self.leases().await?;
         let names = || users.iter().map(UserId::as_str);
         let mut commands = pipe();
-        let mut ask = |command: &str, key: String| {
+        let mut query = |command: &str, key: String| {
             commands.cmd(command).arg(key);
             names().for_each(|name| {
                 commands.arg(name);
             });
         };
-        ask("SMISMEMBER", self.set().to_owned());
-        ask("ZMSCORE", self.key("last_seen"));
-        live.iter().for_each(|(incarnation, _)| ask("HMGET", self.held(incarnation)));
+        query("SMISMEMBER", self.set().to_owned());
+        query("ZMSCORE", self.key("last_seen"));
+        live.iter().for_each(|(incarnation, _)| query("HMGET", self.held(incarnation)));
 
         let mut replies: Vec<redis::Value> = self.redis.commands().pipeline(&commands).await?;
         let held: Vec<Vec<Option<u64>>> =
-            replies.split_off(2).into_iter().map(redis::from_redis_value).collect::<Result<_, _>>().map_err(parsing)?;
+            replies.split_off(2).into_iter().map(redis::from_redis_value).collect::<Result<_, _>>().map_err(parse_error)?;
         let mut rest = replies.into_iter();
-        let online: Vec<bool> = redis::from_redis_value(rest.next().unwrap_or(redis::Value::Nil)).map_err(parsing)?;
+        let online: Vec<bool> = redis::from_redis_value(rest.next().unwrap_or(redis::Value::Nil)).map_err(parse_error)?;
         let seen: Vec<Option<f64>> =
-            redis::from_redis_value(rest.next().unwrap_or(redis::Value::Nil)).map_err(parsing)?;
+            redis::from_redis_value(rest.next().unwrap_or(redis::Value::Nil)).map_err(parse_error)?;
 
         let connections =
             |index: usize| held.iter().filter_map(|counts| counts.get(index).copied().flatten()).sum::<u64>();
@@ -71,10 +71,10 @@ impl RedisPresence {
         self.redis.commands().command(cmd("SCARD").arg(self.set())).await
     }
 
-    /// Users after a cursor, at most `limit` but where a single bucket of Redis's table holds more.
+    /// Users after a cursor: at most `limit`, unless a single bucket of Redis's hash table holds more.
     ///
-    /// Redis gives a set that it keeps in one piece at once, whatever COUNT says; such an answer is cut in the order of names,
-    /// and everybody up to the cut is then left out of all later replies. A set that it scans in steps is cut between them.
+    /// SSCAN returns a compactly encoded set whole, regardless of COUNT. Such a reply is sorted and cut, and the users up to
+    /// the cut are omitted from later replies. A set that is scanned in steps is cut between two steps.
     pub(super) async fn online_page(&self, limit: usize, from: PageCursor) -> Result<Page, BackplaneError> {
         let (mut users, mut at) = (Vec::new(), from);
         loop {
@@ -126,6 +126,6 @@ impl RedisPresence {
     }
 }
 
-fn parsing(error: redis::ParsingError) -> BackplaneError {
+fn parse_error(error: redis::ParsingError) -> BackplaneError {
     BackplaneError::Redis(error.into())
 }

@@ -1,4 +1,4 @@
-//! The presence scripts and their keys. All keys share the plain set's hash slot, by using its name as their hash tag.
+//! The presence scripts and their keys. The plain set's name is the hash tag of all keys, so they share its hash slot.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,16 +12,15 @@ use crate::config;
 use crate::protocol::millis;
 use crate::redis::Redis;
 
-/// Users taken from a dead incarnation, or repaired, in one step, so that no script holds Redis for long.
+/// Users reaped or repaired by one script call, so that no script holds Redis for long.
 const STEP: usize = 500;
 
-/// Dead incarnations looked at in one round.
+/// Maximum number of dead incarnations reaped in one round.
 const REAP_ROUND: usize = 16;
 
-/// How long it is remembered when a user was last seen.
+/// Retention of last-seen times.
 const LAST_SEEN_KEPT: Duration = Duration::from_secs(30 * 86_400);
 
-/// The Redis implementation of the presence store.
 pub struct RedisPresence {
     pub(super) redis: Arc<Redis>,
     pub(super) changes: broadcast::Sender<Arc<str>>,
@@ -61,12 +60,10 @@ impl RedisPresence {
         }
     }
 
-    /// The plain set's name.
     pub(super) fn set(&self) -> &str {
         &self.set
     }
 
-    /// A key of ours beside the plain set.
     pub(super) fn key(&self, name: &str) -> String {
         format!("{{{}}}:{name}", self.set)
     }
@@ -75,7 +72,7 @@ impl RedisPresence {
         self.key(&format!("held:{incarnation}"))
     }
 
-    /// With the keys of `apply.lua` and `reap.lua`.
+    /// Adds the keys of `apply.lua` and `reap.lua`.
     fn with_held<'a>(&self, script: &'a Script, incarnation: &str) -> ScriptInvocation<'a> {
         let mut invocation = script.key(self.key("instances"));
         invocation.key(self.key("seq")).key(self.held(incarnation)).key(self.key("count")).key(&self.set);
@@ -83,7 +80,7 @@ impl RedisPresence {
         invocation
     }
 
-    /// With the keys of `audit.lua` and `repair.lua`, and their first argument.
+    /// Adds the keys of `audit.lua` and `repair.lua`, and their first argument.
     fn over_all<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
         let mut invocation = script.key(self.key("instances"));
         invocation.key(self.key("count")).key(&self.set).key(self.key("total")).key(self.key("last_seen"));
@@ -91,7 +88,7 @@ impl RedisPresence {
         invocation
     }
 
-    /// Gives the epoch.
+    /// Returns the epoch.
     pub(super) async fn register(&self, incarnation: &str) -> Result<String, BackplaneError> {
         let mut invocation = self.register.key(self.key("instances"));
         invocation.key(self.key("seq")).key(self.key("epoch"));
@@ -114,7 +111,7 @@ impl RedisPresence {
             "OK" | "DUP" => Ok(Applied::Done),
             "GONE" => Ok(Applied::Stale("the lease ended")),
             "GAP" => Ok(Applied::Stale("a batch is missing")),
-            "BROKEN" => Ok(Applied::Stale("somebody else changed the held users")),
+            "BROKEN" => Ok(Applied::Stale("another program changed the held users")),
             other => Err(BackplaneError::unexpected(other)),
         }
     }
@@ -129,7 +126,7 @@ impl RedisPresence {
         Ok(taken)
     }
 
-    /// Takes every user of one incarnation; with `end`, its lease is ended first.
+    /// Reaps every user of one incarnation; with `end`, its lease is ended first.
     pub(super) async fn reap_one(&self, incarnation: &str, end: bool) -> Result<u64, BackplaneError> {
         let mut all = 0;
         loop {
@@ -144,7 +141,7 @@ impl RedisPresence {
         }
     }
 
-    /// Gives how many users were wrong, where the keys did not agree.
+    /// Returns the number of repaired users, or `None` if the keys are consistent.
     pub(super) async fn audit(&self) -> Result<Option<u64>, BackplaneError> {
         let mut invocation = self.over_all(&self.audit);
         if self.redis.commands().script::<bool>(invocation.arg(millis(LAST_SEEN_KEPT))).await? {
@@ -162,13 +159,13 @@ impl RedisPresence {
         Ok(Some(wrong))
     }
 
-    /// Mends every user that a set or a hash names.
+    /// Repairs every user in a set or a hash.
     async fn repair_members(&self, scan: &str, key: &str) -> Result<u64, BackplaneError> {
         let (mut wrong, mut cursor) = (0, 0_u64);
         loop {
             let page: (u64, Vec<String>) =
                 self.redis.commands().command(cmd(scan).arg(key).arg(cursor).arg("COUNT").arg(STEP)).await?;
-            // A hash gives its values too.
+            // HSCAN returns fields and values.
             let users: Vec<String> = page.1.into_iter().step_by(if scan == "HSCAN" { 2 } else { 1 }).collect();
             for some in users.chunks(STEP) {
                 wrong += self.repair_users(some, false).await?;

@@ -1,7 +1,7 @@
-//! The contract of the presence store, which a Redis and an in-memory implementation keep.
+//! The contract of the presence store, implemented in Redis and in memory.
 //!
 //! An instance holds users under the lease of an incarnation. Batches are applied once and in order; the set of online
-//! users, the counts and the presence event change together.
+//! users and the counts change, and the presence event is published, atomically.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,64 +16,60 @@ use crate::backplane::{Backplane, BackplaneError, BackplaneEvent};
 use crate::config;
 use crate::protocol::UserId;
 
-/// Presence events that a slow receiver may lag behind before it has to take a new snapshot.
+/// Presence events buffered for a slow receiver; one that lags further needs a new snapshot.
 pub(super) const CHANGES_KEPT: usize = 256;
 
-/// One step of an incarnation's held users, numbered so that it is applied once and in order.
+/// Changes to the users that an incarnation holds, numbered so that each batch is applied once and in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Who holds them.
     pub incarnation: String,
-    /// One more than the last applied; the first is 1.
+    /// 1 for the first batch, then one more for each.
     pub sequence: u64,
-    /// Users who are held, and with how many connections: none for one who has just left.
+    /// Users with their number of connections: 0 for a user who has just left.
     pub held: Vec<(UserId, u32)>,
-    /// Users who are held no more.
     pub released: Vec<UserId>,
-    /// How many are held afterwards: anything else means that somebody else wrote to it.
+    /// The number of held users afterwards: another number means that another program wrote to the key.
     pub size: usize,
-    /// The backplane lost what it knew: nobody was told that these users went, so nobody is told that they came, unless
-    /// it has told of their going since.
+    /// The backplane lost its data, without `offline` events for these users: adding them again publishes no `online`,
+    /// unless an `offline` has been published since.
     pub silent: bool,
 }
 
-/// What became of a [`Batch`].
+/// The outcome of a [`Batch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
-    /// Written, now or by an earlier try.
+    /// Written, now or by an earlier attempt.
     Done,
-    /// Nothing can be written under this incarnation any more: take a new one and add everybody again.
+    /// The incarnation is fenced: register a new one and add all users again.
     Stale(&'static str),
 }
 
-/// What the fleet knows of one user.
+/// The presence of one user across the fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct UserPresence {
-    /// Who.
     pub user: String,
-    /// Whether in the set.
     pub online: bool,
-    /// On all live instances together.
+    /// The sum over all live instances.
     pub connections: u64,
-    /// When last known to be connected, in milliseconds since 1970; now, for one who is online.
+    /// In milliseconds since 1970; the current time if the user is online.
     pub last_seen: Option<u64>,
 }
 
-/// Some of the users who are online.
+/// A page of online users.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Page {
-    /// In no order that means anything.
+    /// In an unspecified order.
     pub users: Vec<String>,
-    /// Where to go on; `None` after the last page. Who is online all the while is in some page.
+    /// The cursor of the next page; `None` after the last. A user who stays online throughout is on at least one page.
     pub next: Option<String>,
 }
 
-/// A place between two pages, as it is written for a client: `POSITION` or `POSITION.USER`, the user in hexadecimal.
+/// A position between two pages. As text: `POSITION` or `POSITION.USER`, the user in hexadecimal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageCursor {
-    /// Where Redis goes on.
+    /// The SSCAN cursor.
     pub(super) position: u64,
-    /// Everybody up to this user has been given.
+    /// All users up to this one have been returned.
     pub(super) after: Option<String>,
 }
 
@@ -97,9 +93,8 @@ impl FromStr for PageCursor {
     }
 }
 
-/// A text that is no [`PageCursor`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("accepted is a cursor as \"next\" gave it")]
+#[error("accepted is a cursor that \"next\" returned")]
 pub struct BadCursor;
 
 fn from_hex(text: &str) -> Result<String, BadCursor> {
@@ -112,33 +107,26 @@ fn from_hex(text: &str) -> Result<String, BadCursor> {
     String::from_utf8(bytes).map_err(|_| BadCursor)
 }
 
-/// One live instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LiveInstance {
-    /// Its id.
     pub instance: String,
-    /// Users it holds.
     pub users: u64,
-    /// How long its lease still runs.
+    /// The remaining time of its lease.
     pub lease_ms: u64,
 }
 
-/// What comes before the incarnation's own part in its name.
+/// The instance in an incarnation's name, `INSTANCE-RANDOM`.
 pub(super) fn instance_of(incarnation: &str) -> &str {
     incarnation.split_once('-').map_or(incarnation, |(instance, _)| instance)
 }
 
-/// The store of this instance's backplane.
 #[derive(Debug)]
 pub enum PresenceStore {
-    /// In this process.
     Memory(MemoryPresence),
-    /// In Redis.
     Redis(Box<RedisPresence>),
 }
 
 impl PresenceStore {
-    /// The store that belongs to this backplane.
     pub fn new(config: &config::Presence, backplane: &Backplane) -> Arc<Self> {
         Arc::new(match backplane {
             Backplane::Memory(_) => Self::Memory(MemoryPresence::new(config.offline_delay)),
@@ -148,8 +136,8 @@ impl PresenceStore {
         })
     }
 
-    /// Takes a lease for a new incarnation, which holds no user yet. Gives the epoch of the store: another one than
-    /// before means that it lost everything. After an error the incarnation must not be used.
+    /// Takes a lease for a new incarnation, which holds no user. Returns the store's epoch: a different one than before
+    /// means that it lost all data. After an error the incarnation must not be used.
     pub async fn register(&self, incarnation: &str) -> Result<String, BackplaneError> {
         match self {
             Self::Memory(_) => Ok(String::new()),
@@ -157,8 +145,8 @@ impl PresenceStore {
         }
     }
 
-    /// Writes a batch, even an empty one, and renews the lease. After an error it is not known whether it was written:
-    /// the same batch must be sent again.
+    /// Writes a batch, even an empty one, and renews the lease. After an error the outcome is unknown: the same batch must
+    /// be sent again.
     pub async fn apply(&self, batch: &Batch) -> Result<Applied, BackplaneError> {
         match self {
             Self::Memory(memory) => {
@@ -169,7 +157,7 @@ impl PresenceStore {
         }
     }
 
-    /// Ends an incarnation and takes its users offline, unless another one holds them. After an error the lease expires.
+    /// Ends an incarnation and reaps its users. After an error the lease expires.
     pub async fn release(&self, incarnation: &str) -> Result<(), BackplaneError> {
         match self {
             Self::Memory(_) => Ok(()),
@@ -177,8 +165,8 @@ impl PresenceStore {
         }
     }
 
-    /// Takes the users of expired incarnations offline; gives how many users it took from them. Any instance may call it
-    /// at any time.
+    /// Takes users offline whom only expired incarnations hold; returns how many users were removed from those. Any instance
+    /// may call it at any time.
     pub async fn reap(&self) -> Result<u64, BackplaneError> {
         match self {
             Self::Memory(_) => Ok(0),
@@ -186,8 +174,8 @@ impl PresenceStore {
         }
     }
 
-    /// Compares the presence keys. Where they disagree it repairs them from what incarnations hold, and gives how many
-    /// users were wrong.
+    /// Checks the presence keys. If they are inconsistent, repairs them from the held users, and returns how many users were
+    /// wrong.
     pub async fn audit(&self) -> Result<Option<u64>, BackplaneError> {
         match self {
             Self::Memory(_) => Ok(None),
@@ -203,7 +191,6 @@ impl PresenceStore {
         }
     }
 
-    /// How many users are online.
     pub async fn online_count(&self) -> Result<u64, BackplaneError> {
         match self {
             Self::Memory(memory) => Ok(memory.online_count()),
@@ -211,7 +198,7 @@ impl PresenceStore {
         }
     }
 
-    /// At most `limit` online users; a few more where Redis gives them in one step.
+    /// At most `limit` online users, or a few more if Redis returns them in one step.
     pub async fn online_page(&self, limit: usize, from: PageCursor) -> Result<Page, BackplaneError> {
         match self {
             Self::Memory(memory) => Ok(memory.online_page(limit, &from)),
@@ -219,7 +206,7 @@ impl PresenceStore {
         }
     }
 
-    /// Every live instance; none for the in-process backplane.
+    /// The live instances; empty for the in-process backplane.
     pub async fn instances(&self) -> Result<Vec<LiveInstance>, BackplaneError> {
         match self {
             Self::Memory(_) => Ok(Vec::new()),
@@ -227,7 +214,7 @@ impl PresenceStore {
         }
     }
 
-    /// Presence events as JSON; with Redis only where `server.demo` asks for them.
+    /// Presence events as JSON; with Redis, only if `server.demo` is on.
     pub fn changes(&self) -> broadcast::Receiver<Arc<str>> {
         match self {
             Self::Memory(memory) => memory.changes(),
@@ -235,12 +222,11 @@ impl PresenceStore {
         }
     }
 
-    /// Notes an event of the backplane.
     pub fn observe(&self, event: &BackplaneEvent<'_>) {
         if let (Self::Redis(store), BackplaneEvent::Presence { payload }) = (self, event)
             && let Ok(json) = str::from_utf8(payload)
         {
-            // Without a receiver there is nothing to do.
+            // Fails only without receivers.
             store.changes.send(json.into()).ok();
         }
     }

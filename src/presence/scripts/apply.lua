@@ -2,21 +2,21 @@
 --
 -- KEYS  1 instances (ZSET incarnation -> expiry in ms)      2 seq (HASH incarnation -> last applied sequence)
 --       3 held (HASH user -> connections, of this incarnation)   4 count (HASH user -> incarnations that hold it)
---       5 online (the plain SET that backends ask)          6 total (STRING, the sum of all counts)
+--       5 online (the plain SET that backends read)         6 total (STRING, the sum of all counts)
 --       7 last_seen (ZSET user -> ms)
 -- ARGV  1 incarnation   2 lease in ms   3 sequence   4 size of held afterwards   5 presence channel
---       6 how long users had been gone when released, in ms   7 '1': these users come back in silence, see below
---       8 how many users are held
---       9.. user, connections of each of those; then the users who are released
--- Answers OK; DUP where this sequence was applied before; GONE where the lease has ended or is unknown; GAP where a
--- sequence is missing; BROKEN where held has another size than it must.
+--       6 offline delay in ms: how long released users have been gone   7 '1': adds users silently, see below
+--       8 number of held users in this batch
+--       9.. user, connections of each of those; then the released users
+-- Returns OK; DUP if this sequence was applied before; GONE if the lease has expired or is unknown; GAP if a sequence is
+-- missing; BROKEN if the size of held is not as given.
 --
--- Invariants: GONE, DUP and GAP write nothing (GONE is the fence: who was paused past its lease cannot write). A count
--- moves only where held gains or loses the user, so it is the number of held hashes that have the user, and total is
--- their size together. A user is in online exactly while its count is above zero, and its event is published with that
--- very change. Only who comes back in silence does so without: this memory was lost, and nobody was told of a going.
--- Whom last_seen knows has gone since, as everybody was told, and is told of again.
--- A change that cannot be told must not begin: a script that fails half-way keeps what it has written. (Redis 7 can say.)
+-- Invariants: GONE, DUP and GAP write nothing (GONE is the fence: an instance paused past its lease cannot write). A count
+-- changes only if held gains or loses the user, so it is the number of held hashes that have the user, and total is the sum
+-- of their sizes. A user is in online exactly while its count is above zero; each such change publishes its event in the
+-- same script. Only a silent addition publishes none, because Redis lost its data without publishing offline; if last_seen
+-- has the user, offline has been published since, and online is published.
+-- The right to publish is checked first, where Redis has the check (7.0): a script that fails half-way keeps its writes.
 if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', ARGV[5], '') then
   return redis.error_reply('NOPERM no right to publish on the presence channel')
 end
@@ -38,8 +38,8 @@ if sequence ~= last + 1 then
   return 'GAP'
 end
 
--- Changes nothing, but is a write: those behind it are not refused for want of memory. A full Redis must not make users go
--- offline, and presence is small.
+-- A write without effect: after it, later writes of the script are not refused for lack of memory. A full Redis must not
+-- take users offline, and presence is small.
 redis.call('ZREM', KEYS[1], '')
 local function publish(user, status)
   local at = string.format('%.0f', now)
@@ -76,11 +76,11 @@ if moved ~= 0 then
 end
 
 if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[4]) then
-  -- Somebody else wrote to held: end this lease at once, so that what is left of it is reaped.
+  -- Another program wrote to held: end the lease now, so that the rest is reaped.
   redis.call('ZADD', KEYS[1], 0, incarnation)
   return 'BROKEN'
 end
--- Should nobody ever reap it: a day after its last sign of life, it goes by itself.
+-- If no instance ever reaps it, it expires a day after its lease.
 redis.call('PEXPIRE', KEYS[3], ARGV[2] + 86400000)
 redis.call('HSET', KEYS[2], incarnation, sequence)
 redis.call('ZADD', KEYS[1], now + ARGV[2], incarnation)

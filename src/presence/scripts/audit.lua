@@ -1,16 +1,15 @@
--- Whether the keys agree with each other, as far as their sizes and some users tell; in the same step, the old end of
--- last_seen goes.
+-- Checks whether the keys are consistent, by their sizes and a sample of users, and trims last_seen.
 --
 -- KEYS  1 instances (ZSET incarnation -> expiry in ms)   2 count (HASH user -> incarnations that hold it)
---       3 online (the plain SET that backends ask)       4 total (STRING, the sum of all counts)
+--       3 online (the plain SET that backends read)       4 total (STRING, the sum of all counts)
 --       5 last_seen (ZSET user -> ms)
--- ARGV  1 what the name of a held hash starts with   2 how long last_seen is kept, in ms
--- Answers 1 where they agree, else 0.
+-- ARGV  1 prefix of a held hash   2 retention of last_seen in ms
+-- Returns 1 if they are consistent, else 0.
 --
--- Invariants of keys that agree: online has as many users as count; total is the size of all held hashes together; a
--- user's count is the number of held hashes that have the user, and who has one is in online.
--- Sizes may agree by accident, above all where few are online: so some users, of a small fleet all, are looked at too.
--- The held hashes lie in the slot of the other keys, by their hash tag.
+-- Invariants of consistent keys: online and count have the same users; a user's count is the number of held hashes that
+-- have the user; total is the sum of the sizes of all held hashes.
+-- Sizes can match by accident, above all with few users: so a sample of users is checked too, in a small fleet all users.
+-- The held hashes are in the hash slot of the other keys, by their hash tag.
 local SAMPLE = 100
 
 local time = redis.call('TIME')
@@ -31,16 +30,16 @@ if total ~= held or redis.call('SCARD', KEYS[3]) ~= redis.call('HLEN', KEYS[2]) 
 end
 
 local users = {}
-local function look_at(some)
-  for _, user in ipairs(some) do
+local function sample(more)
+  for _, user in ipairs(more) do
     users[#users + 1] = user
   end
 end
-look_at(redis.call('SRANDMEMBER', KEYS[3], SAMPLE))
-look_at(redis.call('HRANDFIELD', KEYS[2], SAMPLE))
+sample(redis.call('SRANDMEMBER', KEYS[3], SAMPLE))
+sample(redis.call('HRANDFIELD', KEYS[2], SAMPLE))
 local each = math.max(1, math.floor(SAMPLE / math.max(1, #incarnations)))
 for _, incarnation in ipairs(incarnations) do
-  look_at(redis.call('HRANDFIELD', ARGV[1] .. incarnation, each))
+  sample(redis.call('HRANDFIELD', ARGV[1] .. incarnation, each))
 end
 if #users == 0 then
   return 1

@@ -1,16 +1,16 @@
--- Takes users of one ended incarnation offline, unless another incarnation holds them.
+-- Takes users of one expired incarnation offline, unless another incarnation holds them.
 --
 -- KEYS  1 instances (ZSET incarnation -> expiry in ms)      2 seq (HASH incarnation -> last applied sequence)
 --       3 held (HASH user -> connections, of that incarnation)   4 count (HASH user -> incarnations that hold it)
---       5 online (the plain SET that backends ask)          6 total (STRING, the sum of all counts)
+--       5 online (the plain SET that backends read)         6 total (STRING, the sum of all counts)
 --       7 last_seen (ZSET user -> ms)
--- ARGV  1 incarnation   2 how many users at most   3 presence channel   4 'end' to end a live lease first (its own
---       instance leaving), else ''   5 lease in ms
--- Answers {users taken, users left}; {0, 0} also where the lease lives.
+-- ARGV  1 incarnation   2 maximum number of users   3 presence channel   4 'end' to end a live lease first (its own
+--       instance is stopping), else ''   5 lease in ms
+-- Returns {users removed, users left}; {0, 0} if the lease has not expired.
 --
--- Invariants: any instance may reap, at any time, without a lock, and stop half-way: each step leaves count, total,
--- held and online consistent. The incarnation is forgotten only once it holds nobody.
--- A change that cannot be told must not begin: a script that fails half-way keeps what it has written. (Redis 7 can say.)
+-- Invariants: any instance may reap, at any time, without a lock, and stop half-way: each call leaves count, total,
+-- held and online consistent. The incarnation is removed only once it holds no user.
+-- The right to publish is checked first, where Redis has the check (7.0): a script that fails half-way keeps its writes.
 if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', ARGV[3], '') then
   return redis.error_reply('NOPERM no right to publish on the presence channel')
 end
@@ -20,7 +20,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local incarnation = ARGV[1]
 
 local expiry = tonumber(redis.call('ZSCORE', KEYS[1], incarnation) or -1)
--- Last heard of when it last renewed its lease.
+-- Its users were last seen when it last renewed its lease.
 local seen = expiry > 0 and math.min(now, expiry - ARGV[5]) or now
 if ARGV[4] == 'end' and expiry >= 0 then
   redis.call('ZADD', KEYS[1], 0, incarnation)

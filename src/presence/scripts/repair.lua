@@ -1,16 +1,16 @@
--- Puts the count and the membership of some users right, from what incarnations hold.
+-- Repairs the count and the membership of some users from the held hashes.
 --
 -- KEYS  1 instances (ZSET incarnation -> expiry in ms)   2 count (HASH user -> incarnations that hold it)
---       3 online (the plain SET that backends ask)       4 total (STRING, the sum of all counts)
+--       3 online (the plain SET that backends read)       4 total (STRING, the sum of all counts)
 --       5 last_seen (ZSET user -> ms)
--- ARGV  1 what the name of a held hash starts with   2 presence channel   3 '1' after the last users: sets total
+-- ARGV  1 prefix of a held hash   2 presence channel   3 '1' in the last call: sets total
 --       4.. users
--- Answers how many were wrong.
+-- Returns how many users were wrong.
 --
--- Invariants: any instance may mend any users at any time. An event is published only where the count shows that the
--- last event told otherwise: who was taken out of online, or put in, by hand alone is put right in silence, but who goes
--- is told of even where a hand had taken them out before.
--- A change that cannot be told must not begin: a script that fails half-way keeps what it has written. (Redis 7 can say.)
+-- Invariants: any instance may repair any users at any time. An event is published only if the count shows that the last
+-- event said otherwise: a user removed from online, or added to it, by another program is repaired silently. A user who
+-- leaves is published as offline even if another program had removed the user before.
+-- The right to publish is checked first, where Redis has the check (7.0): a script that fails half-way keeps its writes.
 if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', ARGV[2], '') then
   return redis.error_reply('NOPERM no right to publish on the presence channel')
 end
