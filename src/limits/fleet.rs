@@ -1,8 +1,8 @@
-//! A user's permits across the fleet: who has one may be connected.
+//! A user's permits across the fleet, one for each connection.
 //!
-//! Each instance holds permits under a lease in Redis. One task writes how many it has of whom, and asks for more, in one
-//! script at a time; so two instances never get the same last one, a lost answer is mended by saying it again, and a
-//! killed instance's permits are free when its lease has ended.
+//! Each instance holds permits under a lease in Redis. One task writes how many it holds for each user, and claims more,
+//! one script at a time. So two instances never get the same last permit, a lost reply is repaired by writing again, and
+//! a killed instance's permits are free when its lease expires.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -22,47 +22,43 @@ use crate::backoff::Backoff;
 use crate::backplane::BackplaneError;
 use crate::protocol::{InstanceId, UserId};
 
-/// How long the fleet's word is waited for.
-const ASK_DEADLINE: Duration = Duration::from_secs(1);
+const CLAIM_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Most who wait for it at once in the queue; the others wait to get in.
+/// Capacity of the queue of requests; further ones wait to enter it.
 const QUEUE: usize = 1_024;
 
-/// Most users in one batch, so that no script holds Redis for long.
+/// Maximum number of users in one batch, so that no script holds Redis for long.
 const BATCH: usize = 500;
 
-/// A lease is renewed at least this often: it is also how soon a Redis that forgot everything is noticed.
+/// Maximum time between two renewals of the lease, and so until the loss of all data in Redis is detected.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct FleetPermits {
     most: u32,
     state: Mutex<State>,
-    /// Something is to be written.
     change: Notify,
     requests: mpsc::Sender<PermitRequest>,
-    /// The other end, until the task takes it.
-    asked: Mutex<Option<mpsc::Receiver<PermitRequest>>>,
+    /// Until the task takes it.
+    requests_rx: Mutex<Option<mpsc::Receiver<PermitRequest>>>,
     common: Arc<Common>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    has: HashMap<UserId, u32, RandomState>,
-    /// Users of whom the fleet may believe something else.
+    held: HashMap<UserId, u32, RandomState>,
+    /// Users whose number in Redis may differ.
     changed: HashSet<UserId, RandomState>,
-    /// While it does not, nothing is asked, nor remembered as changed: afterwards everything is written anew.
-    silent: bool,
+    /// Redis is away: no permit is claimed and no change is recorded; the next lease writes everything again.
+    unsynced: bool,
 }
 
 #[derive(Debug)]
 struct PermitRequest {
     user: UserId,
-    answer: oneshot::Sender<Option<FleetPermit>>,
+    reply: oneshot::Sender<Option<FleetPermit>>,
 }
 
-/// One that is held, until it is dropped.
 #[derive(Debug)]
 pub(super) struct FleetPermit {
     permits: Arc<FleetPermits>,
@@ -72,7 +68,7 @@ pub(super) struct FleetPermit {
 impl Drop for FleetPermit {
     fn drop(&mut self) {
         let mut state = self.permits.state.lock();
-        if let Entry::Occupied(mut entry) = state.has.entry(self.user.clone()) {
+        if let Entry::Occupied(mut entry) = state.held.entry(self.user.clone()) {
             match entry.get() {
                 0..=1 => drop(entry.remove()),
                 _ => *entry.get_mut() -= 1,
@@ -84,45 +80,45 @@ impl Drop for FleetPermit {
 
 impl FleetPermits {
     pub(super) fn new(most: u32, common: Arc<Common>) -> Arc<Self> {
-        let (requests, asked) = mpsc::channel(QUEUE);
+        let (requests, requests_rx) = mpsc::channel(QUEUE);
         Arc::new(Self {
             most,
             state: Mutex::default(),
             change: Notify::new(),
             requests,
-            asked: Mutex::new(Some(asked)),
+            requests_rx: Mutex::new(Some(requests_rx)),
             common,
         })
     }
 
-    /// One more for this user, if the fleet has one left.
+    /// One more permit for this user, if the fleet has one left.
     pub(super) async fn take(self: &Arc<Self>, user: &UserId) -> Option<FleetPermit> {
         if self.common.fleet.is_none() {
-            return self.take_here(user);
+            return self.take_locally(user);
         }
-        let silent = {
+        let unsynced = {
             let state = self.state.lock();
             if state.of(user) >= self.most {
                 return None;
             }
-            state.silent
+            state.unsynced
         };
-        if !silent {
-            let (answer, answered) = oneshot::channel();
-            let asked = async {
-                self.requests.send(PermitRequest { user: user.clone(), answer }).await.ok()?;
-                answered.await.ok()
+        if !unsynced {
+            let (reply, reply_rx) = oneshot::channel();
+            let reply = async {
+                self.requests.send(PermitRequest { user: user.clone(), reply }).await.ok()?;
+                reply_rx.await.ok()
             };
-            if let Ok(Some(permit)) = timeout(ASK_DEADLINE, asked).await {
+            if let Ok(Some(permit)) = timeout(CLAIM_DEADLINE, reply).await {
                 return permit;
             }
         }
         self.common.count_unshared(Limit::ConnectionsPerUser);
-        self.take_here(user)
+        self.take_locally(user)
     }
 
-    /// One more, if this instance alone has one left.
-    fn take_here(self: &Arc<Self>, user: &UserId) -> Option<FleetPermit> {
+    /// One more permit, by this instance's count alone.
+    fn take_locally(self: &Arc<Self>, user: &UserId) -> Option<FleetPermit> {
         let mut state = self.state.lock();
         if state.of(user) >= self.most {
             return None;
@@ -133,12 +129,12 @@ impl FleetPermits {
     }
 
     fn add(self: &Arc<Self>, state: &mut State, user: &UserId) -> FleetPermit {
-        *state.has.entry(user.clone()).or_default() += 1;
+        *state.held.entry(user.clone()).or_default() += 1;
         FleetPermit { permits: Arc::clone(self), user: user.clone() }
     }
 
     fn note_change(&self, state: &mut State, user: &UserId) {
-        if self.common.fleet.is_some() && !state.silent {
+        if self.common.fleet.is_some() && !state.unsynced {
             state.changed.insert(user.clone());
             self.change.notify_one();
         }
@@ -156,23 +152,22 @@ impl FleetPermits {
             instance: instance.clone(),
             heartbeat: (lease / 3).min(HEARTBEAT),
             holder: None,
-            ended: None,
-            fresh: None,
+            superseded: None,
+            next_name: None,
         }
     }
 }
 
 impl State {
     fn of(&self, user: &UserId) -> u32 {
-        self.has.get(user).copied().unwrap_or_default()
+        self.held.get(user).copied().unwrap_or_default()
     }
 
-    fn fall_silent(&mut self) {
-        self.silent = true;
+    fn set_unsynced(&mut self) {
+        self.unsynced = true;
         self.changed = HashSet::default();
     }
 
-    /// Takes up to `count` of those who changed.
     fn take_changed(&mut self, count: usize) -> Vec<UserId> {
         if count >= self.changed.len() {
             return std::mem::take(&mut self.changed).into_iter().collect();
@@ -185,112 +180,110 @@ impl State {
     }
 }
 
-/// The task that keeps the fleet told.
+/// The task that writes this instance's permits to Redis.
 pub(super) struct PermitLease {
     permits: Arc<FleetPermits>,
     fleet: Arc<RedisLimits>,
     instance: InstanceId,
     heartbeat: Duration,
     holder: Option<Holder>,
-    /// A name that may still be held under, to be ended with the next lease.
-    ended: Option<String>,
-    /// A name for the next lease; nothing was ever held under it.
-    fresh: Option<String>,
+    /// The name of a holder that may still have a lease, to be ended when the next one is taken.
+    superseded: Option<String>,
+    /// The name of the next holder, kept while taking its lease is retried.
+    next_name: Option<String>,
 }
 
-/// Under what name permits are held.
+/// A lease under which permits are held.
 struct Holder {
     name: String,
-    /// Of how many users, as the fleet knows it.
+    /// The number of users whose permits Redis has for it.
     size: usize,
     renew_at: Instant,
 }
 
 impl PermitLease {
-    /// Runs until `stopping`. By then every connection has ended, and given its permit back.
+    /// Runs until `stopping`. By then every connection has ended and returned its permit.
     pub(super) async fn run(mut self, stopping: CancellationToken) {
-        let Some(mut asked) = self.permits.asked.lock().take() else { return };
+        let Some(mut requests_rx) = self.permits.requests_rx.lock().take() else { return };
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
-        while stopping.run_until_cancelled(self.step(&mut asked, &mut backoff)).await.is_some() {}
+        while stopping.run_until_cancelled(self.step(&mut requests_rx, &mut backoff)).await.is_some() {}
     }
 
-    async fn step(&mut self, asked: &mut mpsc::Receiver<PermitRequest>, backoff: &mut Backoff) {
+    async fn step(&mut self, requests_rx: &mut mpsc::Receiver<PermitRequest>, backoff: &mut Backoff) {
         let done = match &self.holder {
-            None => self.begin().await,
+            None => self.take_lease().await,
             Some(holder) => {
                 let first = tokio::select! {
-                    request = asked.recv() => request,
+                    request = requests_rx.recv() => request,
                     () = self.permits.change.notified() => None,
                     () = sleep_until(holder.renew_at) => None,
                 };
-                self.write(first, asked).await
+                self.write(first, requests_rx).await
             }
         };
         match done {
             Ok(()) => backoff.reset(),
             Err(error) => {
                 debug!(%error, "permits not written");
-                self.permits.state.lock().fall_silent();
-                // Whoever waits decides alone, now rather than at the deadline.
-                while asked.try_recv().is_ok() {}
+                self.permits.state.lock().set_unsynced();
+                // Waiting handshakes fall back to the local count now rather than at their deadline.
+                while requests_rx.try_recv().is_ok() {}
                 sleep(backoff.next_delay()).await;
             }
         }
     }
 
-    /// Takes a lease under a new name; everything held is then to be written.
-    async fn begin(&mut self) -> Result<(), BackplaneError> {
-        let fresh = || format!("{}-{:08x}", self.instance, fastrand::u32(..));
-        let name = self.fresh.get_or_insert_with(fresh).clone();
-        self.fleet.hold(&name, self.ended.as_deref()).await?;
-        (self.fresh, self.ended) = (None, None);
+    /// Takes a lease under a new name, and marks all permits to be written.
+    async fn take_lease(&mut self) -> Result<(), BackplaneError> {
+        let new_name = || format!("{}-{:08x}", self.instance, fastrand::u32(..));
+        let name = self.next_name.get_or_insert_with(new_name).clone();
+        self.fleet.hold(&name, self.superseded.as_deref()).await?;
+        (self.next_name, self.superseded) = (None, None);
         let mut state = self.permits.state.lock();
-        let State { has, changed, silent } = &mut *state;
-        changed.extend(has.keys().cloned());
-        *silent = false;
+        let State { held, changed, unsynced } = &mut *state;
+        changed.extend(held.keys().cloned());
+        *unsynced = false;
         self.permits.change.notify_one();
         self.holder = Some(Holder { name, size: 0, renew_at: Instant::now() + self.heartbeat });
         Ok(())
     }
 
-    /// Writes what changed, and answers those who wait.
+    /// Writes the changes, and replies to the requests.
     async fn write(
         &mut self,
         first: Option<PermitRequest>,
-        asked: &mut mpsc::Receiver<PermitRequest>,
+        requests_rx: &mut mpsc::Receiver<PermitRequest>,
     ) -> Result<(), BackplaneError> {
-        let mut requests = self.requests(first, asked);
+        let mut requests = self.requests(first, requests_rx);
         let now = Instant::now();
         let claims = self.claims(&requests);
         let Some(mut holder) = self.holder.take_if(|holder| !claims.is_empty() || now >= holder.renew_at) else {
             return Ok(());
         };
-        self.ended = Some(holder.name.clone());
+        self.superseded = Some(holder.name.clone());
         let most = self.permits.most;
         let Some(granted) = self.fleet.claim(&holder.name, holder.size, most, &claims).await? else {
-            warn!(
-                holder = holder.name,
-                "permits are held under a new name: the lease had ended, or Redis lost its data"
-            );
+            warn!(holder = holder.name, "permit lease lost: it expired, or Redis lost its data");
             return Ok(());
         };
         for (claim, granted) in claims.iter().zip(granted.permits) {
-            self.hand_out(requests.remove(&claim.user).unwrap_or_default(), granted);
+            self.grant(requests.remove(&claim.user).unwrap_or_default(), granted);
         }
         (holder.size, holder.renew_at) = (granted.size, now + self.heartbeat);
-        (self.holder, self.ended) = (Some(holder), None);
+        (self.holder, self.superseded) = (Some(holder), None);
         Ok(())
     }
 
-    /// Takes those who wait, by user. Up to half of a batch is left for what changed: they may wait for just those permits.
+    /// Takes the waiting requests, by user. Up to half of a batch is left for changes, which may release the very permits
+    /// that the requests wait for.
     fn requests(
         &self,
         first: Option<PermitRequest>,
-        asked: &mut mpsc::Receiver<PermitRequest>,
+        requests_rx: &mut mpsc::Receiver<PermitRequest>,
     ) -> HashMap<UserId, Vec<PermitRequest>> {
         let left = self.permits.state.lock().changed.len().min(BATCH / 2);
         let mut requests: HashMap<UserId, Vec<PermitRequest>> = HashMap::new();
-        let more = std::iter::from_fn(|| asked.try_recv().ok());
+        let more = std::iter::from_fn(|| requests_rx.try_recv().ok());
         for request in first.into_iter().chain(more).take(BATCH - left) {
             requests.entry(request.user.clone()).or_default().push(request);
         }
@@ -308,14 +301,13 @@ impl PermitLease {
         users.into_iter().map(|user| Claim { has: state.of(&user), wants: wants(&user), user }).collect()
     }
 
-    /// Gives the first of them what was granted. Who does not wait any more drops it again, which is a change.
-    fn hand_out(&self, requests: Vec<PermitRequest>, granted: u32) {
+    /// Replies to the first requests with a permit. If a request is gone, its permit is dropped, which is a change.
+    fn grant(&self, requests: Vec<PermitRequest>, granted: u32) {
         let mut left = granted;
-        for PermitRequest { user, answer } in requests {
+        for PermitRequest { user, reply } in requests {
             let permit = (left > 0).then(|| self.permits.add(&mut self.permits.state.lock(), &user));
             left = left.saturating_sub(1);
-            // Dropped, where nobody waits any more.
-            answer.send(permit).ok();
+            reply.send(permit).ok();
         }
     }
 }
@@ -338,23 +330,23 @@ mod tests {
         let permits =
             FleetPermits::new(1, Arc::new(Common { fleet: Some(Arc::clone(&fleet)), metrics, unshared, refused }));
         let lease = permits.lease(fleet, &instance, HEARTBEAT);
-        let mut asked = permits.asked.lock().take().unwrap();
+        let mut requests_rx = permits.requests_rx.lock().take().unwrap();
         let wait = |count: usize| {
             for number in 0..count {
                 let user = UserId::new(&format!("waits {number}")).unwrap();
-                permits.requests.try_send(PermitRequest { user, answer: oneshot::channel().0 }).unwrap();
+                permits.requests.try_send(PermitRequest { user, reply: oneshot::channel().0 }).unwrap();
             }
         };
-        let claimed = |asked: &mut mpsc::Receiver<PermitRequest>| {
-            let claims = lease.claims(&lease.requests(None, asked));
+        let claimed = |requests_rx: &mut mpsc::Receiver<PermitRequest>| {
+            let claims = lease.claims(&lease.requests(None, requests_rx));
             let waits = claims.iter().filter(|claim| claim.wants > 0).count();
             (waits, claims.len() - waits)
         };
         wait(BATCH + 1);
-        assert_eq!(claimed(&mut asked), (BATCH, 0), "where nobody has gone, all of it");
+        assert_eq!(claimed(&mut requests_rx), (BATCH, 0), "without departures, the whole batch");
         wait(BATCH);
         let gone = (0..BATCH).map(|number| UserId::new(&format!("gone {number}")).unwrap());
         permits.state.lock().changed.extend(gone);
-        assert_eq!(claimed(&mut asked), (BATCH / 2, BATCH / 2));
+        assert_eq!(claimed(&mut requests_rx), (BATCH / 2, BATCH / 2));
     }
 }

@@ -1,32 +1,29 @@
-//! How much one client sends: frames and bytes in a second, and frames of one message.
+//! Limits on one client's input: frames and bytes in a second, and fragments of one message.
 //!
-//! It follows the frames through the bytes as they come from the socket, so that nothing is missed of what the WebSocket
-//! library keeps to itself: fragments above all, of which empty ones never make a message too large.
+//! The limiter parses frame headers in the bytes from the socket, because the WebSocket library does not report all
+//! frames: above all fragments, of which empty ones never exceed the size limit of a message.
 
 use std::time::Duration;
 
 use crate::config;
 
-/// How many seconds' worth of frames may come at once: they cost little, and a busy page sends many.
+/// The burst of frames, in seconds of the rate: frames cost little, and a busy page sends many.
 const FRAMES_BURST: u32 = 100;
 
-/// How many seconds' worth of bytes.
+/// The burst of bytes, in seconds of the rate.
 const BYTES_BURST: u32 = 10;
 
-/// Fragments that a message may always come in.
+/// Fragments that every message may have.
 const FEW_FRAGMENTS: usize = 64;
 
-/// A message of the largest size may come in pieces that are this small on average.
+/// The smallest average fragment of a message of the maximum size.
 const SMALL_FRAGMENT: usize = 16;
 
-/// What a client did too much of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InboundViolation {
     /// Frames of any kind.
     Frames,
-    /// Bytes.
     Bytes,
-    /// Fragments of one message.
     Fragments,
 }
 
@@ -41,35 +38,33 @@ impl InboundViolation {
     }
 }
 
-/// What one client may still send.
 #[derive(Debug)]
 pub struct InboundLimiter {
     frames: Bucket,
     bytes: Bucket,
     most_fragments: u32,
-    /// Of the message that is on its way.
+    /// Of the incomplete message.
     fragments: u32,
     part: Part,
 }
 
-/// What comes next (RFC 6455, section 5.2).
+/// The next part of a frame (RFC 6455, section 5.2).
 #[derive(Debug, Clone, Copy)]
 enum Part {
     /// The byte with FIN and the opcode.
     First,
-    /// The byte with MASK and the length, or the first part of it.
+    /// The byte with MASK and the first part of the length.
     Length,
-    /// The rest of the length: bytes to come, and what there is of it.
+    /// The rest of the length: the number of bytes left, and the length so far.
     Extended { left: u8, length: u64, masked: bool },
-    /// The mask and the payload: bytes to come.
+    /// The mask and the payload: the number of bytes left.
     Payload(u64),
 }
 
 impl InboundLimiter {
-    /// A full burst may come.
     pub fn new(limits: &config::Limits) -> Self {
         let frames = Bucket::new(limits.inbound_frames_per_second, FRAMES_BURST, 0);
-        // Two messages of the largest size may come at once, whatever the rate.
+        // Two messages of the maximum size may arrive at once, regardless of the rate.
         let least = limits.max_inbound_bytes.saturating_mul(2);
         let bytes = Bucket::new(limits.inbound_bytes_per_second, BYTES_BURST, least);
         let most_fragments = (limits.max_inbound_bytes / SMALL_FRAGMENT).max(FEW_FRAGMENTS);
@@ -77,10 +72,7 @@ impl InboundLimiter {
         Self { frames, bytes, most_fragments, fragments: 0, part: Part::First }
     }
 
-    /// Takes note of what came, `elapsed` after what came before it.
-    ///
-    /// # Errors
-    /// What there was too much of.
+    /// Counts the bytes of one read, `elapsed` after the previous read.
     pub fn take(&mut self, bytes: &[u8], elapsed: Duration) -> Result<(), InboundViolation> {
         self.bytes.refill(elapsed);
         self.frames.refill(elapsed);
@@ -120,7 +112,7 @@ impl InboundLimiter {
     fn count_frame(&mut self, first: u8) -> Result<(), InboundViolation> {
         let (last, opcode) = (first & 0x80 != 0, first & 0x0f);
         self.frames.take(1).ok_or(InboundViolation::Frames)?;
-        // Control frames may stand between the fragments of a message, and are none.
+        // Control frames may be sent between the fragments of a message; they are not fragments.
         if opcode < 8 {
             self.fragments = if last { 0 } else { self.fragments + 1 };
         }
@@ -136,7 +128,7 @@ fn next(left: u64) -> Part {
     if left == 0 { Part::First } else { Part::Payload(left) }
 }
 
-/// A token bucket (RFC 2697 calls it so), in thousandths: a short while must not be lost.
+/// A token bucket (RFC 2697), in thousandths of a token, so that short intervals count.
 #[derive(Debug)]
 struct Bucket {
     rate: u32,

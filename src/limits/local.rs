@@ -1,4 +1,4 @@
-//! A number of permits for each of those who may take them.
+//! Permits that this instance counts alone, for each key.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-/// Counts what is taken; who has nothing is not remembered.
+/// Counts the permits taken; a key without permits uses no memory.
 #[derive(Debug)]
 pub(super) struct LocalPermits<K: Eq + Hash> {
     most: u32,
@@ -20,28 +20,26 @@ impl<K: Eq + Hash + Clone> LocalPermits<K> {
         Arc::new(Self { most, taken: Mutex::default() })
     }
 
-    /// One more for this taker, if there is one left.
-    pub(super) fn take(self: &Arc<Self>, taker: K) -> Option<LocalPermit<K>> {
+    pub(super) fn take(self: &Arc<Self>, key: K) -> Option<LocalPermit<K>> {
         let mut taken = self.taken.lock();
-        let count = taken.get(&taker).copied().unwrap_or_default();
+        let count = taken.get(&key).copied().unwrap_or_default();
         if count >= self.most {
             return None;
         }
-        taken.insert(taker.clone(), count + 1);
-        Some(LocalPermit { permits: Arc::clone(self), taker })
+        taken.insert(key.clone(), count + 1);
+        Some(LocalPermit { permits: Arc::clone(self), key })
     }
 }
 
-/// One that is taken, until it is dropped.
 #[derive(Debug)]
 pub(super) struct LocalPermit<K: Eq + Hash + Clone> {
     permits: Arc<LocalPermits<K>>,
-    taker: K,
+    key: K,
 }
 
 impl<K: Eq + Hash + Clone> Drop for LocalPermit<K> {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.permits.taken.lock().entry(self.taker.clone()) {
+        if let Entry::Occupied(mut entry) = self.permits.taken.lock().entry(self.key.clone()) {
             match entry.get() {
                 0..=1 => drop(entry.remove()),
                 _ => *entry.get_mut() -= 1,

@@ -1,7 +1,7 @@
-//! Who may connect: how many at once, and how often.
+//! Limits on the number and the rate of connections.
 //!
-//! What holds for one instance is counted here. What holds across the fleet is counted in Redis, and by this instance
-//! alone while Redis is away: nobody is refused because of that. A limit that is not configured costs nothing.
+//! The limits of one instance are counted in memory. Those of the fleet are counted in Redis, and by this instance alone
+//! while Redis is away: an outage refuses no client. A limit that is not configured costs nothing.
 
 mod fleet;
 mod inbound;
@@ -30,20 +30,19 @@ pub use redis::{Claim, RedisLimits};
 /// A limit, named after its key under `limits.`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// Of this instance.
     Connections,
-    /// Of one user, on all instances.
+    /// Across the fleet.
     ConnectionsPerUser,
-    /// Of one client address, on this instance.
+    /// On this instance.
     ConnectionsPerIp,
-    /// Connects of one client address, on all instances.
+    /// Across the fleet.
     RatePerIp,
-    /// Connects of one user, on all instances.
+    /// Across the fleet.
     RatePerUser,
 }
 
 impl Limit {
-    /// Its key under `limits.`; also its label in metrics, and its code in errors.
+    /// The key under `limits.`, the label in metrics, and the code in errors.
     pub fn name(self) -> &'static str {
         match self {
             Self::Connections => "max_connections",
@@ -55,12 +54,9 @@ impl Limit {
     }
 }
 
-/// A limit of one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UserLimit {
-    /// Open connections.
     Connections,
-    /// Connects in a second.
     Rate,
 }
 
@@ -73,12 +69,12 @@ impl From<UserLimit> for Limit {
     }
 }
 
-/// What one connection takes up; dropping it gives everything back.
+/// The permits of one connection; dropping them returns them.
 #[derive(Debug, Default)]
 pub struct AdmissionPermits {
-    /// How many more connects the narrowest rate allows in this second; `None` where no rate is limited.
+    /// Connects that the strictest rate still allows in this second; `None` without a rate limit.
     pub remaining: Option<u32>,
-    /// Boxed: without limits, a connection pays a pointer.
+    /// Boxed: without limits, it costs a connection one pointer.
     held: Option<Box<Held>>,
 }
 
@@ -94,7 +90,7 @@ impl AdmissionPermits {
         self.held.get_or_insert_default()
     }
 
-    /// Gives back what counts towards the user's limit; what counts towards the instance's is kept.
+    /// Returns the user's permit, and keeps those of the instance.
     pub fn release_user(&mut self) {
         if let Some(held) = &mut self.held {
             held.user = None;
@@ -102,7 +98,6 @@ impl AdmissionPermits {
     }
 }
 
-/// The limits of an instance, and what counts towards them.
 #[derive(Debug)]
 pub struct Limiter {
     connections: Option<Arc<LocalPermits<()>>>,
@@ -114,9 +109,8 @@ pub struct Limiter {
     common: Arc<Common>,
 }
 
-/// What every part of it needs.
 struct Common {
-    /// Where the fleet counts; none for the in-process backplane.
+    /// `None` for the in-process backplane.
     fleet: Option<Arc<RedisLimits>>,
     metrics: Arc<Metrics>,
     unshared: LogRate,
@@ -130,17 +124,16 @@ impl std::fmt::Debug for Common {
 }
 
 impl Common {
-    /// Takes note of a decision that should have been the fleet's.
+    /// Counts a decision made without the fleet's count.
     fn count_unshared(&self, limit: Limit) {
         self.metrics.limits_unshared.with_label_values(&[limit.name()]).inc();
         if let Some(held_back) = self.unshared.admit() {
-            warn!(limit = limit.name(), held_back, "redis did not say: counted by this instance alone");
+            warn!(limit = limit.name(), held_back, "redis did not reply: limit counted by this instance alone");
         }
     }
 }
 
 impl Limiter {
-    /// With nothing counted yet.
     pub fn new(config: &Config, backplane: &Backplane, metrics: &Arc<Metrics>) -> Self {
         let fleet = backplane
             .redis()
@@ -159,19 +152,16 @@ impl Limiter {
         }
     }
 
-    /// Keeps the fleet told of the permits that are held here, where they are limited; until the instance stops.
+    /// Starts the task that writes this instance's permits to Redis, if connections per user are limited.
     pub fn start(&self, instance: &InstanceId, lease: Duration, shutdown: &Shutdown) {
         if let (Some(permits), Some(fleet)) = (&self.permits, &self.common.fleet) {
             let lease = permits.lease(Arc::clone(fleet), instance, lease);
             shutdown.spawn_service(lease.run(shutdown.stopping().clone()));
-            info!(limit = Limit::ConnectionsPerUser.name(), "shared with the fleet");
+            info!(limit = Limit::ConnectionsPerUser.name(), "limit shared with the fleet");
         }
     }
 
-    /// Whether one more may connect at all.
-    ///
-    /// # Errors
-    /// The limit that is reached.
+    /// Admits a connection, or returns the limit that is reached; so do the methods below.
     pub fn admit_connection(&self, permits: &mut AdmissionPermits) -> Result<(), Limit> {
         if let Some(limit) = &self.connections {
             let permit = limit.take(()).ok_or_else(|| self.refuse(Limit::Connections))?;
@@ -180,10 +170,6 @@ impl Limiter {
         Ok(())
     }
 
-    /// Whether one more may connect from this address.
-    ///
-    /// # Errors
-    /// The limit that is reached.
     pub async fn admit_address(&self, address: IpAddr, permits: &mut AdmissionPermits) -> Result<(), Limit> {
         let network = network(address);
         if let Some(limit) = &self.addresses {
@@ -194,10 +180,6 @@ impl Limiter {
         self.admit_rate(Limit::RatePerIp, &format!("ip:{network}"), most, permits).await
     }
 
-    /// Whether this user may have one more connection.
-    ///
-    /// # Errors
-    /// The limit that is reached.
     pub async fn admit_user(&self, user: &UserId, permits: &mut AdmissionPermits) -> Result<(), UserLimit> {
         if let Some(most) = self.rate_per_user {
             self.admit_rate(UserLimit::Rate, &format!("user:{user}"), most, permits).await?;
@@ -229,7 +211,7 @@ impl Limiter {
     }
 }
 
-/// What counts as one client address: an IPv4 address, or the /64 that an IPv6 subscriber has to himself.
+/// The unit that is counted as one client address: an IPv4 address, or the /64 of an IPv6 subscriber.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),

@@ -1,4 +1,4 @@
-//! How often somebody connects: counted in Redis for the whole fleet in windows of a second, and here beside it.
+//! The rate of connects of a user or an address: counted in windows of a second, in Redis for the fleet, and in memory.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,24 +9,24 @@ use tokio::time::{Instant, timeout};
 
 use super::{Common, Limit};
 
-/// How long the fleet's word is waited for.
-const ASK_DEADLINE: Duration = Duration::from_secs(1);
+const REPLY_DEADLINE: Duration = Duration::from_secs(1);
 
-/// How long it is not asked again after it did not answer.
-const LEFT_ALONE: Duration = Duration::from_secs(1);
+/// The pause after Redis did not reply.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Most that are counted here in one window; the fleet counts the others, and without it they permits.
+/// Maximum number of keys counted in memory in one window. Only Redis counts the others; while it is away, they are
+/// admitted.
 const MOST_COUNTED: usize = 100_000;
 
-/// A window's map that grew beyond this is not kept for the next.
+/// A window's map that grew beyond this is shrunk for the next window.
 const ROOM_KEPT: usize = 4_096;
 
 #[derive(Debug, Default)]
 pub(super) struct RateCounter {
     window: Mutex<Window>,
-    unanswered_at: Mutex<Option<Instant>>,
+    failed_at: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -36,17 +36,17 @@ struct Window {
 }
 
 impl RateCounter {
-    /// Counts one more; gives how many there were in this second. Who is over `most` here already is not asked about:
-    /// a flood costs Redis nothing.
+    /// Counts one connect; returns the number in this second. A key over `most` by the local count causes no request, so a
+    /// flood does not reach Redis.
     pub(super) async fn count(&self, common: &Common, limit: Limit, key: &str, most: u32) -> u32 {
         let here = self.window.lock().count(key, Instant::now());
         let Some(fleet) = common.fleet.as_ref().filter(|_| here <= most) else { return here };
-        let left_alone = self.unanswered_at.lock().is_some_and(|at| at.elapsed() < LEFT_ALONE);
-        if !left_alone {
-            if let Ok(Ok(everywhere)) = timeout(ASK_DEADLINE, fleet.count_connect(key)).await {
+        let is_paused = self.failed_at.lock().is_some_and(|at| at.elapsed() < RETRY_AFTER);
+        if !is_paused {
+            if let Ok(Ok(everywhere)) = timeout(REPLY_DEADLINE, fleet.count_connect(key)).await {
                 return everywhere.max(here);
             }
-            *self.unanswered_at.lock() = Some(Instant::now());
+            *self.failed_at.lock() = Some(Instant::now());
         }
         common.count_unshared(limit);
         here

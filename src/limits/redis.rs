@@ -1,4 +1,4 @@
-//! The counts that instances share, for limits across the fleet: connects in a second, and connections of each user.
+//! The shared counts in Redis, for limits across the fleet: connects in a second, and connections of each user.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,27 +9,24 @@ use crate::backplane::BackplaneError;
 use crate::protocol::{UserId, millis};
 use crate::redis::Redis;
 
-/// How many permits of one user an instance has, and how many more it wants.
+/// The permits that an instance holds for one user, and the number that it requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// Whose.
     pub user: UserId,
-    /// Written as it is.
+    /// Written regardless of the limit.
     pub has: u32,
-    /// Granted as far as there is room.
+    /// Granted up to the limit.
     pub wants: u32,
 }
 
-/// What became of some claims.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
-    /// Of how many users the holder has permits now.
+    /// The number of users for whom the holder has permits now.
     pub size: usize,
-    /// How many more it was granted, claim by claim.
+    /// The number granted, for each claim.
     pub permits: Vec<u32>,
 }
 
-/// The shared counts in Redis.
 pub struct RedisLimits {
     redis: Arc<Redis>,
     prefix: String,
@@ -46,7 +43,6 @@ impl std::fmt::Debug for RedisLimits {
 }
 
 impl RedisLimits {
-    /// Under this prefix; holders have this lease.
     pub fn new(redis: Arc<Redis>, prefix: &str, lease: Duration) -> Self {
         Self {
             redis,
@@ -58,7 +54,7 @@ impl RedisLimits {
         }
     }
 
-    /// A key of the permits: all of them lie in one hash permit.
+    /// A key of the permits; all of them share one hash slot.
     fn key(&self, name: &str) -> String {
         format!("{{{}slots}}:{name}", self.prefix)
     }
@@ -67,14 +63,13 @@ impl RedisLimits {
         self.key(&format!("held:{holder}"))
     }
 
-    /// Counts one connect under this key; gives how many all instances counted in this second.
+    /// Counts one connect under this key; returns the fleet's number in this second.
     pub async fn count_connect(&self, key: &str) -> Result<u32, BackplaneError> {
         let count = self.rate.key(format!("{}rate:{{{key}}}", self.prefix));
         self.redis.counted(self.redis.commands().script(&count).await)
     }
 
-    /// Takes a lease for a new holder; that of the `earlier` one of the same instance ends. It may be repeated after an
-    /// error.
+    /// Takes a lease for a new holder, and ends that of the instance's `earlier` one. May be repeated after an error.
     pub async fn hold(&self, holder: &str, earlier: Option<&str>) -> Result<(), BackplaneError> {
         let earlier = earlier.unwrap_or_default();
         let mut invocation = self.hold.key(self.key("holders"));
@@ -82,8 +77,8 @@ impl RedisLimits {
         self.redis.counted(self.redis.commands().script(&invocation).await)
     }
 
-    /// Writes claims, of at most `most` permits for each user, and renews the lease of a holder that has permits of `size`
-    /// users. `None`: the holder is fenced, and must start over under another name. After an error it must do so, too.
+    /// Writes claims, of at most `most` permits for each user, and renews the lease of a holder that has permits for `size`
+    /// users. `None`: the holder is fenced. Then, and after an error, it must take a new lease under another name.
     pub async fn claim(
         &self,
         holder: &str,
@@ -97,8 +92,8 @@ impl RedisLimits {
         for claim in claims {
             invocation.arg(claim.user.as_str()).arg(claim.has).arg(claim.wants);
         }
-        let answer: Option<Vec<u32>> = self.redis.counted(self.redis.commands().script(&invocation).await)?;
-        let Some((size, permits)) = answer.as_deref().and_then(<[u32]>::split_first) else { return Ok(None) };
+        let reply: Option<Vec<u32>> = self.redis.counted(self.redis.commands().script(&invocation).await)?;
+        let Some((size, permits)) = reply.as_deref().and_then(<[u32]>::split_first) else { return Ok(None) };
         Ok(Some(Granted { size: usize::try_from(*size).unwrap_or(usize::MAX), permits: permits.to_vec() }))
     }
 }

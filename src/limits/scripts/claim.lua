@@ -1,13 +1,14 @@
--- Writes how many slots a holder has of each of some users, grants it more where there is room, and renews its lease.
+-- Writes a holder's permits for some users, grants more up to the limit, and renews its lease.
 --
--- KEYS  1 holders (ZSET holder -> expiry in ms)   2 held (HASH user -> slots, of this holder)
--- ARGV  1 holder   2 lease in ms   3 most slots of one user   4 size of held before
---       5 what the name of a held hash starts with   6.. user, slots that the holder has, slots that it wants
--- Answers the size of held afterwards, then how many were granted of each user. Nothing where the lease has ended, or
--- held has another size than it must: the holder then starts over under another name.
+-- KEYS  1 holders (ZSET holder -> expiry in ms)   2 held (HASH user -> permits, of this holder)
+-- ARGV  1 holder   2 lease in ms   3 maximum permits of one user   4 size of held before
+--       5 prefix of a held hash   6.. user, permits that the holder has, permits that it requests
+-- Returns the size of held afterwards, then the number granted for each user; nil if the lease has expired, or if the size
+-- of held is not as given: the holder then takes a new lease under another name.
 --
--- Invariants: slots are granted one script at a time, so two holders never get the same last one. What a holder has is
--- written as it is, whatever the sum: a connection that lives is never taken away. Holders count while their lease runs.
+-- Invariants: one script at a time grants permits, so two holders never get the same last one. The permits that a holder
+-- has are written regardless of the limit: an open connection never loses its permit. A holder counts until its lease
+-- expires.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local holder, most = ARGV[1], tonumber(ARGV[3])
@@ -28,7 +29,7 @@ for _, other in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   end
 end
 
-local answer = { 0 }
+local reply = { 0 }
 for i = 6, #ARGV, 3 do
   local user, has, wants = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
   local granted = 0
@@ -44,10 +45,10 @@ for i = 6, #ARGV, 3 do
   else
     redis.call('HDEL', KEYS[2], user)
   end
-  answer[#answer + 1] = granted
+  reply[#reply + 1] = granted
 end
--- Should its holder never come back: a little after its lease, it goes by itself.
+-- If the holder does not return, the hash expires a minute after its lease.
 redis.call('PEXPIRE', KEYS[2], ARGV[2] + 60000)
 redis.call('ZADD', KEYS[1], now + ARGV[2], holder)
-answer[1] = redis.call('HLEN', KEYS[2])
-return answer
+reply[1] = redis.call('HLEN', KEYS[2])
+return reply

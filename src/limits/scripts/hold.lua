@@ -1,9 +1,9 @@
--- Takes a lease for a fresh holder of slots, and ends the one that it takes the place of.
+-- Takes a lease for a new holder of permits, and ends that of the holder which it replaces.
 --
--- KEYS  1 holders (ZSET holder -> expiry in ms)   2 held of the earlier holder (HASH user -> slots)
+-- KEYS  1 holders (ZSET holder -> expiry in ms)   2 held of the earlier holder (HASH user -> permits)
 -- ARGV  1 holder   2 lease in ms   3 the earlier holder, or ''
 --
--- Invariant: what is written late under the earlier name is not heard any more.
+-- Invariant: a late write under the earlier name has no effect.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])

@@ -1,9 +1,9 @@
--- Counts one connect in the current second, which is the same for all instances: by Redis's clock.
+-- Counts one connect in the current second of Redis's clock, which all instances share.
 --
--- KEYS  1 what the counter's name starts with, in braces: all its windows then lie in one slot
--- Answers how many there were in this second, this one included.
+-- KEYS  1 prefix of the counter, in braces: all its windows share one hash slot
+-- Returns the number of connects in this second, including this one.
 --
--- Invariant: a counter is gone two seconds after its window began, whatever happens to who counts.
+-- Invariant: a counter expires two seconds after its first connect, even if the instance stops.
 local key = KEYS[1] .. ':' .. redis.call('TIME')[1]
 local count = redis.call('INCR', key)
 if count == 1 then
