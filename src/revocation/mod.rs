@@ -1,8 +1,8 @@
 //! Revoked tokens across the fleet.
 //!
-//! A revocation is in force on this instance as soon as it is received. A task then closes the connections under it and
-//! adds it to the shared list, for instances that start later or missed it. A revocation that Redis lost is written back
-//! by any instance that knows it.
+//! A revocation is in force on this instance as soon as it is received. A task then closes the token's connections and
+//! adds the revocation to the shared list, for instances that start later or missed it. If Redis loses a revocation, any
+//! instance that has it in force writes it back.
 
 mod store;
 
@@ -26,18 +26,18 @@ use crate::metrics::Metrics;
 use crate::protocol::{Close, CredentialId, MAX_JTI_BYTES, Revocation};
 use store::RevocationStore;
 
-/// How often it is asked whether others are revoked than this instance knows.
-const ASK_EVERY: Duration = Duration::from_secs(10);
+/// How often the shared list is compared with the revocations in force here.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
-/// Most revocations that wait to be kept while Redis takes none.
-const MAX_UNKEPT: usize = 100_000;
+/// Maximum number of revocations that wait to be stored while Redis is away.
+const MAX_UNSTORED: usize = 100_000;
 
-/// Connections looked at without letting another task run, and revocations written back at once.
+/// Connections checked without yielding, and revocations written back at once.
 const STEP: usize = 1_000;
 
 type Tokens = HashSet<CredentialId, RandomState>;
 
-/// Keeps the revocations in force here and the shared list in step.
+/// Synchronizes the revocations in force on this instance with the shared list.
 #[derive(Debug)]
 pub struct RevocationList {
     registry: Arc<Registry>,
@@ -45,10 +45,10 @@ pub struct RevocationList {
     store: RevocationStore,
     metrics: Arc<Metrics>,
     subscriptions: watch::Receiver<u64>,
-    /// The subscription since which the kept revocations have been read.
+    /// The subscription since which the shared list has been read.
     read_since: AtomicU64,
-    /// The subscription since which Redis has answered, if only that it gives them to nobody now: who has read them
-    /// before knows as much as anybody.
+    /// The subscription since which Redis has replied. After a first read, an error reply counts too: no other instance can
+    /// read the list either.
     answered_since: AtomicU64,
     received: Mutex<Vec<Revocation>>,
     work: Notify,
@@ -57,7 +57,6 @@ pub struct RevocationList {
 }
 
 impl RevocationList {
-    /// Obeys nothing yet.
     pub fn new(
         registry: Arc<Registry>,
         revocations: Arc<Revocations>,
@@ -83,10 +82,10 @@ impl RevocationList {
     /// Puts a revocation into force at once; its connections are closed and it is stored by [`RevocationList::run`].
     pub fn revoke(&self, revocation: Revocation) {
         self.put_into_force(&revocation);
-        self.remember(vec![revocation]);
+        self.enqueue(vec![revocation]);
     }
 
-    /// Gives whether it was not in force before.
+    /// Returns whether it is new.
     fn put_into_force(&self, revocation: &Revocation) -> bool {
         self.revocations.insert(revocation).unwrap_or_else(|error| {
             self.dropped(1, &error.to_string());
@@ -94,42 +93,42 @@ impl RevocationList {
         })
     }
 
-    /// To be closed and kept by the task.
-    fn remember(&self, mut revocations: Vec<Revocation>) {
+    /// Queues revocations for the task, which closes their connections and stores them.
+    fn enqueue(&self, mut revocations: Vec<Revocation>) {
         let mut received = self.received.lock();
-        let room = MAX_UNKEPT.saturating_sub(received.len());
+        let room = MAX_UNSTORED.saturating_sub(received.len());
         let lost = revocations.len().saturating_sub(room);
         revocations.truncate(room);
         received.append(&mut revocations);
         drop(received);
         self.work.notify_one();
         if lost > 0 {
-            self.dropped(lost as u64, "too many wait to be kept");
+            self.dropped(lost as u64, "too many wait to be stored");
         }
     }
 
     fn dropped(&self, count: u64, why: &str) {
         self.metrics.revocations_dropped.inc_by(count);
         if let Some(held_back) = self.overflows.admit() {
-            warn!(why, held_back, "a revocation was dropped");
+            warn!(why, held_back, "revocation dropped");
         }
     }
 
-    /// Why this instance may let a revoked token in; `None` while it does not.
+    /// The reason if this instance may accept a revoked token, else `None`.
     pub fn not_ready(&self) -> Option<String> {
         let behind = *self.subscriptions.borrow() != self.answered_since.load(Ordering::Relaxed);
         behind.then(|| "the revoked tokens have not been read yet".to_owned())
     }
 
-    /// Runs for ever; ends by being dropped.
+    /// Never returns.
     pub async fn run(&self) {
         let mut subscriptions = self.subscriptions.clone();
-        let mut ask = interval(ASK_EVERY);
-        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut compare = interval(COMPARE_EVERY);
+        compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let (mut differs, mut lasting) = (false, 0);
         loop {
-            // What fails is counted and logged where it did.
+            // Errors are counted and logged where they occur.
             let Ok(lost) = self.catch_up(differs).await else {
                 sleep(backoff.next_delay()).await;
                 continue;
@@ -138,18 +137,18 @@ impl RevocationList {
             if let Some(lost) = lost
                 && self.write_back(&lost).await.is_ok()
             {
-                // What is left no reading ends: a list that is full, or has what no token can be called.
+                // Further reads cannot remove this difference: the list is full, or has entries that no token can match.
                 lasting = self.difference().await.unwrap_or_default();
             }
             differs = tokio::select! {
                 () = self.work.notified() => false,
                 Ok(()) = subscriptions.changed() => false,
-                _ = ask.tick() => self.difference().await.is_ok_and(|difference| difference != lasting),
+                _ = compare.tick() => self.difference().await.is_ok_and(|difference| difference != lasting),
             };
         }
     }
 
-    /// How many more revocations the backplane keeps than are in force here: some were not received, or lost there.
+    /// The size of the shared list minus the number in force here. Not 0: some were not received, or Redis lost some.
     async fn difference(&self) -> Result<i64, BackplaneError> {
         let in_force = self.revocations.trim();
         let kept = self.store.count(self.revocations.oldest()).await?;
@@ -157,22 +156,22 @@ impl RevocationList {
         Ok(number(kept) - number(in_force))
     }
 
-    /// Gives what the backplane has lost, where that was read.
+    /// Closes, stores and reads what is due. If the list was read, returns the revocations that it has lost.
     async fn catch_up(&self, differs: bool) -> Result<Option<Vec<CredentialId>>, BackplaneError> {
         let received = std::mem::take(&mut *self.received.lock());
         if !received.is_empty() {
             let tokens = received.iter().map(|revocation| CredentialId::of_token(&revocation.jti)).collect();
             self.close_all(&tokens).await;
         }
-        // First: what the list does not have afterwards it has lost.
-        let kept = self.keep(received).await;
+        // Stored first: a revocation that is then missing from the list is lost.
+        let stored = self.store(received).await;
         let read = self.read_if_behind(differs).await;
         self.metrics.revocations.set(i64::try_from(self.revocations.trim()).unwrap_or(i64::MAX));
-        kept.and(read)
+        stored.and(read)
     }
 
-    /// What the backplane does not take now is given again.
-    async fn keep(&self, received: Vec<Revocation>) -> Result<(), BackplaneError> {
+    /// Stores revocations; after an error they are queued again.
+    async fn store(&self, received: Vec<Revocation>) -> Result<(), BackplaneError> {
         if received.is_empty() {
             return Ok(());
         }
@@ -180,7 +179,7 @@ impl RevocationList {
             Ok(0) => {}
             Ok(refused) => self.dropped(refused, "the list in redis is full"),
             Err(error) => {
-                self.remember(received);
+                self.enqueue(received);
                 return Err(error);
             }
         }
@@ -203,11 +202,11 @@ impl RevocationList {
         read.map(Some)
     }
 
-    /// Puts everything that is kept into force; gives what is in force and kept no more.
+    /// Puts the whole list into force; returns the tokens in force that are missing from the list.
     async fn read(&self) -> Result<Vec<CredentialId>, BackplaneError> {
         let mut lost: Tokens = self.revocations.tokens().into_iter().collect();
         for revocation in &*self.received.lock() {
-            // It waits to be kept.
+            // Not lost, but not stored yet.
             lost.remove(&CredentialId::of_token(&revocation.jti));
         }
         let (mut from, mut news) = (0, Tokens::default());
@@ -226,7 +225,7 @@ impl RevocationList {
             }
         }
         if !news.is_empty() {
-            info!(count = news.len(), "learnt of revoked tokens");
+            info!(count = news.len(), "read new revocations from redis");
             self.close_all(&news).await;
         }
         Ok(lost.into_iter().collect())

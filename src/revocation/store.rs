@@ -1,6 +1,6 @@
 //! The shared list of revoked tokens: `{prefix}revoked`, a sorted set of their `jti` by the end of the revocation.
 //!
-//! Without Redis there is no other instance, and nothing is kept.
+//! Without Redis there is no other instance, and nothing is stored.
 
 use std::sync::Arc;
 
@@ -13,15 +13,11 @@ use crate::redis::Redis;
 /// Revocations read or written in one step.
 const STEP: usize = 1_000;
 
-/// The list, for instances that start later or missed a revocation.
 pub enum RevocationStore {
-    /// In this process: keeps nothing.
     Memory,
-    /// In Redis.
     Redis(RedisRevocations),
 }
 
-/// The sorted set and its script.
 pub struct RedisRevocations {
     redis: Arc<Redis>,
     key: String,
@@ -36,15 +32,14 @@ impl std::fmt::Debug for RevocationStore {
 }
 
 impl RevocationStore {
-    /// The store that belongs to this backplane.
     pub fn new(prefix: &str, backplane: &Backplane) -> Self {
         let Some(redis) = backplane.redis() else { return Self::Memory };
         let revoke = Script::new(include_str!("scripts/revoke.lua"));
         Self::Redis(RedisRevocations { redis: Arc::clone(redis), key: format!("{prefix}revoked"), revoke })
     }
 
-    /// Adds to the list, of at most `most`, and drops what ended more than a day ago; gives how many found no room. It
-    /// may be repeated after an error.
+    /// Adds to the list, up to `most` entries, and drops those that ended more than a day ago; returns how many were refused
+    /// because the list is full. May be repeated after an error.
     pub async fn add(&self, revocations: &[Revocation], most: usize) -> Result<u64, BackplaneError> {
         match self {
             Self::Memory => Ok(0),
@@ -52,7 +47,7 @@ impl RevocationStore {
         }
     }
 
-    /// How many revocations of the list end after `oldest`, in seconds since 1970.
+    /// The number of revocations that end after `oldest`, in seconds since 1970.
     pub async fn count(&self, oldest: u64) -> Result<usize, BackplaneError> {
         match self {
             Self::Memory => Ok(0),
@@ -60,8 +55,8 @@ impl RevocationStore {
         }
     }
 
-    /// A part of the list from an index on, those that end last first, so that a dropped one moves none of the others;
-    /// empty at the end.
+    /// A page of the list from an index, the latest end first, so that dropping ended entries moves no other; empty at the
+    /// end.
     pub async fn page(&self, from: usize) -> Result<Vec<Revocation>, BackplaneError> {
         match self {
             Self::Memory => Ok(Vec::new()),

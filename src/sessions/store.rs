@@ -1,6 +1,6 @@
 //! The sessions of an Express application in Redis, as connect-redis stores them: `{auth.session_prefix}{ID}`, a string.
 //!
-//! Without Redis there are none.
+//! Without Redis no session exists.
 
 use std::sync::Arc;
 
@@ -9,16 +9,14 @@ use redis::{RedisResult, Value, pipe};
 use crate::backplane::{Backplane, BackplaneError};
 use crate::redis::Redis;
 
-/// A stored session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Its JSON.
+    /// JSON.
     pub bytes: Vec<u8>,
     /// Whether the key has a time to live.
     pub expires: bool,
 }
 
-/// Reads sessions.
 #[derive(Debug)]
 pub struct SessionStore {
     redis: Option<Arc<Redis>>,
@@ -26,12 +24,11 @@ pub struct SessionStore {
 }
 
 impl SessionStore {
-    /// The store that belongs to this backplane.
     pub fn new(prefix: &str, backplane: &Backplane) -> Self {
         Self { redis: backplane.redis().cloned(), prefix: prefix.to_owned() }
     }
 
-    /// The sessions with these ids, in their order, each cut to one byte more than `most`.
+    /// The sessions with these ids, in their order, each truncated to one byte more than `most`.
     pub async fn read(&self, ids: &[Arc<str>], most: usize) -> Result<Vec<Option<Stored>>, BackplaneError> {
         match &self.redis {
             None => Ok(vec![None; ids.len()]),
@@ -53,13 +50,13 @@ impl SessionStore {
         }
         let replies: Vec<RedisResult<Value>> = redis.commands().pipeline(&commands).await?;
         let (pairs, []) = replies.as_chunks::<2>() else {
-            return Err(BackplaneError::unexpected("of another length"));
+            return Err(BackplaneError::unexpected("of an odd length"));
         };
         pairs.iter().map(|[text, ttl]| stored(text, ttl)).collect()
     }
 }
 
-/// The session in the replies to GETRANGE and PTTL; none where the key is missing or not a string.
+/// The session in the replies to GETRANGE and PTTL; `None` if the key is missing or not a string.
 fn stored(text: &RedisResult<Value>, ttl: &RedisResult<Value>) -> Result<Option<Stored>, BackplaneError> {
     match (text, ttl) {
         (Ok(Value::BulkString(text)), Ok(Value::Int(ttl))) if !text.is_empty() => {

@@ -1,7 +1,10 @@
--- Adds revocations to the list and drops those that ended more than a day ago, the longest leeway; gives how many found
--- no room.
--- KEYS: the list. ARGV: the most of them, then an end and a jti each.
--- The clock is that of Redis: an instance whose own is wrong must not drop what is in force elsewhere.
+-- Adds revocations to the list and drops those that ended more than a day ago, the maximum leeway.
+--
+-- KEYS  1 list (ZSET jti -> end in s)
+-- ARGV  1 maximum size of the list   2.. end in s, jti
+-- Returns how many were refused because the list is full.
+--
+-- Invariant: the clock is Redis's: an instance with a wrong clock must not drop a revocation that is in force elsewhere.
 local list, most = KEYS[1], tonumber(ARGV[1])
 local oldest = tonumber(redis.call('TIME')[1]) - 86400
 redis.call('ZREMRANGEBYSCORE', list, '-inf', oldest)
@@ -10,7 +13,7 @@ for i = 2, #ARGV, 2 do
   local till, jti = tonumber(ARGV[i]), ARGV[i + 1]
   local known = redis.call('ZSCORE', list, jti)
   if till <= oldest or (known and tonumber(known) >= till) then
-    -- Over already, or the longer of two ends holds.
+    -- Already ended, or the list has a later end.
   elseif known or count < most then
     redis.call('ZADD', list, till, jti)
     if not known then count = count + 1 end
@@ -18,7 +21,7 @@ for i = 2, #ARGV, 2 do
     refused = refused + 1
   end
 end
--- The list itself ends a day after its last entry. (The end of the year 9999 is one that Redis can still count.)
+-- The list expires a day after its last entry, at the latest after the year 9999, which Redis can still represent.
 local last = redis.call('ZREVRANGE', list, 0, 0, 'WITHSCORES')[2]
 if last then redis.call('EXPIREAT', list, string.format('%.0f', math.min(tonumber(last), 253402300799) + 86401)) end
 return refused
