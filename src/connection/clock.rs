@@ -1,11 +1,11 @@
-//! When a connection's time is up: its token, a silent client, a socket that takes nothing.
+//! A connection's deadlines: the end of its token, a silent client, a stalled socket.
 
 use tokio::time::Instant;
 
 use super::Context;
 use crate::protocol::Close;
 
-/// What the clock asks for.
+/// The action that is due.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due {
     Nothing,
@@ -13,47 +13,46 @@ pub(super) enum Due {
     Close(Close),
 }
 
-/// What is waited for.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    /// When the token ends, leeway included.
-    ends_at: Option<Instant>,
-    /// When the ping was sent that nothing has answered yet.
+    /// When the token expires, leeway included.
+    expires_at: Option<Instant>,
+    /// When the unanswered ping was sent.
     pinged_at: Option<Instant>,
-    /// Since when the socket takes nothing.
+    /// Since when the socket accepts no bytes.
     pub(super) stalled_since: Option<Instant>,
 }
 
 impl Clock {
-    pub(super) fn token_ends(&mut self, at: Option<Instant>) {
-        self.ends_at = at;
+    pub(super) fn set_expiry(&mut self, at: Option<Instant>) {
+        self.expires_at = at;
     }
 
-    /// The client sent something at this moment: part of a message is a sign of life too.
-    pub(super) fn heard(&mut self, at: Instant) {
+    /// The client sent bytes at this moment; part of a message counts as a pong.
+    pub(super) fn received(&mut self, at: Instant) {
         self.pinged_at = self.pinged_at.filter(|pinged_at| at <= *pinged_at);
     }
 
-    /// When [`Clock::due`] has something next, unless more is heard or written until then.
-    pub(super) fn next(&self, last_heard: Instant, context: &Context) -> Instant {
+    /// When [`Clock::due`] next returns an action, unless bytes are received or written before.
+    pub(super) fn next(&self, last_read: Instant, context: &Context) -> Instant {
         let silence = match (self.stalled_since, self.pinged_at) {
             (Some(since), _) => since + context.send_queue.write_timeout,
             (None, Some(pinged_at)) => pinged_at + context.server.pong_timeout,
-            (None, None) => last_heard + context.server.heartbeat,
+            (None, None) => last_read + context.server.heartbeat,
         };
-        self.ends_at.map_or(silence, |ends_at| silence.min(ends_at))
+        self.expires_at.map_or(silence, |expires_at| silence.min(expires_at))
     }
 
-    /// What has to be done now. A ping that it asks for counts as sent.
-    pub(super) fn due(&mut self, now: Instant, last_heard: Instant, context: &Context) -> Due {
-        if self.ends_at.is_some_and(|ends_at| now >= ends_at) {
+    /// The action that is due now. A ping that it returns counts as sent.
+    pub(super) fn due(&mut self, now: Instant, last_read: Instant, context: &Context) -> Due {
+        if self.expires_at.is_some_and(|expires_at| now >= expires_at) {
             return Due::Close(Close::TokenExpired);
         }
         match (self.stalled_since, self.pinged_at) {
             (Some(since), _) if now >= since + context.send_queue.write_timeout => Due::Close(Close::WriteTimeout),
             (Some(_), _) => Due::Nothing,
             (None, Some(pinged_at)) if now >= pinged_at + context.server.pong_timeout => Due::Close(Close::NoPong),
-            (None, None) if now >= last_heard + context.server.heartbeat => {
+            (None, None) if now >= last_read + context.server.heartbeat => {
                 self.pinged_at = Some(now);
                 Due::Ping
             }

@@ -1,4 +1,4 @@
-//! What few connections have, and not for long: on the heap, so that the others do not pay for it.
+//! State that few connections have, on the heap so that the others do not pay for it.
 
 use std::task::{Context, Poll};
 
@@ -8,18 +8,16 @@ use futures::future::BoxFuture;
 use crate::auth::{Identity, TokenError};
 use crate::history::Reading;
 
-/// See the module.
 #[derive(Default)]
 pub(super) struct ColdState {
-    /// A fresh token that waits for keys. It ends by itself, within one fetch of keys.
+    /// A new token that waits for keys. It resolves within one fetch of keys.
     pub(super) verifying: Option<BoxFuture<'static, Result<Identity, TokenError>>>,
-    /// What follows the client's position in the history, while it is behind.
-    pub(super) following: Option<BoxFuture<'static, Option<Reading>>>,
-    /// Whose read position it moves; none: the default one.
+    /// A read from the client's position in the history, while the client is behind.
+    pub(super) reading: Option<BoxFuture<'static, Option<Reading>>>,
+    /// The device whose read position the client moves; `None`: the default device.
     pub(super) device: Option<Box<str>>,
 }
 
-/// What was waited for.
 pub(super) enum ColdEvent {
     Verified(Result<Identity, TokenError>),
     Read(Option<Reading>),
@@ -31,8 +29,8 @@ impl ColdState {
             self.verifying = None;
             return Poll::Ready(ColdEvent::Verified(verified));
         }
-        if let Some(Poll::Ready(reading)) = self.following.as_mut().map(|wait| wait.poll_unpin(cx)) {
-            self.following = None;
+        if let Some(Poll::Ready(reading)) = self.reading.as_mut().map(|wait| wait.poll_unpin(cx)) {
+            self.reading = None;
             return Poll::Ready(ColdEvent::Read(reading));
         }
         Poll::Pending

@@ -1,13 +1,13 @@
-//! A connection that sends every message back, for conformance tests: read, written, timed and closed as any other.
-//!
-//! What differs is what a message means: see [`send_back`].
+//! A connection that sends every message back, for conformance tests. It is read, written, timed and closed as any other;
+//! only [`send_back`] differs.
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Connection, Context, Inbound, Read, finish, inbound};
+use super::inbound::{Inbound, Read, inbound};
+use super::{Connection, Context, finish};
 use crate::delivery::ConnectionHandle;
 use crate::protocol::text_frame;
 
@@ -15,7 +15,7 @@ use crate::protocol::text_frame;
 const FIN_BINARY: u8 = 0x82;
 
 impl Connection {
-    /// Runs to the connection's end. Nobody can publish to it: it is in no registry.
+    /// Runs to the connection's end. No message can be published to it: it is not in the registry.
     pub async fn echo(mut self) {
         self.echo = true;
         let close = self.live().await;
@@ -24,7 +24,7 @@ impl Connection {
     }
 }
 
-/// Binary messages too, which are otherwise closed with 1003. The way out is that of an event.
+/// Sends a message back as an event is sent; also a binary one, which otherwise closes the connection with 1003.
 pub(super) fn send_back(read: Read, context: &Context, handle: &ConnectionHandle) -> Inbound {
     let frame = match &read {
         Some(Ok(Message::Text(text))) => text_frame(&[text.as_bytes()]),

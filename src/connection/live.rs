@@ -1,4 +1,4 @@
-//! The greeted part of a connection's life: reads the client, keeps time, drives the outbox.
+//! The loop of a live connection: reads from the client, enforces deadlines, drives the send queue.
 
 use std::future::poll_fn;
 use std::ops::ControlFlow;
@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::clock::Due;
 use super::cold::ColdEvent;
-use super::{Connection, Inbound, Read, close_for, echo, found, inbound};
+use super::inbound::{Inbound, Read, inbound};
+use super::{Connection, close_for, echo, to_page};
 use crate::auth::{Identity, TokenError};
 use crate::delivery::Driven;
 use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
@@ -22,7 +23,7 @@ const PING: &[u8] = &[0x89, 0x00];
 impl Connection {
     pub(super) async fn live(&mut self) -> Close {
         loop {
-            self.note_life();
+            self.note_read();
             let deadline = self.clock.next(self.socket.get_ref().last_read, &self.context);
             let Self { handle, socket, clock, cold, .. } = self;
             tokio::select! {
@@ -30,33 +31,33 @@ impl Connection {
                 driven = poll_fn(|cx| handle.queue.poll_drive(cx, clock.stalled_since)) => match driven {
                     Driven::Closing(close) => return close,
                     Driven::Stalled(since) => clock.stalled_since = since,
-                    Driven::Behind => self.follow(),
+                    Driven::Behind => self.catch_up(),
                 },
-                // While the client does not read, it is not read either: its questions could fill its outbox.
-                read = socket.next(), if clock.stalled_since.is_none() => match self.hear(read) {
+                // While the client does not read, it is not read from: replies could fill its send queue.
+                read = socket.next(), if clock.stalled_since.is_none() => match self.receive(read) {
                     ControlFlow::Break(close) => return close,
                     ControlFlow::Continue(text) => {
                         if let Some(text) = text
                             && self.handle.dialect.has_frames()
                         {
-                            self.answer(&text);
+                            self.handle_text(&text);
                         }
-                        // A client that never pauses must not keep the clock from being looked at.
-                        if let Some(close) = self.keep_time() {
+                        // Here too, because a client that never pauses would starve the deadline.
+                        if let Some(close) = self.enforce_deadlines() {
                             return close;
                         }
                     }
                 },
-                done = poll_fn(|cx| cold.as_mut().map_or(Poll::Pending, |cold| cold.poll(cx))) => match done {
+                event = poll_fn(|cx| cold.as_mut().map_or(Poll::Pending, |cold| cold.poll(cx))) => match event {
                     ColdEvent::Verified(verified) => self.refresh(verified),
                     ColdEvent::Read(Some(reading)) if reading.whole => {
-                        self.replay(Some(found(reading, self.handle.dialect)));
+                        self.replay(Some(to_page(reading, self.handle.dialect)));
                     }
                     ColdEvent::Read(Some(_)) => return Close::Gap,
                     ColdEvent::Read(None) => return Close::BackplaneDown,
                 },
                 () = sleep_until(deadline) => {
-                    if let Some(close) = self.keep_time() {
+                    if let Some(close) = self.enforce_deadlines() {
                         return close;
                     }
                 }
@@ -64,25 +65,25 @@ impl Connection {
         }
     }
 
-    /// Reads on from the client's position, until it is level.
-    fn follow(&mut self) {
+    /// Starts a read from the client's position, until the client has caught up.
+    fn catch_up(&mut self) {
         let Some(registration) = &self.registration else { return };
         let (history, user) = (Arc::clone(&self.context.history), registration.user().clone());
         let position = self.handle.queue.begin_reading();
-        let following = async move { history.follow(&user, position).await }.boxed();
-        self.cold.get_or_insert_default().following = Some(following);
+        let reading = async move { history.follow(&user, position).await }.boxed();
+        self.cold.get_or_insert_default().reading = Some(reading);
     }
 
-    fn hear(&self, read: Read) -> Inbound {
+    fn receive(&self, read: Read) -> Inbound {
         if self.echo { echo::send_back(read, &self.context, &self.handle) } else { inbound(read) }
     }
 
-    fn note_life(&mut self) {
-        self.clock.heard(self.socket.get_ref().last_read);
+    fn note_read(&mut self) {
+        self.clock.received(self.socket.get_ref().last_read);
     }
 
-    fn keep_time(&mut self) -> Option<Close> {
-        self.note_life();
+    fn enforce_deadlines(&mut self) -> Option<Close> {
+        self.note_read();
         match self.clock.due(Instant::now(), self.socket.get_ref().last_read, &self.context) {
             Due::Nothing => None,
             Due::Close(close) => Some(close),
@@ -95,8 +96,8 @@ impl Connection {
         }
     }
 
-    fn answer(&mut self, text: &str) {
-        let error = match ClientFrame::parse(text) {
+    fn handle_text(&mut self, text: &str) {
+        let message = match ClientFrame::parse(text) {
             Ok(ClientFrame::Pong) => return,
             Ok(ClientFrame::Ack(cursor)) => {
                 if let Some(registration) = &self.registration {
@@ -105,7 +106,7 @@ impl Connection {
                 return;
             }
             Ok(ClientFrame::Auth { .. }) if self.cold.as_ref().is_some_and(|cold| cold.verifying.is_some()) => {
-                (BAD_FRAME, "the token before this one is still being verified".into())
+                "the previous token is still being verified".to_owned()
             }
             Ok(ClientFrame::Auth { token }) => {
                 match self.context.authenticator.authenticate_now(&token) {
@@ -118,31 +119,31 @@ impl Connection {
                 }
                 return;
             }
-            Ok(ClientFrame::Hello { .. }) => (BAD_FRAME, "this connection is authenticated already".into()),
-            Err(error) => (BAD_FRAME, error.to_string()),
+            Ok(ClientFrame::Hello { .. }) => "this connection is already authenticated".to_owned(),
+            Err(error) => error.to_string(),
         };
-        self.refuse(error.0, &error.1);
+        self.refuse(BAD_FRAME, &message);
     }
 
     fn refuse(&self, code: u16, message: &str) {
         self.handle.queue.send(ServerFrame::Error { code, message }.encode());
     }
 
-    /// Takes a fresh token of the same user; a refused one leaves the old one in position.
+    /// Replaces the token by a new one of the same user; if that is refused, the old one stays in force.
     fn refresh(&mut self, verified: Result<Identity, TokenError>) {
         let identity = match verified {
             Ok(identity) => identity,
             Err(error) => return self.refuse(close_for(&error).code(), &error.to_string()),
         };
         if self.registration.as_ref().is_none_or(|registration| *registration.user() != identity.user) {
-            return self.refuse(Close::Forbidden.code(), "the token is another user's");
+            return self.refuse(Close::Forbidden.code(), "the token belongs to another user");
         }
         self.handle.credential.set(identity.credential);
-        // Whoever revokes it puts that into force first and then looks at connections: one of the two sees the other.
+        // A revocation is put into force before connections are checked: so either that check or this one finds the token.
         if self.context.authenticator.is_revoked(&identity) {
             return self.handle.queue.close(Close::Revoked);
         }
-        self.clock.token_ends(self.context.authenticator.ends_at(&identity));
+        self.clock.set_expiry(self.context.authenticator.ends_at(&identity));
         let expires = identity.expires.unwrap_or(u64::MAX);
         self.handle.queue.send(ServerFrame::Authenticated { expires }.encode());
     }

@@ -1,9 +1,10 @@
-//! One socket's life: greeted, live, closed. One task owns it from the upgrade to the end.
+//! A WebSocket connection: greeted, live, closed. One task owns it from the upgrade to the end.
 
 mod clock;
 mod cold;
 mod drain;
 mod echo;
+mod inbound;
 mod live;
 mod socket_adapter;
 
@@ -17,7 +18,6 @@ use futures::{SinkExt, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::{debug, warn};
 
 use crate::auth::{Authenticator, Identity, TokenError};
@@ -35,60 +35,49 @@ use crate::shutdown::Shutdown;
 use clock::Clock;
 use cold::ColdState;
 pub use drain::drain;
+use inbound::inbound;
 use socket_adapter::SocketAdapter;
 
-/// From our close frame to the client's, and for what is still queued to leave before it.
+/// Maximum time for sending the queued frames and ours to close, until the client's close frame.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Enough for what browsers send; a larger message grows it for as long as the connection lives.
+/// Enough for most messages of browsers. A larger one grows the buffer until the connection ends.
 const READ_BUFFER: usize = 256;
 
-/// What every connection of an instance shares.
+/// Shared by all connections of an instance.
 #[derive(Debug)]
 pub struct Context {
-    /// This instance.
     pub instance: InstanceId,
-    /// Deadlines.
     pub server: config::Server,
-    /// The write timeout.
     pub send_queue: config::SendQueue,
-    /// How much a client may send.
     pub limits: config::Limits,
-    /// Who may connect, and how often.
     pub limiter: Limiter,
-    /// What waits in all send queues together.
+    /// The bytes in all send queues.
     pub backlog: Arc<Backlog>,
-    /// Verifies tokens.
     pub authenticator: Authenticator,
-    /// Where greeted connections are found.
     pub registry: Arc<Registry>,
-    /// What their users' stored notifications are.
     pub history: Arc<History>,
-    /// Their read positions.
     pub acks: Arc<Acks>,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Tells when to leave.
     pub shutdown: Shutdown,
 }
 
-/// Room for the library's own pongs and closes, which is all that it writes.
+/// Enough for the library's own pong and close frames; it writes no others.
 const MAX_CONTROL_BYTES: usize = 4_096;
 
 type Socket = WebSocketStream<SocketAdapter>;
 
-/// One upgraded connection. Its size is what an idle client costs, so nothing lies in it twice.
+/// One upgraded connection. Its size is the memory that an idle client costs, so no field is redundant.
 pub struct Connection {
     context: Arc<Context>,
     handle: Arc<ConnectionHandle>,
     socket: Socket,
     clock: Clock,
-    /// From the greeting on.
+    /// Set by the greeting.
     registration: Option<Registration>,
-    /// One arm of the loop: the outbox and the clock go on meanwhile.
     cold: Option<Box<ColdState>>,
     permits: AdmissionPermits,
-    /// Sends messages back instead of acting on them.
+    /// Whether to send messages back instead of handling them.
     echo: bool,
     _open: OpenGauge,
 }
@@ -100,8 +89,7 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Takes an upgraded socket. `early` is what the client sent on the heels of its handshake, `permits` what the
-    /// connection takes up of the limits.
+    /// Takes an upgraded socket. `early` are the bytes that the client sent directly after its handshake.
     pub async fn open(
         context: Arc<Context>,
         socket: delivery::Socket,
@@ -136,23 +124,26 @@ impl Connection {
         }
     }
 
-    /// Runs to the connection's end; without an identity the client owes a `hello`. `answer` is the head of the 101,
-    /// which is still to be sent.
-    pub fn run(mut self, identity: Option<Identity>, start: Start, answer: Vec<u8>) -> impl Future<Output = ()> + Send {
-        // Boxed, as the end is: what lasts for a moment must not make every connection larger for its whole life.
-        let given = Box::new((identity, start, answer));
+    /// Runs to the connection's end. Without an identity, the client must send a `hello`. `head` is the head of the 101,
+    /// not sent yet.
+    pub fn run(mut self, identity: Option<Identity>, start: Start, head: Vec<u8>) -> impl Future<Output = ()> + Send {
+        // Boxed, as the end is: short-lived state must not enlarge the future of every connection.
+        let handshake = Box::new((identity, start, head));
         async move {
-            let greeted = Box::pin(self.begin(given)).await;
+            let greeted = Box::pin(self.begin(handshake)).await;
             let close = match greeted {
                 Ok(()) => self.live().await,
                 Err(close) => close,
             };
-            let close =
-                self.socket.get_ref().violation.map_or(close, |violation| sent_too_much(&self.context, violation));
-            // A drain may have found it in the registry just before it leaves that.
+            let close = self
+                .socket
+                .get_ref()
+                .violation
+                .map_or(close, |violation| close_for_violation(&self.context, violation));
+            // Before the registration is dropped: a drain may have found the handle in the registry just now.
             self.handle.queue.close(close);
             self.registration = None;
-            // Whoever takes this one's position need not wait for its goodbye.
+            // The user's next connection need not wait for the close handshake.
             self.permits.release_user();
             self.context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
             debug!(connection = %self.handle.id, code = close.code(), reason = close.reason(), "connection closed");
@@ -160,17 +151,17 @@ impl Connection {
         }
     }
 
-    async fn begin(&mut self, given: Box<(Option<Identity>, Start, Vec<u8>)>) -> Result<(), Close> {
-        let (identity, start, answer) = *given;
+    async fn begin(&mut self, handshake: Box<(Option<Identity>, Start, Vec<u8>)>) -> Result<(), Close> {
+        let (identity, start, head) = *handshake;
         if let Some(identity) = identity {
-            return self.greet(&identity, &start, answer).await;
+            return self.greet(&identity, &start, head).await;
         }
-        self.handle.queue.send(answer.into());
+        self.handle.queue.send(head.into());
         self.hello(start).await
     }
 
-    /// `asked` is where the handshake wanted to start; a `hello` that says so, too, has the last word.
-    async fn hello(&mut self, asked: Start) -> Result<(), Close> {
+    /// `requested` is the start that the handshake asked for; that of the `hello` takes precedence.
+    async fn hello(&mut self, requested: Start) -> Result<(), Close> {
         let (context, socket) = (Arc::clone(&self.context), &mut self.socket);
         let first_text = async {
             loop {
@@ -193,29 +184,29 @@ impl Connection {
             UserLimit::Connections => Close::TooManyOfUser,
             UserLimit::Rate => Close::RateLimited,
         })?;
-        let start = Start { resume: start.resume.or(asked.resume), device: start.device.or(asked.device) };
+        let start = Start { resume: start.resume.or(requested.resume), device: start.device.or(requested.device) };
         self.greet(&identity, &start, Vec::new()).await
     }
 
-    /// `greeting` is what goes out before the welcome, in the same write.
+    /// `greeting` is sent before the welcome, in the same write.
     async fn greet(&mut self, identity: &Identity, start: &Start, greeting: Vec<u8>) -> Result<(), Close> {
         let context = Arc::clone(&self.context);
-        // Registered before the history is read: what is stored after that is heard.
+        // Registered before the history is read, so that notifications stored after that are received.
         self.handle.queue.pause();
         self.handle.credential.set(identity.credential);
         let ends_at = context.authenticator.ends_at(identity);
-        self.clock.token_ends(ends_at);
+        self.clock.set_expiry(ends_at);
         self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(&self.handle)));
         if let Some(device) = &start.device {
             self.cold.get_or_insert_default().device = Some(device.clone());
         }
         let reading = tokio::select! {
             reading = context.history.start(&identity.user, start) => match reading {
-                // To say that nothing is recovered would not be true.
+                // `recovered:false` would be wrong: the history may be complete.
                 None if start.resumes() => Err(Close::BackplaneDown),
                 reading => Ok(reading),
             },
-            close = closing(&self.handle, &context, ends_at) => Err(close),
+            close = closed_early(&self.handle, &context, ends_at) => Err(close),
         };
         match reading {
             Ok(reading) => self.welcome(&identity.user, start, reading, greeting),
@@ -224,14 +215,14 @@ impl Connection {
                 return Err(close);
             }
         }
-        // A drain that began before the registration has not seen this connection, nor has a revocation.
+        // A drain or a revocation before the registration has not found this connection.
         if context.shutdown.draining().is_cancelled() {
             return Err(Close::Draining);
         }
         if context.authenticator.is_revoked(identity) { Err(Close::Revoked) } else { Ok(()) }
     }
 
-    /// Lets everything out: the welcome, what was found in the history, and what came meanwhile.
+    /// Sends the welcome, then the notifications of the history, then those received meanwhile.
     fn welcome(&self, user: &UserId, start: &Start, reading: Option<Reading>, mut greeting: Vec<u8>) {
         let Self { context, handle, .. } = self;
         if handle.dialect.has_frames() {
@@ -247,11 +238,11 @@ impl Connection {
             };
             greeting.extend_from_slice(&welcome.encode());
         }
-        let found = reading.map(|reading| {
+        let page = reading.map(|reading| {
             handle.queue.start_at(Position::At(reading.from));
-            found(reading, handle.dialect)
+            to_page(reading, handle.dialect)
         });
-        self.replay(found);
+        self.replay(page);
         handle.queue.start((!greeting.is_empty()).then(|| greeting.into()));
     }
 
@@ -259,19 +250,19 @@ impl Connection {
         self.cold.as_ref().and_then(|cold| cold.device.as_deref()).unwrap_or(DEFAULT_DEVICE)
     }
 
-    fn replay(&self, found: Option<CatchUpPage>) {
-        let (sent, foreign) = self.handle.queue.replay(found);
+    fn replay(&self, page: Option<CatchUpPage>) {
+        let (sent, foreign) = self.handle.queue.replay(page);
         self.context.metrics.deliveries.inc_by(sent as u64);
         if foreign > 0 {
             self.context.metrics.messages_dropped.with_label_values(&["stamp"]).inc_by(foreign as u64);
-            warn!(connection = %self.handle.id, foreign, "events with positions that the history does not have were dropped");
+            warn!(connection = %self.handle.id, foreign, "dropped events whose positions are not in the history");
         }
     }
 }
 
-/// Waits for anything that ends a connection before it is greeted.
-async fn closing(handle: &ConnectionHandle, context: &Context, ends_at: Option<Instant>) -> Close {
-    let asked = poll_fn(|cx| match handle.queue.poll_drive(cx, None) {
+/// Waits for an event that ends a connection before it is greeted.
+async fn closed_early(handle: &ConnectionHandle, context: &Context, ends_at: Option<Instant>) -> Close {
+    let closing = poll_fn(|cx| match handle.queue.poll_drive(cx, None) {
         Poll::Ready(Driven::Closing(close)) => Poll::Ready(close),
         _ => Poll::Pending,
     });
@@ -282,14 +273,14 @@ async fn closing(handle: &ConnectionHandle, context: &Context, ends_at: Option<I
         }
     };
     tokio::select! {
-        close = asked => close,
+        close = closing => close,
         () = context.shutdown.draining().cancelled() => Close::Draining,
         () = token_ends => Close::TokenExpired,
     }
 }
 
-/// What was read, as this client is told it.
-fn found(reading: Reading, dialect: Dialect) -> CatchUpPage {
+/// Encodes the entries that were read for this client.
+fn to_page(reading: Reading, dialect: Dialect) -> CatchUpPage {
     let complete = reading.is_complete();
     let frame = |entry: Entry| {
         let event = Event { name: &entry.event, data: &entry.data, cursor: Some(entry.cursor) };
@@ -298,7 +289,6 @@ fn found(reading: Reading, dialect: Dialect) -> CatchUpPage {
     CatchUpPage { events: reading.entries.into_iter().map(frame).collect(), upto: reading.upto, complete }
 }
 
-/// How a refused token is told on a WebSocket.
 fn close_for(error: &TokenError) -> Close {
     match error {
         TokenError::Expired => Close::TokenExpired,
@@ -308,7 +298,7 @@ fn close_for(error: &TokenError) -> Close {
     }
 }
 
-fn sent_too_much(context: &Context, violation: InboundViolation) -> Close {
+fn close_for_violation(context: &Context, violation: InboundViolation) -> Close {
     context.metrics.limited.with_label_values(&[violation.name()]).inc();
     match violation {
         InboundViolation::Frames | InboundViolation::Bytes => Close::RateLimited,
@@ -316,56 +306,32 @@ fn sent_too_much(context: &Context, violation: InboundViolation) -> Close {
     }
 }
 
-/// What the WebSocket library gives at each read.
-type Read = Option<tungstenite::Result<Message>>;
-
-/// What one read means: a text to handle, nothing to handle, or the end.
-type Inbound = ControlFlow<Close, Option<tungstenite::Utf8Bytes>>;
-
-fn inbound(read: Read) -> Inbound {
-    use tungstenite::Error;
-    match read {
-        Some(Ok(Message::Text(text))) => ControlFlow::Continue(Some(text)),
-        Some(Ok(Message::Binary(_))) => ControlFlow::Break(Close::Unsupported),
-        Some(Ok(Message::Close(_))) => ControlFlow::Break(Close::Normal),
-        Some(Ok(_)) => ControlFlow::Continue(None),
-        Some(Err(Error::Capacity(_))) => ControlFlow::Break(Close::TooBig),
-        Some(Err(Error::Utf8(_))) => ControlFlow::Break(Close::InvalidText),
-        Some(Err(Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake))) => {
-            ControlFlow::Break(Close::Gone)
-        }
-        Some(Err(Error::Protocol(_))) => ControlFlow::Break(Close::Protocol),
-        Some(Err(_)) | None => ControlFlow::Break(Close::Gone),
-    }
-}
-
-/// Says goodbye, and waits a little for the client to have heard it.
+/// Performs the close handshake, within [`CLOSE_DEADLINE`].
 async fn finish(socket: &mut Socket, handle: &ConnectionHandle, close: Close) {
     if close == Close::Gone {
         return;
     }
-    let goodbye = async {
+    let handshake = async {
         if close != Close::Normal {
             let frame = CloseFrame { code: close.code().into(), reason: close.reason().into() };
-            // The library would put a pong that it still owes behind the close frame.
+            // Flushed first: the library would send a pending pong after the close frame.
             if socket.flush().await.is_err() || socket.close(Some(frame)).await.is_err() {
                 return;
             }
         }
-        // Until the client's own close: a socket dropped with unread data in it may lose our last frame.
+        // Reads until the client's close frame: dropping a socket with unread data may discard our last frame.
         while let Some(Ok(_)) = socket.next().await {}
         if matches!(close, Close::Protocol | Close::InvalidText | Close::TooBig | Close::RateLimited) {
-            // The library reads no further after these, but the client may not have stopped sending.
+            // The library stops reading after these, but the client may still be sending.
             handle.queue.finish_writing();
             let mut waste = [0; 1_024];
             while matches!(poll_fn(|cx| handle.queue.poll_read(cx, &mut waste)).await, Ok(1..)) {}
         }
     };
-    // A client that reads nothing sees only the end.
-    timeout(CLOSE_DEADLINE, goodbye).await.ok();
+    timeout(CLOSE_DEADLINE, handshake).await.ok();
 }
 
-/// Counts an open connection for as long as it lives, whatever ends it.
+/// Counts an open connection until it is dropped.
 struct OpenGauge(prometheus::IntGauge);
 
 impl OpenGauge {

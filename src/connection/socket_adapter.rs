@@ -1,4 +1,4 @@
-//! The socket as the WebSocket library sees it: reads go straight to it, writes through the outbox.
+//! The socket of the WebSocket library: it reads from the connection's socket, and writes through the send queue.
 
 use std::io;
 use std::pin::Pin;
@@ -14,20 +14,20 @@ use crate::config;
 use crate::delivery::ConnectionHandle;
 use crate::limits::{InboundLimiter, InboundViolation};
 
-/// The library writes only whole frames and this takes all of them or none, so that its pongs and closes stand between
-/// the events of other writers, never inside one.
+/// The library writes only whole frames, and the adapter accepts all of a write or none. So its pong and close frames never
+/// interrupt the frames of other writers.
 #[derive(Debug)]
 pub(super) struct SocketAdapter {
     handle: Arc<ConnectionHandle>,
     /// When the client last sent a byte.
     pub(super) last_read: Instant,
     limiter: InboundLimiter,
-    /// What the client sent too much of: nothing more of it is given to the library.
+    /// Set once the client has exceeded a limit; the library then gets no more bytes.
     pub(super) violation: Option<InboundViolation>,
 }
 
 impl SocketAdapter {
-    /// `early` is what the library has been given already.
+    /// `early` are the bytes that the library already has.
     pub(super) fn new(handle: Arc<ConnectionHandle>, limits: &config::Limits, early: &[u8]) -> Self {
         let mut limiter = InboundLimiter::new(limits);
         let violation = limiter.take(early, Duration::ZERO).err();
@@ -42,11 +42,11 @@ impl AsyncRead for SocketAdapter {
         let now = Instant::now();
         let elapsed = now.duration_since(std::mem::replace(last_read, now));
         let read = buf.initialize_unfilled().get(..count).unwrap_or_default();
-        if let Err(too_much) = limiter.take(read, elapsed) {
-            violation.get_or_insert(too_much);
+        if let Err(exceeded) = limiter.take(read, elapsed) {
+            violation.get_or_insert(exceeded);
         }
         if violation.is_some() {
-            return Poll::Ready(Err(io::Error::other("the client sends too much")));
+            return Poll::Ready(Err(io::Error::other("the client exceeded an inbound limit")));
         }
         buf.advance(count);
         Poll::Ready(Ok(()))
@@ -55,7 +55,7 @@ impl AsyncRead for SocketAdapter {
 
 impl AsyncWrite for SocketAdapter {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        // Backpressure: while the socket takes nothing, the library keeps at most one pong.
+        // Backpressure: while the socket is stalled, the library buffers at most one pong.
         ready!(self.handle.queue.poll_flush(cx))?;
         self.handle.queue.send(Bytes::copy_from_slice(buf));
         Poll::Ready(Ok(buf.len()))
@@ -112,7 +112,7 @@ mod tests {
         }
         assert_eq!(metrics.backlog_bytes.get(), waiting);
 
-        // Once the client reads, the one that the library holds follows everything that was before it.
+        // Once the client reads, the library's pong follows all earlier frames.
         let mut got = vec![0; sent + pong.len()];
         let written = async {
             assert_eq!(poll_fn(write).await.unwrap(), pong.len());
