@@ -1,48 +1,47 @@
-//! File descriptors: as many as the system allows, and some kept back from browsers.
+//! The limit of file descriptors: raised to the maximum, with some reserved from browsers.
 
 use std::os::fd::AsRawFd;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing::{info, warn};
 
-/// Kept back for Redis, logs, operators and backends.
+/// Reserved for Redis, logs, operators and backends.
 const RESERVE: u64 = 64;
 
-/// Raises the limit as far as the process may, and says what it allows.
+/// Raises the soft limit to the hard limit, and logs the result.
 pub fn raise_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     let before = limit.current;
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        warn!(%error, "the limit of file descriptors stays as it is");
+        warn!(%error, "the limit of file descriptors could not be raised");
     }
     let (now, browsers) = (allowed(), for_browsers());
     info!(before, limit = now, browsers, "file descriptors");
 }
 
-/// How many the process may have; without a limit, more than there can be.
+/// The limit of this process; `u64::MAX` if it has none.
 fn allowed() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// How many may be in use before browsers are turned away.
+/// How many may be in use before browsers are refused.
 fn for_browsers() -> u64 {
     let allowed = allowed();
     allowed - RESERVE.min(allowed / 4)
 }
 
-/// Where browsers are turned away.
+/// The number of file descriptors from which browsers are refused.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Threshold(u64);
 
 impl Threshold {
-    /// As the limit of this process asks for.
     pub(super) fn now() -> Self {
         Self(for_browsers())
     }
 
-    /// Whether so many are in use that this one is of the reserve. The system gives the lowest that is free (POSIX,
-    /// open(2)): all below it are in use.
+    /// Whether this descriptor belongs to the reserve. The system returns the lowest free one (POSIX, open(2)), so all below
+    /// it are in use.
     pub(super) fn is_passed_by(self, new: &impl AsRawFd) -> bool {
         u64::try_from(new.as_raw_fd()).is_ok_and(|number| number >= self.0)
     }

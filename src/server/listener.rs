@@ -1,4 +1,4 @@
-//! Accepts connections, and makes of each what HTTP is spoken on: past a PROXY header, past TLS.
+//! Accepts connections, and hands each to HTTP after its PROXY header and TLS handshake.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -20,40 +20,35 @@ use crate::connection::Context;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 
-/// Enough for a herd of reconnects to wait in.
+/// Enough for the reconnects of many clients at once.
 const BACKLOG: u32 = 4_096;
 
-/// How long what was written may stay unread before the system ends the connection (TCP_USER_TIMEOUT, tcp(7)): the
-/// bound for HTTP answers; WebSockets have one of their own, which this must not undercut.
-const UNREAD_DEADLINE: Duration = Duration::from_secs(60);
+/// How long written data may stay unacknowledged before the system ends the connection (TCP_USER_TIMEOUT, tcp(7)). It
+/// bounds HTTP responses, and must not be shorter than the write timeout of WebSockets.
+const UNACKNOWLEDGED_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long to leave accepting alone when the system has no room, as without free file descriptors.
+/// The pause in accepting when the system lacks resources, such as file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is particular to the public listener.
+/// The particulars of the public listener.
 #[derive(Debug, Clone, Copy)]
 struct Browsers {
     /// Whether connections begin with a PROXY protocol header.
     proxy_protocol: bool,
-    /// Where browsers are turned away, so that others find a file descriptor; operators and backends never are.
+    /// Browsers are refused from this on; operators and backends never are.
     threshold: Threshold,
 }
 
-/// A bound port.
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
-    /// What it does for browsers, where it is theirs.
+    /// Set for the public listener.
     browsers: Option<Browsers>,
-    /// Where it listens, the port never 0.
+    /// With the actual port, never 0.
     pub address: SocketAddr,
 }
 
 impl Listener {
-    /// Binds an address.
-    ///
-    /// # Errors
-    /// The system's, such as a port that is taken.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
@@ -63,37 +58,37 @@ impl Listener {
         Ok(Self { listener, browsers: None, address })
     }
 
-    /// The same for browsers: it turns them away before file descriptors run out, and may stand behind a TCP proxy.
+    /// Makes it the listener for browsers: it refuses them before file descriptors run out, and may be behind a TCP proxy.
     pub fn public(self, proxy_protocol: bool) -> Self {
         Self { browsers: Some(Browsers { proxy_protocol, threshold: Threshold::now() }), ..self }
     }
 }
 
-/// A connection as HTTP has it: TCP as it is, or TLS.
+/// Plain TCP or TLS.
 pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// Accepts until the instance stops.
 pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
     let Context { metrics, shutdown, .. } = &*app.context;
     let http = Arc::new(Http::new(&app, router, listener.browsers.is_some()));
-    let unread_deadline = UNREAD_DEADLINE.max(app.config.send_queue.write_timeout);
+    let unacknowledged = UNACKNOWLEDGED_DEADLINE.max(app.config.send_queue.write_timeout);
     let refused = LogRate::new();
     loop {
         let accepted = shutdown.stopping().run_until_cancelled(listener.listener.accept()).await;
         match accepted {
             None => return,
             Some(Ok((socket, peer))) => {
-                // A refusal of these by the system costs speed or a slot for a while, no more.
+                // Both are optimizations: if the system refuses them, the connection still works.
                 socket.set_nodelay(true).ok();
-                limit_unacknowledged(&socket, unread_deadline);
+                limit_unacknowledged(&socket, unacknowledged);
                 if listener.browsers.is_some_and(|browsers| browsers.threshold.is_passed_by(&socket)) {
-                    turn_away(&socket, app.tls.is_some(), metrics);
+                    refuse(&socket, app.tls.is_some(), metrics);
                     continue;
                 }
                 let proxied = listener.browsers.is_some_and(|browsers| browsers.proxy_protocol);
                 let (app, http) = (Arc::clone(&app), Arc::clone(&http));
                 shutdown.spawn_service(async move {
-                    let serving = speak(&app, &http, socket, peer, proxied);
+                    let serving = serve_connection(&app, &http, socket, peer, proxied);
                     app.context.shutdown.stopping().run_until_cancelled(serving).await;
                 });
             }
@@ -110,24 +105,24 @@ pub async fn serve(app: Arc<App>, listener: Listener, router: axum::Router) {
     }
 }
 
-/// Has the system give up a connection whose client acknowledges nothing for so long.
+/// Makes the system end a connection whose client acknowledges nothing for this long.
 #[cfg(target_os = "linux")]
 fn limit_unacknowledged(socket: &TcpStream, limit: Duration) {
     socket2::SockRef::from(socket).set_tcp_user_timeout(Some(limit)).ok();
 }
 
-/// Only Linux can be told; elsewhere its own limits of retransmission hold, and `send_queue.write_timeout`.
+/// Only Linux has the option; elsewhere the system's retransmission limits apply, and `send_queue.write_timeout`.
 #[cfg(not(target_os = "linux"))]
 fn limit_unacknowledged(_: &TcpStream, _: Duration) {}
 
-/// Whether the system has no room for a connection. Any other error is one connection's alone, which is gone (accept(2)).
+/// Whether the system lacks resources. Any other error concerns one connection, which is gone (accept(2)).
 fn is_shortage(error: &io::Error) -> bool {
     let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     error.raw_os_error().is_some_and(|code| shortages.iter().any(|shortage| shortage.raw_os_error() == code))
 }
 
-/// One connection, from what comes before HTTP on. All that, and the first request, has one deadline.
-async fn speak(app: &App, http: &Http, socket: TcpStream, peer: SocketAddr, proxied: bool) {
+/// The PROXY header, the TLS handshake and the first request share one deadline.
+async fn serve_connection(app: &App, http: &Http, socket: TcpStream, peer: SocketAddr, proxied: bool) {
     let metrics = &app.context.metrics;
     let deadline = Instant::now() + app.config.server.handshake_timeout;
     let unwrapped = if proxied { unwrap_proxied(socket, peer, metrics, deadline).await } else { Some((socket, peer)) };
@@ -137,11 +132,11 @@ async fn speak(app: &App, http: &Http, socket: TcpStream, peer: SocketAddr, prox
         Some(tls) => encrypted(socket, tls, deadline, metrics).await.map(Either::Right),
     };
     if let Some(stream) = stream {
-        http.speak(stream, peer, deadline).await;
+        http.run(stream, peer, deadline).await;
     }
 }
 
-/// Shakes hands; a client that cannot, or is too slow, is counted.
+/// Performs the TLS handshake; a failure is counted.
 async fn encrypted(
     socket: TcpStream,
     tls: &Tls,
@@ -158,24 +153,28 @@ async fn encrypted(
     }
 }
 
-/// All that is said to a browser that comes when nearly no file descriptor is left.
-const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n\
-    connection: close\r\ncontent-length: 78\r\n\r\n\
-    {\"error\":{\"code\":\"over_capacity\",\"message\":\"no file descriptor is left here\"}}";
+/// The response to a browser when only reserved file descriptors are left.
+const OVER_CAPACITY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n\
+    connection: close\r\ncontent-length: 88\r\n\r\n\
+    {\"error\":{\"code\":\"over_capacity\",\"message\":\"this instance has no free file descriptor\"}}";
 
-fn turn_away(socket: &TcpStream, encrypted: bool, metrics: &Metrics) {
+fn refuse(socket: &TcpStream, encrypted: bool, metrics: &Metrics) {
     static REFUSED: LogRate = LogRate::new();
     metrics.limited.with_label_values(&["file_descriptors"]).inc();
     if let Some(held_back) = REFUSED.admit() {
-        warn!(held_back, "connection refused: file descriptors are kept back for Redis, logs and operators");
+        warn!(
+            held_back,
+            "connection refused: the remaining file descriptors are reserved for Redis, logs and operators"
+        );
     }
-    // Best effort: whoever is here for long, as for a TLS handshake, would need the very descriptor that is not there.
+    // Best effort: a TLS handshake would occupy a reserved descriptor for longer.
     if !encrypted {
-        socket.try_write(TURNED_AWAY).ok();
+        socket.try_write(OVER_CAPACITY).ok();
     }
 }
 
-/// Takes a TCP proxy's header off; `None` where there is no good one.
+/// Reads a TCP proxy's header; `None` if it is missing or invalid.
 async fn unwrap_proxied(
     mut socket: TcpStream,
     peer: SocketAddr,
@@ -206,8 +205,8 @@ mod tests {
         for shortage in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
             assert!(is_shortage(&shortage.into()), "{shortage}");
         }
-        for one_s_own in [Errno::CONNABORTED, Errno::CONNRESET, Errno::PROTO, Errno::HOSTUNREACH, Errno::INTR] {
-            assert!(!is_shortage(&one_s_own.into()), "{one_s_own}");
+        for other in [Errno::CONNABORTED, Errno::CONNRESET, Errno::PROTO, Errno::HOSTUNREACH, Errno::INTR] {
+            assert!(!is_shortage(&other.into()), "{other}");
         }
     }
 }

@@ -1,44 +1,37 @@
-//! The header that a TCP proxy puts before a connection's own bytes: the PROXY protocol, version 2.
+//! The PROXY protocol, version 2: the header that a TCP proxy sends first on a connection.
 
 use std::net::SocketAddr;
 
 use ppp::v2::{Addresses, Command, Header, PROTOCOL_PREFIX};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Up to where the length is known.
+/// The size of the fixed part, which ends with the length of the rest.
 const FIXED: usize = 16;
 
-/// Most bytes after that: addresses, and what proxies add to them.
+/// Maximum size of the rest: addresses, and extensions of proxies.
 const MAX_REST: usize = 2_048;
 
-/// Why a connection is none that a proxy made.
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderError {
-    /// It ended before a single byte.
-    #[error("the connection ended without a byte, as a probe's does")]
+    /// As of a probe.
+    #[error("the connection ended without a byte")]
     Empty,
-    /// It ended within the header, or broke.
-    #[error("the connection broke within the header: {0}")]
+    #[error("the connection failed within the header: {0}")]
     Io(#[from] std::io::Error),
-    /// Version 1, or none at all.
+    /// Also version 1.
     #[error("no PROXY protocol header of version 2")]
     Absent,
-    /// More than any proxy sends.
     #[error("a PROXY header of {0} bytes is too long")]
     TooLong(usize),
-    /// The parser's word.
     #[error("a malformed PROXY header: {0}")]
     Malformed(#[from] ppp::v2::ParseError),
 }
 
-/// Reads the header and nothing after it. Gives the client's address; `None` where the proxy speaks for itself, as in
-/// its health checks, or does not say.
-///
-/// # Errors
-/// [`HeaderError`]: the connection is to be closed.
+/// Reads the header and no byte after it. Returns the client's address; `None` if the connection is the proxy's own, such
+/// as a health check, or the header has no address.
 pub async fn read_header(socket: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, HeaderError> {
     let mut header = vec![0; FIXED];
-    // Byte by byte at first would be slow; a client that sends less than this is cut by the deadline of its handshake.
+    // Not byte by byte; a client that sends less than this runs into the handshake deadline.
     let first = socket.read(&mut header).await?;
     if first == 0 {
         return Err(HeaderError::Empty);

@@ -1,4 +1,4 @@
-//! How a listener answers when it refuses: a status and a JSON body that says why.
+//! Error responses: a status, and a JSON body with the reason.
 
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
@@ -10,7 +10,7 @@ use crate::auth::is_loopback_host;
 use crate::backplane::BackplaneError;
 use crate::limits::Limit;
 
-/// A refusal: `{"error":{"code":"…","message":"…"}}`.
+/// An error response: `{"error":{"code":"…","message":"…"}}`.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
@@ -38,16 +38,16 @@ impl Refusal {
 
 impl From<Limit> for Refusal {
     fn from(limit: Limit) -> Self {
-        let (status, what) = match limit {
+        let (status, reason) = match limit {
             Limit::Connections => {
-                (StatusCode::SERVICE_UNAVAILABLE, "this instance has all the connections that it may")
+                (StatusCode::SERVICE_UNAVAILABLE, "this instance has reached its maximum of connections")
             }
             Limit::ConnectionsPerIp => (StatusCode::TOO_MANY_REQUESTS, "too many connections from this address"),
             Limit::ConnectionsPerUser => (StatusCode::TOO_MANY_REQUESTS, "too many connections of this user"),
             Limit::RatePerIp => (StatusCode::TOO_MANY_REQUESTS, "this address connects too often"),
             Limit::RatePerUser => (StatusCode::TOO_MANY_REQUESTS, "this user connects too often"),
         };
-        Self::new(status, limit.name(), format!("{what} (limits.{})", limit.name()))
+        Self::new(status, limit.name(), format!("{reason} (limits.{})", limit.name()))
     }
 }
 
@@ -79,35 +79,31 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The code for a kind of the backplane's error: whether it needs room, or to come back.
+/// The error code for a kind of backplane error: Redis is out of memory, or unavailable.
 pub(super) fn backplane_code(kind: &str) -> &'static str {
     if kind == "OOM" { "backplane_full" } else { "backplane_down" }
 }
 
-/// What is answered where the backplane did not publish.
-pub(super) fn not_taken(kind: &str) -> Refusal {
-    let message = format!("the backplane did not take it ({kind})");
+pub(super) fn not_published(kind: &str) -> Refusal {
+    let message = format!("the backplane did not accept the notification ({kind})");
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, backplane_code(kind), message)
 }
 
-/// What is answered while the backplane is not.
-#[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+#[allow(clippy::needless_pass_by_value, reason = "the signature for map_err")]
 pub(super) fn unavailable(error: BackplaneError) -> Refusal {
-    let message = format!("the backplane did not answer as it should ({})", error.kind());
+    let message = format!("the backplane did not reply correctly ({})", error.kind());
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, backplane_code(error.kind()), message)
 }
 
-/// What a path that does not exist answers.
 pub(super) fn not_found() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+    Refusal::new(StatusCode::NOT_FOUND, "not_found", "this path does not exist")
 }
 
-/// What a path answers to a method that it does not have.
 pub(super) fn method_not_allowed() -> Refusal {
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not have that method")
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not support the method")
 }
 
-/// Refuses a request that a foreign name led to this machine, or that a page from elsewhere sends.
+/// Refuses requests whose `Host` or `Origin` is not a loopback name, such as those of foreign pages after DNS rebinding.
 pub(super) fn check_loopback_host(headers: &HeaderMap) -> Result<(), Refusal> {
     let text = |name| headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()));
     let host = text(header::HOST).is_none_or(|host| is_loopback_host(&host));
@@ -116,6 +112,6 @@ pub(super) fn check_loopback_host(headers: &HeaderMap) -> Result<(), Refusal> {
     if host && origin {
         return Ok(());
     }
-    let message = "only pages and names of this machine are served here";
+    let message = "only requests and pages of loopback host names are accepted";
     Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
 }

@@ -1,4 +1,4 @@
-//! What handlers take from a request, refused with a JSON error where it is not there or wrong.
+//! Extractors of request parameters and bodies, with JSON errors.
 
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequestParts, Path};
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::reply::Refusal;
 use crate::protocol::{BadCursorText, UserId, UserIdError};
 
-/// The `{id}` of a path.
+/// The user `{id}` of a path.
 pub(super) struct UserPath(pub(super) UserId);
 
 impl<S: Send + Sync> FromRequestParts<S> for UserPath {
@@ -27,15 +27,14 @@ pub(super) fn bad_user(error: UserIdError) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "bad_user", error.to_string())
 }
 
-/// A refusal of what stands where a cursor should.
-pub(super) fn bad_cursor(place: &str) -> impl Fn(BadCursorText) -> Refusal {
-    move |error| Refusal::new(StatusCode::BAD_REQUEST, "bad_cursor", format!("{place}: {error}"))
+pub(super) fn bad_cursor(parameter: &str) -> impl Fn(BadCursorText) -> Refusal {
+    move |error| Refusal::new(StatusCode::BAD_REQUEST, "bad_cursor", format!("{parameter}: {error}"))
 }
 
-/// Most entries of one page.
+/// Maximum number of entries of one page.
 const MAX_PAGE: usize = 1_000;
 
-/// The `limit` of a page, 100 where none is given.
+/// The `limit` of a page, 100 by default.
 pub(super) fn page_limit(given: Option<usize>) -> Result<usize, Refusal> {
     let limit = given.unwrap_or(100);
     if (1..=MAX_PAGE).contains(&limit) {
@@ -44,7 +43,7 @@ pub(super) fn page_limit(given: Option<usize>) -> Result<usize, Refusal> {
     Err(Refusal::bad_request(format!("?limit={limit}: accepted is 1 to {MAX_PAGE}")))
 }
 
-/// The body as one JSON object; an array, which would do for a struct's fields in order, is none.
+/// The body as one JSON object. An array, which serde accepts for a struct, is refused.
 pub(super) fn object<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Refusal> {
     let body = body?;
     if body.trim_ascii_start().first() != Some(&b'{') {

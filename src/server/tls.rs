@@ -1,4 +1,4 @@
-//! TLS on the listeners: one certificate for both, replaced while they serve.
+//! TLS for both listeners, with one certificate, which is reloaded while they serve.
 
 use std::io;
 use std::sync::Arc;
@@ -20,20 +20,19 @@ use tracing::{info, warn};
 use crate::config::{TlsError, TlsFiles};
 use crate::metrics::Metrics;
 
-/// How often the files are looked at.
+/// How often the files are read.
 const POLL: Duration = Duration::from_secs(2);
 
-/// What both listeners shake hands with.
 pub struct Tls {
     files: TlsFiles,
-    /// Of the pair in use.
+    /// Of the files at the start.
     fingerprint: u64,
     current: Arc<Current>,
     acceptor: TlsAcceptor,
-    asked: Notify,
+    reload: Notify,
 }
 
-/// The pair that new connections get; those that are open keep theirs.
+/// The certificate and key for new connections.
 #[derive(Debug)]
 struct Current(RwLock<Arc<CertifiedKey>>);
 
@@ -45,70 +44,67 @@ impl ResolvesServerCert for Current {
 
 impl Tls {
     /// Reads the files; TLS 1.2 and 1.3, with session tickets.
-    ///
-    /// # Errors
-    /// [`TlsError`] where they cannot be used.
     pub fn new(files: TlsFiles) -> Result<Self, TlsError> {
         let pem = files.read()?;
         let current = Arc::new(Current(RwLock::new(Arc::new(files.parse(&pem)?))));
         let resolver = Arc::clone(&current) as Arc<dyn ResolvesServerCert>;
         let mut config = ServerConfig::builder().with_no_client_auth().with_cert_resolver(resolver);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // Tickets need no memory here; a few sessions are not kept besides.
+        // Tickets need no memory on the server; stored sessions would.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         match Ticketer::new() {
             Ok(ticketer) => config.ticketer = ticketer,
-            Err(error) => warn!(%error, "no session tickets: clients that return need a whole handshake"),
+            Err(error) => warn!(%error, "no session tickets: returning clients need a full handshake"),
         }
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Self { fingerprint: pem.fingerprint(), files, current, acceptor, asked: Notify::new() })
+        Ok(Self { fingerprint: pem.fingerprint(), files, current, acceptor, reload: Notify::new() })
     }
 
     pub(super) async fn accept(&self, socket: TcpStream) -> io::Result<Box<TlsStream<TcpStream>>> {
         self.acceptor.accept(socket).await.map(Box::new)
     }
 
-    /// Looks at the files soon, changed or not.
+    /// Requests a reload, even if the files have not changed.
     pub fn reload(&self) {
-        self.asked.notify_one();
+        self.reload.notify_one();
     }
 
-    /// Takes a new pair when the files have changed, or when asked to. One that cannot be used is counted and logged,
-    /// and the one before stays. Runs until it is dropped.
+    /// Reloads the pair when the files have changed, or on request. An unusable one is counted and logged, and the previous
+    /// one stays. Never returns.
     pub async fn run_reload(&self, metrics: &Metrics) {
         let mut ticks = interval(POLL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What was looked at last, and what was taken or refused last; no fingerprint: the files could not be read.
+        // The fingerprints read last, and those loaded or refused last; `None`: the files could not be read.
         let (mut seen, mut settled) = (Some(self.fingerprint), Some(self.fingerprint));
         loop {
-            let asked = tokio::select! {
+            let requested = tokio::select! {
                 _ = ticks.tick() => false,
-                () = self.asked.notified() => true,
+                () = self.reload.notified() => true,
             };
             let files = self.files.clone();
             let read = match spawn_blocking(move || files.read()).await {
                 Ok(read) => read,
                 Err(error) => {
-                    warn!(%error, "the TLS files could not be looked at: the certificate stays as it is");
+                    warn!(%error, "TLS files not read: the certificate is unchanged");
                     metrics.tls_reloads.with_label_values(&["refused"]).inc();
                     continue;
                 }
             };
             let fingerprint = read.as_ref().ok().map(crate::config::Pem::fingerprint);
-            // The two files may be half-way through a change: what is new is looked at twice.
-            let still = std::mem::replace(&mut seen, fingerprint) == fingerprint;
-            if !asked && (fingerprint == settled || !still) {
+            // The two files may be half-way through a change: a new pair must be read twice.
+            let stable = std::mem::replace(&mut seen, fingerprint) == fingerprint;
+            if !requested && (fingerprint == settled || !stable) {
                 continue;
             }
             settled = fingerprint;
             let result = match read.and_then(|pem| self.files.parse(&pem)) {
                 Ok(pair) => {
                     *self.current.0.write() = Arc::new(pair);
-                    info!("the TLS certificate was loaded anew");
+                    info!("TLS certificate reloaded");
                     "taken"
                 }
                 Err(error) => {
-                    warn!(%error, "the TLS certificate was not loaded anew: the one before stays");
+                    warn!(%error, "TLS certificate not reloaded: the previous one stays in use");
                     "refused"
                 }
             };

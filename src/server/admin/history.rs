@@ -15,7 +15,7 @@ use crate::server::App;
 use crate::server::reply::{Refusal, unavailable};
 use crate::server::request::{UserPath, bad_cursor, page_limit};
 
-/// When a page has so many bytes of data, no other notification is added.
+/// A page ends with the notification that reaches this size of data.
 const PAGE_BYTES: usize = 4 << 20;
 
 #[derive(Debug, Deserialize)]
@@ -25,26 +25,25 @@ struct PageQuery {
     limit: Option<usize>,
 }
 
-/// One notification as it is shown.
 #[derive(Serialize)]
-struct Shown<'a> {
+struct Notification<'a> {
     id: String,
     event: &'a str,
     data: &'a RawValue,
     ts: u64,
 }
 
-impl<'a> Shown<'a> {
+impl<'a> Notification<'a> {
     fn new(entry: &'a Entry) -> Result<Self, BackplaneError> {
         let Entry { cursor, event, data } = entry;
-        let no_json = |_| BackplaneError::unexpected(format!("notification {cursor} is not JSON"));
-        Ok(Self { id: cursor.to_string(), event, data: serde_json::from_str(data).map_err(no_json)?, ts: cursor.ms })
+        let not_json = |_| BackplaneError::unexpected(format!("notification {cursor} is not JSON"));
+        Ok(Self { id: cursor.to_string(), event, data: serde_json::from_str(data).map_err(not_json)?, ts: cursor.ms })
     }
 }
 
 #[derive(Serialize)]
 struct Page<'a> {
-    notifications: Vec<Shown<'a>>,
+    notifications: Vec<Notification<'a>>,
     next: Option<String>,
 }
 
@@ -57,14 +56,14 @@ pub(super) async fn page(State(app): State<Arc<App>>, UserPath(user): UserPath, 
         None => ReadFrom::Oldest,
         Some(after) => ReadFrom::After(after.parse().map_err(bad_cursor("?after="))?),
     };
-    // No device asks: what it has not read is not shown.
+    // No device: unread counts are not returned.
     let page = PageSize { entries, bytes: PAGE_BYTES };
     let reading = app.history.read(&user, &from, "", page).await.map_err(unavailable)?;
     if !reading.whole {
-        let message = "not all that came behind this place is stored any more: start over without ?after=";
+        let message = "some notifications after this cursor are no longer stored: start over without ?after=";
         return Err(Refusal::new(StatusCode::GONE, "cursor_gone", message));
     }
-    let notifications = reading.entries.iter().map(Shown::new).collect::<Result<_, _>>().map_err(unavailable)?;
+    let notifications = reading.entries.iter().map(Notification::new).collect::<Result<_, _>>().map_err(unavailable)?;
     let next = (!reading.is_complete()).then(|| reading.upto.to_string());
     Ok(Json(Page { notifications, next }).into_response())
 }

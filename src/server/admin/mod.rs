@@ -24,18 +24,16 @@ use crate::server::reply::{Refusal, check_loopback_host, unavailable};
 use crate::server::request::UserPath;
 use crate::server::{App, healthz, readyz};
 
-/// Most bytes of a request's body.
 const MAX_BODY: usize = 64 * 1024;
 
-/// Most bytes of the body that names many users.
+/// For a notification to many users.
 const MAX_BATCH_BODY: usize = 4 * 1024 * 1024;
 
-/// The interface, for machines: what each path asks for and answers.
-const DOCUMENT: &str = include_str!("../../../docs/openapi.json");
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 
 type Paths = Vec<(&'static str, MethodRouter<Arc<App>>)>;
 
-/// The paths that ask for no key.
+/// Paths that need no key.
 fn open_paths() -> Paths {
     vec![("/healthz", get(healthz)), ("/readyz", get(readyz)), ("/metrics", get(render_metrics))]
 }
@@ -51,7 +49,7 @@ fn guarded_paths() -> Paths {
         ("/v1/presence", get(presence::page).post(presence::many)),
         ("/v1/presence/count", get(presence::count)),
         ("/v1/info", get(info)),
-        ("/v1/openapi.json", get(document)),
+        ("/v1/openapi.json", get(openapi)),
     ]
 }
 
@@ -66,8 +64,8 @@ pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
     routes(open_paths()).merge(guarded)
 }
 
-/// Lets a request through that brings one of the configured keys. Without a key, which the configuration allows on
-/// loopback only, everything is let through that does not come from a page: a browser would send it from any.
+/// Accepts requests with one of the configured keys. Without keys, which the configuration allows on loopback only, it
+/// accepts all but those of foreign pages, which any browser on this machine could send.
 async fn require_key(State(app): State<Arc<App>>, headers: HeaderMap, request: Request, next: Next) -> Response {
     let keys = &app.config.admin_keys;
     if keys.is_empty() {
@@ -77,7 +75,7 @@ async fn require_key(State(app): State<Arc<App>>, headers: HeaderMap, request: R
         };
     }
     let given = bearer(&headers).unwrap_or_default();
-    // Every key is compared, so that the time taken does not tell which one was close.
+    // Every key is compared, in constant time.
     let matching = keys.iter().filter(|(_, key)| secret_bytes(key).ct_eq(given.as_bytes()).into()).count();
     if matching > 0 {
         return next.run(request).await;
@@ -92,17 +90,17 @@ async fn render_metrics(State(app): State<Arc<App>>) -> Response {
     std::future::ready(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)).await.into_response()
 }
 
-/// Closes the user's connections, everywhere.
+/// Closes the user's connections on every instance.
 async fn disconnect(State(app): State<Arc<App>>, UserPath(user): UserPath) -> Result<Response, Refusal> {
     app.backplane.publish_command(&Command::disconnect(&user)).await.map_err(unavailable)?;
     Ok((StatusCode::ACCEPTED, Json(json!({}))).into_response())
 }
 
-async fn document() -> Response {
-    std::future::ready(([(header::CONTENT_TYPE, "application/json")], DOCUMENT)).await.into_response()
+async fn openapi() -> Response {
+    std::future::ready(([(header::CONTENT_TYPE, "application/json")], OPENAPI)).await.into_response()
 }
 
-/// This instance, and every other that lives, as far as the backplane can tell now.
+/// This instance, and the other live instances unless the backplane is away.
 async fn info(State(app): State<Arc<App>>) -> Json<serde_json::Value> {
     let registry = &app.context.registry;
     let own = app.context.instance.as_str();
@@ -129,7 +127,7 @@ mod tests {
 
     #[test]
     fn the_document_has_every_path_and_no_other() {
-        let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+        let document: Value = serde_json::from_str(OPENAPI).unwrap();
         let described: BTreeSet<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
         let paths = open_paths().into_iter().chain(guarded_paths());
         assert_eq!(described, paths.map(|(path, _)| path).collect());

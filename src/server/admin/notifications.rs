@@ -16,31 +16,31 @@ use serde_json::value::RawValue;
 use crate::history::{MAX_KEY_BYTES, Publication};
 use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name};
 use crate::server::App;
-use crate::server::reply::{Refusal, backplane_code, not_taken};
+use crate::server::reply::{Refusal, backplane_code, not_published};
 use crate::server::request::{UserPath, bad_user, object};
 
-/// Most users of one request.
+/// Maximum number of users of one request.
 const MAX_USERS: usize = 10_000;
 
-/// Longest life of a notification: ten years. `history.ttl` ends most of them long before.
+/// Ten years; `history.ttl` expires notifications earlier.
 const MAX_TTL_S: f64 = 315_360_000.0;
 
-/// A notification as a backend sends it; the data is kept byte for byte.
+/// A notification from a backend; the data is passed on byte for byte.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::server) struct Notification {
     pub(in crate::server) data: Box<RawValue>,
-    /// Only where it is for many.
+    /// Only for many users.
     pub(in crate::server) users: Option<Vec<String>>,
     pub(in crate::server) event: Option<String>,
     #[serde(default)]
     pub(in crate::server) durable: bool,
-    /// A whole number; `60.0` is one, too, to JSON and to some who write it.
+    /// A whole number; JSON encoders may write it as `60.0`.
     pub(in crate::server) ttl_s: Option<f64>,
 }
 
 impl Notification {
-    /// As the backplane takes it, where all of it is as it must be.
+    /// Validates all fields.
     fn publication<'a>(&'a self, app: &App, key: Option<&'a str>) -> Result<Publication<'a>, Refusal> {
         let event = self.event.as_deref().unwrap_or(DEFAULT_EVENT);
         check_event_name(event).map_err(|error| Refusal::bad_request(format!("\"event\": {error}")))?;
@@ -48,13 +48,12 @@ impl Notification {
         if self.ttl_s.is_some_and(|seconds| !good(seconds)) {
             return Err(Refusal::bad_request(format!("\"ttl_s\": accepted is a whole number from 1 to {MAX_TTL_S}")));
         }
-        // What is not stored has ended before any ttl.
+        // Without effect on an ephemeral notification, which is not stored.
         let ttl = self.ttl_s.map(Duration::from_secs_f64);
         Ok(Publication { event, data: check_size(app, self.data.get())?, durable: self.durable, ttl, key })
     }
 }
 
-/// The `Idempotency-Key`, where there is one.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let mut given = headers.get_all("idempotency-key").iter();
     let Some(key) = given.next() else { return Ok(None) };
@@ -64,7 +63,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
         (Some(key), None) => Ok(Some(key)),
         _ => {
             let accepted =
-                format!("Idempotency-Key: accepted is one, of 1 to {MAX_KEY_BYTES} visible ASCII characters");
+                format!("Idempotency-Key: accepted is a single key of 1 to {MAX_KEY_BYTES} visible ASCII characters");
             Err(Refusal::bad_request(accepted))
         }
     }
@@ -89,12 +88,12 @@ pub(super) async fn to_one(
     let key = idempotency_key(&headers)?;
     let notification: Notification = object(body)?;
     if notification.users.is_some() {
-        return Err(Refusal::bad_request("\"users\" is for POST /v1/notifications"));
+        return Err(Refusal::bad_request("\"users\" is only accepted by POST /v1/notifications"));
     }
     publish(&app, user, &notification.publication(&app, key)?).await
 }
 
-/// `POST /v1/notifications`. A user who is named twice gets it twice, or once under a key.
+/// `POST /v1/notifications`. A user who is listed twice gets it twice, or once with a key.
 pub(super) async fn to_many(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
@@ -119,10 +118,10 @@ pub(super) async fn to_many(
     if let Some(kind) = kinds.first()
         && kinds.len() == published.len()
         && kinds.iter().all(|other| backplane_code(other) == backplane_code(kind))
-        // What it refuses for a user's own sake is told for that user.
+        // A refusal that concerns one user is reported for that user.
         && kinds.iter().all(|kind| *kind != "refused")
     {
-        return Err(not_taken(kind));
+        return Err(not_published(kind));
     }
     let accepted = published.len() - kinds.len();
     app.context.metrics.published.inc_by(accepted as u64);
@@ -134,7 +133,7 @@ pub(super) async fn to_many(
     Ok((StatusCode::ACCEPTED, Json(json!({"accepted": accepted, "failed": failed}))).into_response())
 }
 
-/// From the demo page, for one user.
+/// Publishes from the demo page, for one user.
 pub(in crate::server) async fn from_page(
     app: &App,
     user: &str,
@@ -144,10 +143,10 @@ pub(in crate::server) async fn from_page(
     publish(app, user, &notification.publication(app, None)?).await
 }
 
-/// Publishes one notification; 202 and its cursor, which an ephemeral one does not have.
+/// Publishes one notification; 202 with its cursor, or null for an ephemeral one.
 async fn publish(app: &App, user: UserId, publication: &Publication<'_>) -> Result<Response, Refusal> {
     let published = app.history.publish(&[user], publication).await;
-    let cursor = published.into_iter().next().transpose().map_err(not_taken)?.flatten();
+    let cursor = published.into_iter().next().transpose().map_err(not_published)?.flatten();
     app.context.metrics.published.inc();
     let id = cursor.map(|cursor| cursor.to_string());
     Ok((StatusCode::ACCEPTED, Json(json!({"id": id}))).into_response())

@@ -1,4 +1,4 @@
-//! Who is online, over HTTP, for backends without a Redis client.
+//! Presence over HTTP, for backends without a Redis client.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ struct UsersBody {
     users: Vec<String>,
 }
 
-/// `POST /v1/presence`: as many as a body holds, answered in the order asked.
+/// `POST /v1/presence`: for as many users as fit into a body, in their order.
 pub(super) async fn many(
     State(app): State<Arc<App>>,
     body: Result<Bytes, BytesRejection>,

@@ -1,4 +1,4 @@
-//! Up to where a user's device has read its notifications, over HTTP.
+//! The read positions of a user's devices over HTTP.
 
 use std::sync::Arc;
 
@@ -23,7 +23,6 @@ struct DeviceQuery {
     device: Option<String>,
 }
 
-/// The `?device=`.
 fn device(uri: &Uri) -> Result<String, Refusal> {
     let Query(query) = Query::<DeviceQuery>::try_from_uri(uri)
         .map_err(|_| Refusal::bad_request("accepted is one ?device= (a name)"))?;
@@ -49,7 +48,7 @@ struct PositionBody {
     id: String,
 }
 
-/// `PUT /v1/users/{id}/read-position?device=`; also back.
+/// `PUT /v1/users/{id}/read-position?device=`; may also move the position back.
 pub(super) async fn put(
     State(app): State<Arc<App>>,
     UserPath(user): UserPath,
@@ -62,11 +61,11 @@ pub(super) async fn put(
     match app.history.set_read_position(&user, &device, cursor).await.map_err(unavailable)? {
         Acked::Kept => show(&app, &user, &device).await,
         Acked::Foreign => {
-            let message = "\"id\" is no place in what is stored for this user now";
+            let message = "\"id\" is not a position in this user's stored history";
             Err(Refusal::new(StatusCode::CONFLICT, "foreign_cursor", message))
         }
         Acked::TooManyDevices => {
-            let message = format!("this user has read positions of {MAX_DEVICES} other devices, which is the most");
+            let message = format!("this user already has read positions of {MAX_DEVICES} other devices, the maximum");
             Err(Refusal::new(StatusCode::CONFLICT, "too_many_devices", message))
         }
     }

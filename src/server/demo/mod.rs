@@ -1,6 +1,7 @@
-//! The demo page, embedded in the binary, and what it needs: an open sign-in, presence as a stream, a way to publish.
+//! The demo page, embedded in the binary, and its endpoints: an open sign-in, publishing, the presence event stream.
 
-use std::convert::Infallible;
+mod presence;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,23 +10,14 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use futures::Stream;
-use futures::stream::unfold;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 use crate::auth::mint;
-use crate::backplane::BackplaneError;
-use crate::presence::PageCursor;
 use crate::protocol::UserId;
 use crate::server::App;
 use crate::server::admin::notifications::{Notification, from_page};
@@ -35,24 +27,18 @@ use crate::server::request::{bad_user, object};
 
 const MAX_BODY: usize = 64 * 1024;
 
-/// Most users in a snapshot of presence.
-const SNAPSHOT_USERS: usize = 1_000;
-
-/// How long a page's token lives: long enough for a demo, short enough to see it refreshed.
+/// The lifetime of a page's token: long enough for a demo, short enough to see it refreshed.
 const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 
 const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; base-uri 'none'; \
                       form-action 'self'; object-src 'none'; frame-ancestors 'none'";
-
-/// Between two tries for a snapshot.
-const RETRY: Duration = Duration::from_secs(1);
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
-/// Every file of the page: its name, its type, what is in it.
+/// The files of the page: name, content type, content.
 const FILES: &[(&str, &str, &str)] = &[
     ("index.html", HTML, include_str!("../../../client-demo/index.html")),
     ("style.css", CSS, include_str!("../../../client-demo/style.css")),
@@ -77,9 +63,9 @@ pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
         .route("/demo/{file}", get(|Path(name): Path<String>| std::future::ready(file(&name))))
         .route("/demo/token", post(sign_in))
         .route("/demo/publish", post(send))
-        .route("/demo/presence", get(presence))
+        .route("/demo/presence", get(presence::stream))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(from_fn_with_state(Arc::clone(app), same_origins))
+        .layer(from_fn_with_state(Arc::clone(app), check_page))
 }
 
 fn file(wanted: &str) -> Response {
@@ -90,7 +76,7 @@ fn file(wanted: &str) -> Response {
         (header::CONTENT_TYPE, kind),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        // The page changes with the binary, and the binary does not say when.
+        // A new binary may serve a new page.
         (header::CACHE_CONTROL, "no-cache"),
     ];
     (headers, *text).into_response()
@@ -127,9 +113,9 @@ async fn send(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) 
     from_page(&app, &user, &Notification { data, users: None, event, durable, ttl_s }).await
 }
 
-/// Pages of other origins may not use the demo's open sign-in; nor, on a development machine, pages that were led here
-/// by a name of their own.
-async fn same_origins(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Refuses pages of other origins, which must not use the open sign-in; with `--dev`, also those of foreign host names that
+/// resolve to this machine.
+async fn check_page(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let checked = if app.config.dev {
         check_origin(&app, headers).and_then(|()| check_loopback_host(headers))
@@ -142,7 +128,7 @@ async fn same_origins(State(app): State<Arc<App>>, request: Request, next: Next)
     }
 }
 
-/// Refuses pages that are neither of this very host nor on the list; here an empty list allows no others.
+/// Refuses pages that are neither of the requested host nor on the list; here an empty list allows no others.
 fn check_own_page(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
     let text = |name| headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()));
     let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
@@ -152,59 +138,8 @@ fn check_own_page(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
     {
         return Ok(());
     }
-    let message = "only the demo's own page, and pages of server.allowed_origins, may use it";
+    let message = "only the demo page and pages of server.allowed_origins may use the demo";
     Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
-}
-
-/// A snapshot of who is online, then each change; a new snapshot where a change may have been missed.
-async fn presence(State(app): State<Arc<App>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let changes = app.presence.changes();
-    let stopping = app.context.shutdown.draining().clone();
-    let watch = Watch { app, changes, stopping, snapshot_due: true };
-    let stream = unfold(watch, |mut watch| async move { watch.next().await.map(|event| (Ok(event), watch)) });
-    std::future::ready(Sse::new(stream).keep_alive(KeepAlive::default())).await
-}
-
-struct Watch {
-    app: Arc<App>,
-    changes: Receiver<Arc<str>>,
-    stopping: CancellationToken,
-    snapshot_due: bool,
-}
-
-impl Watch {
-    async fn next(&mut self) -> Option<Event> {
-        let stopping = self.stopping.clone();
-        stopping.run_until_cancelled(self.event()).await
-    }
-
-    async fn snapshot(&self) -> Result<Event, BackplaneError> {
-        let page = self.app.presence.online_page(SNAPSHOT_USERS, PageCursor::default()).await?;
-        let online = self.app.presence.online_count().await?;
-        let snapshot = json!({"users": page.users, "online": online});
-        Ok(Event::default().event("snapshot").data(snapshot.to_string()))
-    }
-
-    async fn event(&mut self) -> Event {
-        loop {
-            if self.snapshot_due {
-                match self.snapshot().await {
-                    Ok(snapshot) => {
-                        self.snapshot_due = false;
-                        return snapshot;
-                    }
-                    // Redis is away: its return is worth waiting for.
-                    Err(_) => sleep(RETRY).await,
-                }
-                continue;
-            }
-            match self.changes.recv().await {
-                Ok(change) => return Event::default().event("change").data(change.as_ref()),
-                Err(RecvError::Lagged(_)) => self.snapshot_due = true,
-                Err(RecvError::Closed) => std::future::pending().await,
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! Who is behind a proxy: what `Forwarded` (RFC 7239) or `X-Forwarded-For` says, as far as it can be trusted.
+//! The client's address behind trusted proxies, from `Forwarded` (RFC 7239) or `X-Forwarded-For`.
 //!
-//! A proxy adds the address that it sees on the right; everything left of what a trusted proxy added may be the
-//! client's invention. So the client is the rightmost hop that is no trusted proxy. Whatever cannot be read, and two
-//! headers that disagree (of which the proxy may have passed one on untouched), leave the proxy itself as the client:
-//! who forges is then limited together with all who do.
+//! Hand-written because no maintained crate reads both headers from the right, past the trusted proxies.
+//!
+//! A proxy appends the address that it sees on the right; the client may have forged everything to the left of that. So
+//! the client is the rightmost hop that is not a trusted proxy. If a header is malformed, or the two disagree (the proxy
+//! may have passed one on unchanged), the client is the proxy itself: clients that forge share one limit.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,11 +13,10 @@ use ipnet::IpNet;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// A hop, or a header, that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Malformed;
 
-/// The client's address, given the other end of the socket.
+/// `peer` is the remote end of the socket.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.to_canonical();
     if !is_trusted(peer, trusted) {
@@ -36,7 +36,7 @@ fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|network| network.contains(&address))
 }
 
-/// `None` where there is no hop at all. Where all are trusted, it is the first of them.
+/// `None` without hops. If all are trusted, the first of them.
 fn rightmost_untrusted(hops: &[Result<IpAddr, Malformed>], trusted: &[IpNet]) -> Result<Option<IpAddr>, Malformed> {
     let mut client = None;
     for hop in hops.iter().rev() {
@@ -49,7 +49,7 @@ fn rightmost_untrusted(hops: &[Result<IpAddr, Malformed>], trusted: &[IpNet]) ->
     Ok(client)
 }
 
-/// All hops of a header, in all its lines, the farthest first.
+/// The hops of a header, over all its lines, the farthest first.
 fn hops(
     headers: &HeaderMap,
     name: &str,
@@ -63,7 +63,7 @@ fn hops(
     Ok(all)
 }
 
-/// Splits where the separator stands outside a quoted string (RFC 9110, section 5.6.4).
+/// Splits at separators outside quoted strings (RFC 9110, section 5.6.4).
 fn split(text: &str, separator: char) -> Result<Vec<&str>, Malformed> {
     let (mut quoted, mut escaped) = (false, false);
     let parts = text.split(|c| {
@@ -87,7 +87,7 @@ fn forwarded_for(element: &str) -> Result<IpAddr, Malformed> {
     }
     let value = found.ok_or(Malformed)?;
     match value.strip_prefix('"') {
-        // An address needs no escapes: who writes some means mischief.
+        // An address needs no escapes, so they are refused.
         Some(quoted) => address(quoted.strip_suffix('"').ok_or(Malformed)?),
         None => address(value),
     }

@@ -1,4 +1,4 @@
-//! What is decided about a WebSocket handshake before it is answered: everything, but for a token that a `hello` brings.
+//! Admission of a WebSocket handshake: every check before the response, except of a token in a `hello`.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -16,18 +16,17 @@ use crate::server::App;
 use crate::server::reply::{Refusal, unavailable};
 use crate::sessions::Refused;
 
-/// The head of the request that asks for a WebSocket.
 #[derive(Debug)]
 pub(super) struct Head<'a> {
     pub(in crate::server) method: &'a Method,
     pub(in crate::server) version: Version,
     pub(in crate::server) uri: &'a Uri,
     pub(in crate::server) headers: &'a HeaderMap,
-    /// The other end of the socket, which may be a proxy.
+    /// The remote end of the socket, which may be a proxy.
     pub(in crate::server) peer: SocketAddr,
 }
 
-/// A handshake that may be answered with 101.
+/// An accepted handshake.
 #[derive(Debug)]
 pub(in crate::server) struct Admitted {
     pub(in crate::server) accept: HeaderValue,
@@ -45,10 +44,7 @@ struct Parameters {
     device: Option<String>,
 }
 
-/// Decides, in the order of the contract. What the connection takes up goes into `permits`.
-///
-/// # Errors
-/// The refusal to answer with.
+/// Checks a handshake, in the order of CONTRACT.md. The connection's permits are added to `permits`.
 pub(super) async fn admit(app: &App, head: &Head<'_>, permits: &mut AdmissionPermits) -> Result<Admitted, Refusal> {
     let Head { uri, headers, .. } = *head;
     let accept = check_upgrade(head)?;
@@ -60,13 +56,13 @@ pub(super) async fn admit(app: &App, head: &Head<'_>, permits: &mut AdmissionPer
     let address = client_address(head.peer.ip(), headers, &app.config.limits.trusted_proxies);
     limiter.admit_address(address, permits).await?;
     let Query(parameters) = Query::<Parameters>::try_from_uri(uri)
-        .map_err(|_| Refusal::bad_request("the query is malformed or names something twice"))?;
+        .map_err(|_| Refusal::bad_request("the query is malformed or has a duplicate parameter"))?;
     let offered = offers_tidings_v1(headers);
     let dialect = match parameters.format.as_deref() {
         None if offered => Dialect::TidingsV1,
         None => Dialect::Plain,
         Some("raw") => Dialect::Raw,
-        Some(_) => return Err(Refusal::bad_request("?format= is \"raw\" or absent")),
+        Some(_) => return Err(Refusal::bad_request("?format=: accepted is \"raw\"")),
     };
     let start = Start::new(parameters.resume.as_deref(), parameters.device.as_deref())
         .map_err(|error| Refusal::bad_request(format!("?device=: {error}")))?;
@@ -78,7 +74,7 @@ pub(super) async fn admit(app: &App, head: &Head<'_>, permits: &mut AdmissionPer
     Ok(Admitted { accept, dialect, offered, identity, start })
 }
 
-/// Who is there; `None` where a `hello` will say so.
+/// The client's identity; `None` if a `hello` will follow.
 async fn identify(app: &App, headers: &HeaderMap, query_token: Option<String>) -> Result<Option<Identity>, Refusal> {
     let credential = Credential::find(headers, query_token, &app.config.auth);
     if matches!(credential, Credential::TokenCookie(_) | Credential::SessionCookie(_)) {
@@ -137,10 +133,10 @@ fn check_upgrade(head: &Head<'_>) -> Result<HeaderValue, Refusal> {
         return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message));
     }
     if version < Version::HTTP_11 {
-        return Err(Refusal::bad_request("a WebSocket upgrade needs HTTP/1.1"));
+        return Err(Refusal::bad_request("a WebSocket upgrade requires HTTP/1.1"));
     }
     if method != Method::GET {
-        return Err(Refusal::bad_request("a WebSocket upgrade is a GET"));
+        return Err(Refusal::bad_request("a WebSocket upgrade must be a GET"));
     }
     if !has_token(header::CONNECTION, "upgrade") {
         return Err(Refusal::bad_request("\"Connection: Upgrade\" is missing"));
@@ -148,7 +144,7 @@ fn check_upgrade(head: &Head<'_>) -> Result<HeaderValue, Refusal> {
     match headers.get(header::SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes) {
         Some(b"13") => {}
         Some(_) => {
-            let message = "only version 13 of the WebSocket protocol is spoken here";
+            let message = "only version 13 of the WebSocket protocol is supported";
             return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message));
         }
         None => return Err(Refusal::bad_request("\"Sec-WebSocket-Version: 13\" is missing")),
@@ -176,7 +172,7 @@ fn check_cookie_origin(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
     if app.origins.allows_cookie(origin(headers).as_deref()) {
         return Ok(());
     }
-    let message = "a cookie is good only with an Origin that server.allowed_origins names";
+    let message = "a cookie is accepted only with an Origin in server.allowed_origins";
     Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
 }
 

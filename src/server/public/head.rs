@@ -1,4 +1,4 @@
-//! The head of a connection's first request, read before it is known who answers it.
+//! The head of a connection's first request, read before the request is routed.
 
 use std::io::{self, ErrorKind};
 
@@ -7,25 +7,22 @@ use tokio::io::AsyncReadExt;
 
 use crate::server::listener::Stream;
 
-/// Most bytes of a request's head.
+/// Maximum size of a request's head.
 pub(in crate::server) const MAX_HEAD: usize = 16 * 1024;
 
-/// Most headers of a request, as for every other.
+/// Maximum number of headers, the same as hyper's.
 const MAX_HEADERS: usize = 100;
 
 /// Enough for the handshake of a browser with its token.
 const USUAL_HEAD: usize = 1_024;
 
-/// What was read: a request, and where its head ends; none where it is too long or malformed, for others to say so.
+/// The bytes read, with the request and the end of its head. `None` if that is too long or malformed: hyper then responds.
 pub(in crate::server) struct First {
     pub(in crate::server) bytes: Vec<u8>,
     pub(in crate::server) request: Option<(Request<()>, usize)>,
 }
 
-/// Reads until the head is whole.
-///
-/// # Errors
-/// The stream's; [`ErrorKind::UnexpectedEof`] where it ends before.
+/// Reads until the head is complete.
 pub(in crate::server) async fn read(stream: &mut Stream) -> io::Result<First> {
     let mut bytes = Vec::with_capacity(USUAL_HEAD);
     loop {
@@ -33,7 +30,7 @@ pub(in crate::server) async fn read(stream: &mut Stream) -> io::Result<First> {
         if stream.read_buf(&mut bytes).await? == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        // Whoever sends byte by byte is not parsed byte by byte.
+        // Parsed only if the head may have ended, so that a client that sends single bytes costs little.
         let may_end = bytes.get(new..).is_some_and(|new| new.windows(2).any(|two| two == b"\n\r" || two == b"\n\n"));
         if may_end || bytes.len() > MAX_HEAD {
             let request = match parse(&bytes) {
@@ -45,7 +42,7 @@ pub(in crate::server) async fn read(stream: &mut Stream) -> io::Result<First> {
     }
 }
 
-/// A request and where its head ends; `None` while that is not there yet.
+/// A request and the end of its head; `None` while incomplete.
 fn parse(bytes: &[u8]) -> Result<Option<(Request<()>, usize)>, Malformed> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Request::new(&mut headers);

@@ -1,4 +1,4 @@
-//! The paths of the public listener, for browsers.
+//! The routes of the public listener, for browsers.
 
 mod forwarded;
 mod handshake;
@@ -12,11 +12,11 @@ use axum::routing::get;
 pub use forwarded::client_address;
 pub(super) use handshake::check_origin;
 pub(super) use head::{First, MAX_HEAD, read as read_head};
-pub(super) use websocket::{PATH, Upgrade, answer, encode};
+pub(super) use websocket::{PATH, Upgrade, encode, respond};
 
 use super::{App, demo, healthz, readyz};
 
-/// Every path but the WebSocket's, which [`super::http`] answers before any router.
+/// All routes but the WebSocket's, which [`super::http`] handles without a router.
 pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
     let router = axum::Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
     if app.config.server.demo { router.merge(demo::router(app)) } else { router }

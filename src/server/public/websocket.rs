@@ -1,4 +1,4 @@
-//! `GET /ws`: the answer to a WebSocket handshake.
+//! `GET /ws`: the response to a WebSocket handshake.
 
 use std::net::SocketAddr;
 
@@ -8,26 +8,24 @@ use axum::response::IntoResponse;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::handshake::{self, Admitted, Head};
+use super::handshake::{Admitted, Head, admit};
 use crate::auth::OFFERED_PROTOCOL;
 use crate::limits::AdmissionPermits;
 use crate::server::App;
 use crate::server::reply::Refusal;
 
-/// Where browsers connect.
 pub(in crate::server) const PATH: &str = "/ws";
 
-/// What a handshake has agreed on; once the 101 is out, the connection begins.
+/// An accepted handshake; the connection begins with the 101.
 #[derive(Debug)]
 pub(in crate::server) struct Upgrade {
     pub(in crate::server) admitted: Admitted,
     pub(in crate::server) permits: AdmissionPermits,
-    /// A drain waits for it as for a connection.
+    /// A drain waits for this as for a connection.
     pub(in crate::server) in_hand: TaskTrackerToken,
 }
 
-/// Everything is decided before the 101, but for a token that a `hello` will bring.
-pub(in crate::server) async fn answer(
+pub(in crate::server) async fn respond(
     app: &App,
     request: &Request<()>,
     peer: SocketAddr,
@@ -42,13 +40,12 @@ pub(in crate::server) async fn answer(
         peer,
     };
     let mut permits = AdmissionPermits::default();
-    let admitted = timeout_at(deadline, handshake::admit(app, &head, &mut permits)).await;
+    let admitted = timeout_at(deadline, admit(app, &head, &mut permits)).await;
     let remaining = permits.remaining;
     let (mut response, upgrade) = match admitted.unwrap_or_else(|_| Err(Refusal::too_slow())) {
         Ok(admitted) => (switch(&admitted), Some(Upgrade { admitted, permits, in_hand })),
         Err(refusal) => (refuse(app, refusal), None),
     };
-    // How many more connects the rate allows in this second, where one is limited.
     if let Some(remaining) = remaining {
         response.headers_mut().insert("x-ratelimit-remaining", remaining.into());
     }
@@ -70,18 +67,18 @@ fn switch(admitted: &Admitted) -> Response<Body> {
 
 fn refuse(app: &App, refusal: Refusal) -> Response<Body> {
     app.context.metrics.handshakes_refused.with_label_values(&[refusal.status.as_str()]).inc();
-    let version_wanted = refusal.status == StatusCode::UPGRADE_REQUIRED || refusal.status == StatusCode::BAD_REQUEST;
+    let with_version = refusal.status == StatusCode::UPGRADE_REQUIRED || refusal.status == StatusCode::BAD_REQUEST;
     let mut response = refusal.into_response();
-    if version_wanted {
+    if with_version {
         response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     }
     response
 }
 
-/// The 101 as it goes over the wire.
-pub(in crate::server) fn encode(answer: &Response<Body>) -> Vec<u8> {
+/// Encodes the 101.
+pub(in crate::server) fn encode(response: &Response<Body>) -> Vec<u8> {
     let mut head = b"HTTP/1.1 101 Switching Protocols\r\n".to_vec();
-    for (name, value) in answer.headers() {
+    for (name, value) in response.headers() {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             head.extend_from_slice(part);
         }
