@@ -89,7 +89,8 @@ impl Ledger {
     pub fn batch(&mut self, incarnation: &str, sequence: u64) -> Batch {
         let silent = !self.silent.is_empty();
         let source = if silent { &self.silent } else { &self.differing };
-        let (mut held, mut released, mut settled, mut size) = (Vec::new(), Vec::new(), Vec::new(), self.confirmed_count);
+        let (mut held, mut released, mut settled, mut size) =
+            (Vec::new(), Vec::new(), Vec::new(), self.confirmed_count);
         for user in source {
             if held.len() + released.len() == BATCH_USERS {
                 break;

@@ -46,10 +46,15 @@ impl RedisPresence {
         live.iter().for_each(|(incarnation, _)| query("HMGET", self.held(incarnation)));
 
         let mut replies: Vec<redis::Value> = self.redis.commands().pipeline(&commands).await?;
-        let held: Vec<Vec<Option<u64>>> =
-            replies.split_off(2).into_iter().map(redis::from_redis_value).collect::<Result<_, _>>().map_err(parse_error)?;
+        let held: Vec<Vec<Option<u64>>> = replies
+            .split_off(2)
+            .into_iter()
+            .map(redis::from_redis_value)
+            .collect::<Result<_, _>>()
+            .map_err(parse_error)?;
         let mut rest = replies.into_iter();
-        let online: Vec<bool> = redis::from_redis_value(rest.next().unwrap_or(redis::Value::Nil)).map_err(parse_error)?;
+        let online: Vec<bool> =
+            redis::from_redis_value(rest.next().unwrap_or(redis::Value::Nil)).map_err(parse_error)?;
         let seen: Vec<Option<f64>> =
             redis::from_redis_value(rest.next().unwrap_or(redis::Value::Nil)).map_err(parse_error)?;
 
