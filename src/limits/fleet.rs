@@ -321,7 +321,7 @@ mod tests {
     use crate::redis::Redis;
 
     #[test]
-    fn those_who_wait_leave_room_in_a_batch_for_those_who_have_gone() {
+    fn waiting_requests_leave_room_in_a_batch_for_changes() {
         let (config, metrics) = (Config::load(Layers::default()).unwrap(), Arc::new(Metrics::new()));
         let instance = InstanceId::random();
         let redis = Redis::new(&config.redis, &"redis://127.0.0.1:1".into(), &instance, Arc::clone(&metrics)).unwrap();

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_counted_whatever_they_are_in() {
+    fn bytes_are_counted_in_any_frame() {
         let mut limiter = InboundLimiter::new(&limits(100, 10, 1_000));
         assert_eq!(limiter.take(&[0x81; 2_000], NOW), Ok(()), "two messages of the largest size");
         assert_eq!(limiter.take(&[0x81], NOW), Err(InboundViolation::Bytes));

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_taker_has_its_own_and_gets_back_what_it_gave_up() {
+    fn each_key_has_its_own_permits_and_a_dropped_one_is_free_again() {
         let permits = LocalPermits::new(2);
         let (first, _second) = (permits.take("a").unwrap(), permits.take("a").unwrap());
         assert!(permits.take("a").is_none());
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_none_is_not_remembered() {
+    fn a_key_without_permits_uses_no_memory() {
         let permits = LocalPermits::new(2);
         drop((permits.take("a"), permits.take("a"), permits.take("a")));
         assert!(permits.taken.lock().is_empty());

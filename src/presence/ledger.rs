@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_within_the_delay_releases_nobody() {
+    fn a_reload_within_the_delay_releases_no_user() {
         let now = Instant::now();
         let mut ledger = settled(now);
         ledger.observe(user("42"), 0, now);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn who_came_back_and_went_between_two_looks_is_given_the_whole_delay_again() {
+    fn a_return_and_departure_between_two_steps_restart_the_delay() {
         let now = Instant::now();
         let mut ledger = settled(now);
         ledger.observe(user("42"), 0, now);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_connections_is_told_too() {
+    fn a_change_in_the_number_of_connections_is_written() {
         let now = Instant::now();
         let mut ledger = settled(now);
         ledger.observe(user("42"), 3, now);
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_mind_while_a_batch_is_under_way_is_written_by_the_next() {
+    fn a_change_while_a_batch_is_in_flight_is_written_by_the_next() {
         let now = Instant::now();
         let mut ledger = Ledger::default();
         ledger.observe(user("42"), 1, now);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn who_came_and_went_while_nothing_could_be_written_is_forgotten_unless_it_may_have_been() {
+    fn a_user_who_left_during_an_outage_is_forgotten_unless_a_batch_may_have_been_written() {
         let now = Instant::now();
         let mut ledger = Ledger::default();
         ledger.observe(user("sent"), 1, now);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn starting_over_adds_everybody_who_is_wanted_again() {
+    fn starting_over_adds_all_wanted_users_again() {
         let now = Instant::now();
         let mut ledger = settled(now);
         ledger.observe(user("7"), 1, now);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_the_backplane_forgot_is_added_in_silence_and_who_left_meanwhile_is_told_of() {
+    fn lost_users_are_added_silently_and_departures_meanwhile_are_published() {
         let now = Instant::now();
         let mut ledger = one_gone(now);
         ledger.observe(user("new"), 1, now);
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_lost_in_the_midst_of_a_silent_return_changes_nothing_about_it() {
+    fn a_lease_lost_before_the_silent_addition_keeps_it_silent() {
         let now = Instant::now();
         let mut ledger = one_gone(now);
         ledger.start_over(true);

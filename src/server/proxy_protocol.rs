@@ -87,11 +87,11 @@ mod tests {
         let v6 = [&source.octets()[..], &[0; 16], &[0, 7, 0, 80], b"\x04\x00\x01x"].concat();
         let (address, rest) = read(&header(0x21, 0x21, &v6)).await;
         assert_eq!(address.unwrap(), Some("[2001:db8::7]:7".parse().unwrap()));
-        assert!(rest.is_empty(), "what a proxy adds belongs to the header");
+        assert!(rest.is_empty(), "extensions belong to the header");
     }
 
     #[tokio::test]
-    async fn a_proxy_that_speaks_for_itself_names_nobody() {
+    async fn a_connection_of_the_proxy_itself_has_no_address() {
         for bytes in [
             header(0x20, 0x00, &[]),
             header(0x20, 0x11, &V4),

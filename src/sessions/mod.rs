@@ -218,7 +218,7 @@ mod tests {
     use crate::protocol::InstanceId;
 
     #[test]
-    fn beyond_so_many_sessions_no_other_lets_anybody_in_until_one_is_over() {
+    fn beyond_the_maximum_a_session_is_refused_until_another_has_ended() {
         let env = vec![("TIDINGS_AUTH__SESSION_SECRET".into(), "keyboard cat".into())];
         let config = Config::load(Layers { env, ..Layers::default() }).unwrap();
         let metrics = Arc::new(Metrics::new());

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_no_trusted_proxy_is_not_believed() {
+    fn headers_of_an_untrusted_peer_are_ignored() {
         let forged = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.1")];
         assert_eq!(client("203.0.113.9", &forged), "203.0.113.9");
         assert_eq!(client("::ffff:203.0.113.9", &forged), "203.0.113.9");
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_s_own_inventions_on_the_left_are_not_looked_at() {
+    fn forged_hops_on_the_left_are_ignored() {
         assert_eq!(through(&[("x-forwarded-for", "6.6.6.6, 192.0.2.1")]), "192.0.2.1");
         assert_eq!(through(&[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "192.0.2.1, 10.9.9.9")]), "192.0.2.1");
         assert_eq!(through(&[("x-forwarded-for", "rubbish, , \"quoted, 192.0.2.1")]), PROXY, "an open quote");
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_leaves_the_proxy() {
+    fn a_malformed_header_leaves_the_proxy() {
         for line in ["", " , ", "unknown", "192.0.2.1.5", "192.0.2.1, _hidden", "1.2.3.4:x", "[::1", "[1.2.3.4]"] {
             assert_eq!(through(&[("x-forwarded-for", line)]), PROXY, "{line}");
         }
@@ -202,14 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn where_all_hops_are_trusted_it_is_the_first() {
+    fn if_all_hops_are_trusted_the_client_is_the_first() {
         assert_eq!(through(&[("x-forwarded-for", "10.1.1.1, 10.2.2.2")]), "10.1.1.1");
     }
 
     proptest! {
-        /// Whatever a client writes on the left: what the proxy adds decides, or nothing does.
+        /// Regardless of the forged part, the client is the appended address or the proxy.
         #[test]
-        fn nothing_that_a_client_sends_makes_it_somebody_else(
+        fn a_client_cannot_forge_another_address(
             forged in prop::collection::vec("[ -~]{0,40}", 0..4),
             own in any::<[u8; 4]>(),
         ) {
@@ -223,7 +223,7 @@ mod tests {
 
         /// The same where the proxy appends to the last line, and the client sends the other header too.
         #[test]
-        fn nor_does_anything_on_the_same_line(forged in "[ -~]{0,60}", other in "[ -~]{0,60}", own in any::<[u8; 4]>()) {
+        fn nor_does_a_forged_part_of_the_same_line(forged in "[ -~]{0,60}", other in "[ -~]{0,60}", own in any::<[u8; 4]>()) {
             let own = IpAddr::from(own);
             prop_assume!(!is_trusted(own, &["10.0.0.0/8".parse().unwrap()]));
             let line = format!("{forged}, {own}");
