@@ -50,7 +50,6 @@ pub struct Position {
 /// Addresses and credentials for publishing.
 #[derive(Debug, Clone)]
 pub struct Backend {
-    /// The URL of Redis.
     pub redis_url: SecretString,
     /// The prefix of the gateway's Redis keys.
     pub redis_prefix: String,

@@ -43,7 +43,6 @@ struct Run<G, P> {
     gateway: G,
     progress: P,
     tally: Arc<Tally>,
-    /// For `INFO`.
     redis: redis::Connection,
     /// `None` while the clients are disconnected.
     receiver: Option<Receiver>,

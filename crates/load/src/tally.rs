@@ -40,7 +40,6 @@ pub(crate) struct Counts {
 /// The latencies of one phase, in nanoseconds from the time a message was due.
 #[derive(Default)]
 pub(crate) struct Latencies {
-    /// Of every copy.
     pub(crate) all: Option<Histogram<u64>>,
     /// Of the last copy of each message that has more than one.
     pub(crate) last_copy: Option<Histogram<u64>>,
