@@ -16,7 +16,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::{PemObject, SectionKind};
 use tokio_rustls::rustls::server::ParsedCertificate;
 
-/// Keys of one file or one key set, at most: bounds the signatures checked for one token.
+/// Maximum keys of one file or one key set; it bounds the signature checks for one token.
 pub(super) const MAX_KEYS: usize = 32;
 
 /// 2048 bits. The library refuses signatures of smaller keys; here the keys themselves are refused.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::Identity;
 use crate::protocol::{CredentialId, Revocation, unix_seconds};
 
-/// Revocations in force at once, at most.
+/// Maximum revocations in force at once.
 pub const MAX_REVOCATIONS: usize = 1_000_000;
 
 /// The revocations in force. Each stays for the leeway after its end, because a token that expires at that end is

@@ -1,7 +1,7 @@
 //! File, environment and flags, merged and validated into one [`Config`] before any socket is opened.
 //!
-//! Hand-written rather than with a crate such as figment: it refuses unknown keys by name and suggests the right one,
-//! reports all errors at once, names the source of each value, and masks secrets.
+//! Hand-written rather than with a crate such as figment: it refuses unknown keys by name and suggests the known ones,
+//! reports all errors at once with the source of each value, and masks secrets.
 
 #![warn(missing_docs)]
 
