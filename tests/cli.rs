@@ -129,7 +129,7 @@ async fn what_is_unknown_or_wrong_is_refused_by_name_before_any_socket_is_opened
         (
             &["--set", "server.allowed_origins=https://a.example:443"],
             ("", ""),
-            &["server.allowed_origins", "a.example:443", "leave the port out"],
+            &["server.allowed_origins", "a.example:443", "without the default port"],
         ),
         (&["--set", "presence.no_such=1"], ("", ""), &["presence.no_such", "presence.lease"]),
     ] {
