@@ -1,7 +1,5 @@
-//! The backplane connects instances and backends: Redis, or this process alone.
-//!
-//! It passes on what is published, reports its own health, and publishes commands. The state that instances share
-//! (presence, history, limits, revocations) belongs to the domains, each of which has its own store on top of it.
+//! The backplane connects instances and backends: Redis, or memory for a single instance. It delivers published messages,
+//! reports its own health and publishes commands; each domain keeps its shared state in a store of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +12,6 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::protocol::{InstanceId, MAX_ENVELOPE_BYTES};
-/// Only Redis can fail.
 pub use crate::redis::Error as BackplaneError;
 use crate::redis::{Channels, Push, Redis, Subscriber};
 use crate::shutdown::Shutdown;
@@ -25,41 +22,41 @@ pub const USER_CHANNEL: &str = "user:";
 /// The one fixed pattern; a user id never becomes part of a pattern.
 const PATTERN: &str = "user:*";
 
-/// One event of the backplane.
 #[derive(Debug, Clone, Copy)]
 pub enum BackplaneEvent<'a> {
-    /// A subscription begins: whatever was published since the last event may be missing.
+    /// A subscription begins: messages published since the last event may have been missed.
     Subscribed,
-    /// A message on a user's channel.
-    Message { channel: &'a [u8], payload: &'a [u8] },
-    /// A message larger than `limits.max_payload_bytes`, which was not kept. The channel is empty where its name was too
-    /// large, too.
-    Oversize { channel: &'a [u8] },
-    /// A message on the control channel.
-    Control { payload: &'a [u8] },
-    /// A message on the presence channel; only where `server.demo` shows it.
-    Presence { payload: &'a [u8] },
-    /// Nothing more is buffered: write what was routed.
+    Message {
+        channel: &'a [u8],
+        payload: &'a [u8],
+    },
+    /// A user's or control message larger than `limits.max_payload_bytes`, discarded. `channel` is empty if its name was
+    /// too large, too.
+    Oversize {
+        channel: &'a [u8],
+    },
+    Control {
+        payload: &'a [u8],
+    },
+    /// Received only if `server.demo` is on.
+    Presence {
+        payload: &'a [u8],
+    },
+    /// No more messages are buffered: write the routed frames.
     Pause,
 }
 
-/// Takes the events, one at a time. It must not block.
+/// Handles one event at a time. It must not block.
 pub type Sink = Arc<dyn Fn(BackplaneEvent<'_>) + Send + Sync>;
 
-/// The two kinds.
 #[derive(Debug, Clone)]
 pub enum Backplane {
-    /// This process alone.
     Memory(Arc<MemoryBackplane>),
-    /// A Redis that all instances and backends share.
     Redis(Arc<RedisBackplane>),
 }
 
 impl Backplane {
-    /// The configured one; nothing is connected yet.
-    ///
-    /// # Errors
-    /// [`BackplaneError::Config`] where the Redis URL or its certificate cannot be used.
+    /// Connects to nothing yet. Fails with [`BackplaneError::Config`] if the Redis URL or its certificate is unusable.
     pub fn new(config: &Config, instance: &InstanceId, metrics: &Arc<Metrics>) -> Result<Self, BackplaneError> {
         let Some(url) = &config.redis.url else {
             metrics.backplane_up.set(1);
@@ -69,7 +66,6 @@ impl Backplane {
         Ok(Self::Redis(Arc::new(RedisBackplane::new(redis, config, instance))))
     }
 
-    /// The Redis that the stores of the domains use; none for the in-process backplane.
     pub fn redis(&self) -> Option<&Arc<Redis>> {
         match self {
             Self::Memory(_) => None,
@@ -77,7 +73,7 @@ impl Backplane {
         }
     }
 
-    /// Passes each event to `sink` for as long as the instance runs.
+    /// Passes each event to `sink` until the instance stops.
     pub fn subscribe(&self, sink: Sink, shutdown: &Shutdown) {
         match self {
             Self::Memory(memory) => *memory.sink.lock() = Some(sink),
@@ -90,10 +86,7 @@ impl Backplane {
         }
     }
 
-    /// Publishes a command to every instance.
-    ///
-    /// # Errors
-    /// [`BackplaneError`] where it is not known to have been published.
+    /// Publishes a command to every instance. After an error, the command may or may not have been published.
     pub async fn publish_command(&self, json: &str) -> Result<(), BackplaneError> {
         match self {
             Self::Memory(memory) => {
@@ -106,7 +99,7 @@ impl Backplane {
         }
     }
 
-    /// How many subscriptions there have been: with each new one, messages may have been missed.
+    /// Counts subscriptions: before each new one, messages may have been missed.
     pub fn subscriptions(&self) -> watch::Receiver<u64> {
         match self {
             Self::Memory(memory) => memory.subscriptions.subscribe(),
@@ -114,7 +107,7 @@ impl Backplane {
         }
     }
 
-    /// Why this instance would not receive everything now; `None` while it would.
+    /// Why this instance may miss messages now; `None` while it is subscribed.
     pub fn not_ready(&self) -> Option<String> {
         match self {
             Self::Memory(_) => None,
@@ -122,7 +115,6 @@ impl Backplane {
         }
     }
 
-    /// `memory` or `redis`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Memory(_) => "memory",
@@ -131,12 +123,11 @@ impl Backplane {
     }
 }
 
-/// One instance, nothing to install; nothing survives the process.
 #[derive(Default)]
 pub struct MemoryBackplane {
-    /// Locked while a message is stored and passed on, which keeps the publishing order.
+    /// Locked while a message is stored and passed on, to keep the publishing order.
     sink: Mutex<Option<Sink>>,
-    /// There is one, from the beginning to the end.
+    /// Never changes: the one subscription lasts as long as the process.
     subscriptions: watch::Sender<u64>,
 }
 
@@ -147,20 +138,19 @@ impl std::fmt::Debug for MemoryBackplane {
 }
 
 impl MemoryBackplane {
-    /// Passes on the message that `make` gives, with its channel, and returns what `make` gives beside it. No other
-    /// message comes between.
-    pub fn publish<T>(&self, channel: &str, make: impl FnOnce() -> (Option<String>, T)) -> T {
+    /// Passes on the message that `store` returns, and returns its second value. Both happen under one lock.
+    pub fn publish<T>(&self, channel: &str, store: impl FnOnce() -> (Option<String>, T)) -> T {
         let sink = self.sink.lock();
-        let (message, made) = make();
+        let (message, stored) = store();
         if let (Some(sink), Some(message)) = (sink.as_ref(), message) {
             sink(BackplaneEvent::Message { channel: channel.as_bytes(), payload: message.as_bytes() });
             sink(BackplaneEvent::Pause);
         }
-        made
+        stored
     }
 }
 
-/// The subscription of this instance, and the probe that keeps it from being quiet.
+/// The subscription of this instance, and the probe that detects a dead one.
 #[derive(Debug)]
 pub struct RedisBackplane {
     redis: Arc<Redis>,
@@ -171,7 +161,6 @@ pub struct RedisBackplane {
 }
 
 impl RedisBackplane {
-    /// The plumbing underneath.
     pub fn redis(&self) -> &Arc<Redis> {
         &self.redis
     }
@@ -182,7 +171,7 @@ impl RedisBackplane {
         let presence_channel = config.server.demo.then(|| config.presence.channel.clone());
         let names = [control_channel.clone(), probe_channel.clone()].into_iter().chain(presence_channel).collect();
         let probe_interval = config.redis.probe_interval;
-        // Three probes lost, and a little for the way of the last one.
+        // Three lost probes, plus the latency of the last one.
         let silent_after = probe_interval * 3 + Duration::from_secs(1);
         let max_part = config.limits.max_payload_bytes + MAX_ENVELOPE_BYTES;
         let channels = Channels { pattern: PATTERN, names };
@@ -192,7 +181,7 @@ impl RedisBackplane {
 
     async fn run(&self, sink: &Sink) {
         let Self { control_channel, probe_channel, .. } = self;
-        let never = self.subscriber.run(|push| match push {
+        let subscription = self.subscriber.run(|push| match push {
             Push::Subscribed => sink(BackplaneEvent::Subscribed),
             Push::Pattern { channel, payload } => sink(BackplaneEvent::Message { channel, payload }),
             Push::Named { channel, payload } if channel == control_channel.as_bytes() => {
@@ -207,10 +196,10 @@ impl RedisBackplane {
             Push::OversizeNamed { .. } => {}
             Push::Pause => sink(BackplaneEvent::Pause),
         });
-        match never.await {}
+        match subscription.await {}
     }
 
-    /// Publishes an empty message to this instance on the other connection, so that silence means a dead subscription.
+    /// Publishes to this instance through the command connection, so that a silent subscription is known to be dead.
     async fn probe(&self) {
         let mut subscriptions = self.subscriber.subscriptions();
         let mut ticks = interval(self.probe_interval);
@@ -220,15 +209,12 @@ impl RedisBackplane {
                 _ = ticks.tick() => {}
                 Ok(()) = subscriptions.changed() => {}
             }
-            // Counted and logged: without it the subscription will be found silent.
+            // The error is counted and logged; the subscription then counts as silent.
             self.publish(&self.probe_channel, "").await.ok();
         }
     }
 
-    /// Publishes one message; gives how many subscribers of this node received it.
-    ///
-    /// # Errors
-    /// [`BackplaneError`] where it is not known to have been published.
+    /// Returns the number of subscribers on this Redis node that received the message.
     pub async fn publish(&self, channel: &str, payload: &str) -> Result<u64, BackplaneError> {
         let publish = cmd("PUBLISH").arg(channel).arg(payload).to_owned();
         self.redis.counted(self.redis.commands().command(&publish).await)

@@ -1,14 +1,14 @@
-//! Entries of the outbox, as backends write them.
+//! Validates the outbox entries that backends write.
 
 use std::time::Duration;
 
 use crate::history::{MAX_KEY_BYTES, Publication};
 use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name, is_json};
 
-/// Fields of an entry that are read: an entry of more has one that is unknown or there twice among these.
+/// Fields read of an entry. There are 5 valid names, so more fields contain an unknown or repeated one.
 pub(super) const MAX_FIELDS: usize = 8;
 
-/// Bytes read of a field's name, of data that is too large, and of every other value: each is too long long before.
+/// Bytes read of field names, oversize data and all other values. It exceeds the limit of each.
 pub(super) const MAX_FIELD_BYTES: usize = 2_048;
 
 /// Why an entry is rejected.
@@ -24,12 +24,12 @@ pub(super) enum Reason {
     BadKey,
     UnknownField,
     RepeatedField,
-    /// The user's own keys hold something that is none of ours.
+    /// Another program has written to the user's keys.
     Unstorable,
 }
 
 impl Reason {
-    /// As operators read it.
+    /// The label in metrics, logs and the stream of rejected entries.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::NoUser => "no_user",
@@ -47,17 +47,16 @@ impl Reason {
     }
 }
 
-/// An entry as it was read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) id: String,
-    /// Whether there was more data than may be published, and so only its beginning was read.
+    /// The data exceeds `limits.max_payload_bytes`, and is truncated here.
     pub(super) too_large: bool,
     pub(super) fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Entry {
-    /// From what a script read: id, whether it is too large, names and values.
+    /// Parses the words that `read.lua` returns: id, whether it is too large, names and values.
     pub(super) fn new(words: Vec<Vec<u8>>) -> Option<Self> {
         let mut words = words.into_iter();
         let id = String::from_utf8(words.next()?).ok()?;
@@ -69,8 +68,7 @@ impl Entry {
         Some(Self { id, too_large, fields })
     }
 
-    /// Who is to get what; or why nobody gets anything.
-    pub(super) fn judge(&self) -> Result<(UserId, Publication<'_>), Reason> {
+    pub(super) fn validate(&self) -> Result<(UserId, Publication<'_>), Reason> {
         let [mut user, mut event, mut data, mut ttl, mut key] = [None; 5];
         for (name, value) in &self.fields {
             let field = match name.as_slice() {
@@ -108,27 +106,25 @@ impl Entry {
     }
 }
 
-/// An entry, and who is to get what.
-pub(super) type Good<'a> = (&'a Entry, UserId, Publication<'a>);
+pub(super) type Valid<'a> = (&'a Entry, UserId, Publication<'a>);
 
-/// An entry, and why nobody gets anything.
-pub(super) type Bad<'a> = (&'a Entry, Reason);
+pub(super) type Invalid<'a> = (&'a Entry, Reason);
 
-/// Entries in their order that are all of one kind.
+/// Consecutive entries that are all valid, or all invalid.
 pub(super) enum Run<'a> {
-    Good(Vec<Good<'a>>),
-    Bad(Vec<Bad<'a>>),
+    Valid(Vec<Valid<'a>>),
+    Invalid(Vec<Invalid<'a>>),
 }
 
-/// These entries, as few runs.
+/// Groups entries into as few runs as possible, in order.
 pub(super) fn runs(entries: &[Entry]) -> Vec<Run<'_>> {
     let mut runs = Vec::new();
     for entry in entries {
-        match (entry.judge(), runs.last_mut()) {
-            (Ok((user, publication)), Some(Run::Good(run))) => run.push((entry, user, publication)),
-            (Ok((user, publication)), _) => runs.push(Run::Good(vec![(entry, user, publication)])),
-            (Err(reason), Some(Run::Bad(run))) => run.push((entry, reason)),
-            (Err(reason), _) => runs.push(Run::Bad(vec![(entry, reason)])),
+        match (entry.validate(), runs.last_mut()) {
+            (Ok((user, publication)), Some(Run::Valid(run))) => run.push((entry, user, publication)),
+            (Ok((user, publication)), _) => runs.push(Run::Valid(vec![(entry, user, publication)])),
+            (Err(reason), Some(Run::Invalid(run))) => run.push((entry, reason)),
+            (Err(reason), _) => runs.push(Run::Invalid(vec![(entry, reason)])),
         }
     }
     runs
@@ -138,7 +134,7 @@ fn text(bytes: &[u8], reason: Reason) -> Result<&str, Reason> {
     str::from_utf8(bytes).map_err(|_| reason)
 }
 
-/// Whole seconds, at least one, in digits alone; so many that nobody can count them are simply very many.
+/// Parses whole seconds, at least one, digits only. A number over `u64::MAX` saturates.
 fn seconds(text: &[u8]) -> Option<Duration> {
     let digits = str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     let positive = digits.bytes().any(|byte| byte != b'0');
@@ -158,13 +154,13 @@ mod tests {
     #[test]
     fn an_entry_names_a_user_and_data_and_may_name_event_ttl_and_key() {
         let least = entry(&[("user", "tenant:42"), ("data", " {\"n\": 1.0}\n")]);
-        let (user, publication) = least.judge().unwrap();
+        let (user, publication) = least.validate().unwrap();
         assert_eq!((user.as_str(), publication.event, publication.data), ("tenant:42", "notification", "{\"n\": 1.0}"));
         assert!(publication.durable && publication.ttl.is_none() && publication.key.is_none());
 
         let all = [("key", "k"), ("ttl", "60"), ("event", "a b"), ("data", "1"), ("user", "42")];
         let all = entry(&all);
-        let (_, publication) = all.judge().unwrap();
+        let (_, publication) = all.validate().unwrap();
         assert_eq!((publication.event, publication.key), ("a b", Some("k")));
         assert_eq!(publication.ttl, Some(Duration::from_secs(60)));
     }
@@ -179,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_script_read_is_an_entry() {
+    fn the_words_that_the_script_reads_are_an_entry() {
         let words = |words: &[&str]| words.iter().map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>();
         let read = Entry::new(words(&["5-0", "1", "user", "42"])).unwrap();
         assert_eq!(read, Entry { too_large: true, id: "5-0".into(), ..entry(&[("user", "42")]) });

@@ -1,7 +1,7 @@
-//! The message relay of the transactional outbox: stores and publishes what backends add to `{prefix}outbox`, in its order.
+//! The message relay of the transactional outbox: stores and publishes the entries of `{prefix}outbox` in their order.
 //!
-//! One instance at a time does it, under a lease in Redis. Storing, publishing and taking an entry off are one step, so
-//! that whoever relays may die at any moment: what it has not done is still there for the next, and nothing else is.
+//! One instance at a time relays, under a lease in Redis. One script stores, publishes and removes an entry, so the relay
+//! may die at any moment: the next one continues at the first entry that was not relayed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
-use super::entry::{Bad, Entry, Good, Reason, Run, runs};
-use super::stream::{LEASE, OutboxStream, Taken};
+use super::entry::{Entry, Invalid, Reason, Run, Valid, runs};
+use super::stream::{EntryOutcome, LEASE, OutboxStream};
 use crate::backoff::Backoff;
 use crate::backplane::BackplaneError;
 use crate::config::Config;
@@ -19,19 +19,19 @@ use crate::protocol::InstanceId;
 use crate::redis::{Redis, Stream};
 use crate::shutdown::Shutdown;
 
-/// How often the lease is renewed by whoever has it, and asked for by everybody else.
+/// Interval at which the holder renews the lease, and all others try to acquire it.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 
-/// Longest wait of Redis for an entry.
+/// `BLOCK` of the read that waits for an entry.
 const WAIT_MS: &[u8] = b"10000";
 
-/// From nothing to a connection that waits, or to a lease that was given up.
+/// For connecting the blocking read, sending its command, and releasing the lease.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// How often every instance looks how far behind the outbox is.
+/// Interval at which every instance measures the lag of the outbox.
 const LAG_EVERY: Duration = Duration::from_secs(10);
 
-/// Relays whenever no other instance does, until the instance stops.
+/// Relays while this instance holds the lease, and releases the lease when the instance stops.
 pub fn start(redis: &Arc<Redis>, config: &Config, instance: &InstanceId, shutdown: &Shutdown) {
     let outbox = Arc::new(OutboxStream::new(Arc::clone(redis), config, instance));
     let max_payload_bytes = config.limits.max_payload_bytes;
@@ -40,7 +40,7 @@ pub fn start(redis: &Arc<Redis>, config: &Config, instance: &InstanceId, shutdow
         outbox: Arc::clone(&outbox),
         max_payload_bytes,
         lease: None,
-        waiting: None,
+        blocking_read: None,
         rejections: LogRate::new(),
     };
     let stopping = shutdown.stopping().clone();
@@ -64,13 +64,12 @@ async fn measure_lag(redis: &Redis, outbox: &OutboxStream) {
     }
 }
 
-/// The task's state.
 struct Relay {
     redis: Arc<Redis>,
     outbox: Arc<OutboxStream>,
     max_payload_bytes: usize,
     lease: Option<Lease>,
-    waiting: Option<Waiting>,
+    blocking_read: Option<BlockingRead>,
     rejections: LogRate,
 }
 
@@ -79,15 +78,14 @@ struct Lease {
     renewed: Instant,
 }
 
-/// A connection on which Redis says that there is something in the outbox.
-struct Waiting {
+/// A connection with an `XREAD BLOCK` that returns when the outbox has an entry.
+struct BlockingRead {
     stream: Stream,
-    /// Whether it was asked and has not answered yet.
-    asked: bool,
+    awaits_reply: bool,
 }
 
-async fn within<T>(doing: impl Future<Output = Result<T, BackplaneError>>) -> Result<T, BackplaneError> {
-    timeout(DEADLINE, doing).await.map_err(|_| BackplaneError::Timeout(DEADLINE))?
+async fn within<T>(operation: impl Future<Output = Result<T, BackplaneError>>) -> Result<T, BackplaneError> {
+    timeout(DEADLINE, operation).await.map_err(|_| BackplaneError::Timeout(DEADLINE))?
 }
 
 impl Relay {
@@ -100,148 +98,142 @@ impl Relay {
                 continue;
             }
             if self.lease.as_ref().is_some_and(|lease| lease.renewed.elapsed() > LEASE) {
-                self.lost();
+                self.lose_lease();
             }
             sleep(backoff.next_delay()).await;
         }
     }
 
-    /// Takes the lease, or relays a page, or waits until there is something to do.
+    /// Acquires the lease, relays a page, or waits for an entry.
     async fn step(&mut self) -> Result<(), BackplaneError> {
         let Some(lease) = &mut self.lease else {
-            match self.outbox.take().await? {
-                Some(token) => self.taken(token),
+            match self.outbox.acquire_lease().await? {
+                Some(token) => self.start_lease(token),
                 None => sleep(RENEW_EVERY).await,
             }
             return Ok(());
         };
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         match self.outbox.read(&lease.token).await? {
             None => {
-                self.lost();
+                self.lose_lease();
                 Ok(())
             }
             Some(page) => {
-                lease.renewed = asked;
+                lease.renewed = requested_at;
                 let token = lease.token.clone();
                 if page.is_empty() { self.wait().await } else { self.relay(&token, &page).await }
             }
         }
     }
 
-    fn taken(&mut self, token: String) {
+    fn start_lease(&mut self, token: String) {
         info!("relaying from the outbox");
         self.redis.metrics().outbox_holder.set(1);
         self.lease = Some(Lease { token, renewed: Instant::now() });
     }
 
-    fn lost(&mut self) {
-        warn!("the lease of the outbox was lost: another instance may relay");
+    fn lose_lease(&mut self) {
+        warn!("outbox lease lost: another instance may relay");
         self.redis.metrics().outbox_holder.set(0);
         self.lease = None;
-        self.waiting = None;
+        self.blocking_read = None;
     }
 
-    /// Gives the lease up, so that another instance goes on at once.
+    /// Releases the lease, so that another instance continues at once.
     async fn release(&mut self) {
         let Some(lease) = self.lease.take() else { return };
         self.redis.metrics().outbox_holder.set(0);
         match within(self.outbox.release(&lease.token)).await {
-            Ok(()) => info!("the lease of the outbox was given up"),
-            Err(error) => warn!(%error, "the lease of the outbox was not given up: it will end by itself"),
+            Ok(()) => info!("outbox lease released"),
+            Err(error) => warn!(%error, "outbox lease not released: it expires by itself"),
         }
     }
 
-    /// Until there is something in the outbox, or the lease wants to be renewed. An answer means no more than that it is
-    /// worth looking: the entry that it holds may be of any size, and is passed over.
+    /// Waits until the outbox has an entry, or until the lease is to be renewed. The reply is discarded, because the entry
+    /// in it may be of any size: [`OutboxStream::read`] truncates.
     async fn wait(&mut self) -> Result<(), BackplaneError> {
-        let mut waiting = match self.waiting.take() {
-            Some(waiting) => waiting,
+        let mut blocking_read = match self.blocking_read.take() {
+            Some(blocking_read) => blocking_read,
             None => {
                 let connecting = self.redis.commands().stream("outbox", self.max_payload_bytes);
-                Waiting { stream: within(connecting).await?, asked: false }
+                BlockingRead { stream: within(connecting).await?, awaits_reply: false }
             }
         };
-        if !waiting.asked {
+        if !blocking_read.awaits_reply {
             let stream = self.outbox.stream().as_bytes();
             let words: [&[u8]; 8] = [b"XREAD", b"COUNT", b"1", b"BLOCK", WAIT_MS, b"STREAMS", stream, b"0-0"];
-            within(waiting.stream.send_unwanted(&words)).await?;
-            waiting.asked = true;
+            within(blocking_read.stream.send_unwanted(&words)).await?;
+            blocking_read.awaits_reply = true;
         }
-        if let Ok(passed) = timeout(RENEW_EVERY, waiting.stream.pass_over()).await {
+        if let Ok(passed) = timeout(RENEW_EVERY, blocking_read.stream.pass_over()).await {
             passed?;
-            waiting.asked = false;
+            blocking_read.awaits_reply = false;
         }
-        self.waiting = Some(waiting);
+        self.blocking_read = Some(blocking_read);
         Ok(())
     }
 
-    /// Takes these off, up to the first that stays.
+    /// Relays or rejects these entries, up to the first that must stay.
     async fn relay(&mut self, token: &str, page: &[Entry]) -> Result<(), BackplaneError> {
         for run in runs(page) {
-            let all_gone = match run {
-                Run::Good(entries) => self.publish(token, &entries).await?,
-                Run::Bad(entries) => self.reject(token, &entries).await?,
+            let all_removed = match run {
+                Run::Valid(entries) => self.publish(token, &entries).await?,
+                Run::Invalid(entries) => self.reject(token, &entries).await?,
             };
-            if !all_gone {
+            if !all_removed {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Gives whether all of them are gone.
-    async fn publish(&mut self, token: &str, entries: &[Good<'_>]) -> Result<bool, BackplaneError> {
-        let answers = self.outbox.relay(token, entries).await?;
-        for (good, answer) in entries.iter().zip(answers) {
-            let taken = match answer {
-                // Of no kind that another entry would meet, too: perhaps it is this user's alone.
-                Err(error) if error.kind() == "refused" => match self.outbox.reject_unstorable(token, good).await? {
-                    Taken::Sound => return Err(error),
-                    taken => taken,
+    /// Returns whether all of them were removed from the outbox.
+    async fn publish(&mut self, token: &str, entries: &[Valid<'_>]) -> Result<bool, BackplaneError> {
+        let replies = self.outbox.relay(token, entries).await?;
+        for (valid, reply) in entries.iter().zip(replies) {
+            let outcome = match reply {
+                // Not an error that other entries would meet, too: only this user's keys may be unusable.
+                Err(error) if error.kind() == "refused" => match self.outbox.reject_unstorable(token, valid).await? {
+                    EntryOutcome::Storable => return Err(error),
+                    outcome => outcome,
                 },
-                answer => answer?,
+                reply => reply?,
             };
-            if !self.count(good.0, taken, Reason::Unstorable) {
+            if !self.count(valid.0, outcome, Reason::Unstorable) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// As [`Relay::publish`].
-    async fn reject(&mut self, token: &str, entries: &[Bad<'_>]) -> Result<bool, BackplaneError> {
-        let answers = self.outbox.reject(token, entries).await?;
-        for ((entry, reason), answer) in entries.iter().zip(answers) {
-            if !self.count(entry, answer?, *reason) {
+    /// Returns whether all of them were removed from the outbox.
+    async fn reject(&mut self, token: &str, entries: &[Invalid<'_>]) -> Result<bool, BackplaneError> {
+        let replies = self.outbox.reject(token, entries).await?;
+        for ((entry, reason), reply) in entries.iter().zip(replies) {
+            if !self.count(entry, reply?, *reason) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Counts what became of an entry; gives whether it is gone.
-    fn count(&mut self, entry: &Entry, taken: Taken, reason: Reason) -> bool {
+    /// Counts the outcome; returns whether the entry was removed from the outbox.
+    fn count(&mut self, entry: &Entry, outcome: EntryOutcome, reason: Reason) -> bool {
         let metrics = self.redis.metrics();
-        match taken {
-            Taken::Relayed => metrics.outbox_relayed.inc(),
-            Taken::Known => metrics.outbox_duplicates.inc(),
-            Taken::Rejected => {
+        match outcome {
+            EntryOutcome::Relayed => metrics.outbox_relayed.inc(),
+            EntryOutcome::Known => metrics.outbox_duplicates.inc(),
+            EntryOutcome::Rejected => {
                 let reason = reason.label();
                 metrics.outbox_rejected.with_label_values(&[reason]).inc();
                 if let Some(held_back) = self.rejections.admit() {
-                    warn!(
-                        id = entry.id,
-                        reason,
-                        held_back,
-                        moved_to = self.outbox.rejected(),
-                        "an outbox entry was rejected"
-                    );
+                    warn!(id = entry.id, reason, held_back, moved_to = self.outbox.rejected(), "outbox entry rejected");
                 }
             }
-            Taken::Behind | Taken::Sound => return false,
-            Taken::Fenced => {
-                self.lost();
+            EntryOutcome::Behind | EntryOutcome::Storable => return false,
+            EntryOutcome::Fenced => {
+                self.lose_lease();
                 return false;
             }
         }

@@ -1,25 +1,24 @@
-//! The outbox in Redis: `{prefix}outbox`, a stream that backends write; the lease of the instance that relays from it;
-//! and the entries that were rejected.
+//! The outbox in Redis: the stream `{prefix}outbox` that backends write, the lease of the relay, and the rejected entries.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{RedisResult, Script, cmd};
 
-use super::entry::{Bad, Entry, Good, MAX_FIELD_BYTES, MAX_FIELDS, Reason};
+use super::entry::{Entry, Invalid, MAX_FIELD_BYTES, MAX_FIELDS, Reason, Valid};
 use crate::backplane::BackplaneError;
 use crate::config::Config;
 use crate::history::{PUBLISH_BYTES, PUBLISH_STEP, PublishArgs};
 use crate::protocol::{InstanceId, millis};
 use crate::redis::{Pipelined, Redis};
 
-/// Whoever relays does so for this long after it was last heard of.
+/// The lease of the relay expires this long after its last renewal.
 pub(super) const LEASE: Duration = Duration::from_secs(3);
 
-/// Rejected entries that are kept, or a few more.
+/// Rejected entries to keep, approximately.
 const MAX_REJECTED: usize = 10_000;
 
-/// Stores, publishes and takes off. `publish.lua` is a whole script, and a function's body as well.
+/// Stores, publishes and removes an entry. `publish.lua` is a script of its own, and the body of a function here.
 const RELAY: &str = concat!(
     "local function publish(KEYS, ARGV)\n",
     include_str!("../history/scripts/publish.lua"),
@@ -30,24 +29,21 @@ const RELAY: &str = concat!(
 
 const REJECT: &str = concat!(include_str!("scripts/guard.lua"), include_str!("scripts/reject.lua"));
 
-/// What became of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum EntryOutcome {
     /// Stored and published.
     Relayed,
-    /// Its key was published before.
+    /// Its idempotency key was published before.
     Known,
-    /// Moved to those that were rejected.
     Rejected,
-    /// It is still there: there is nothing wrong with it.
-    Sound,
-    /// It is not the oldest.
+    /// It stays in the outbox: the user's keys are usable.
+    Storable,
+    /// Not the oldest entry of the outbox, or no longer in it.
     Behind,
-    /// The lease was lost.
+    /// This instance has lost the lease.
     Fenced,
 }
 
-/// The outbox stream, as the relay uses it.
 pub(super) struct OutboxStream {
     redis: Arc<Redis>,
     history: PublishArgs,
@@ -91,19 +87,19 @@ impl OutboxStream {
         &self.rejected
     }
 
-    /// Takes the lease where nobody has it; gives its token, which is never used twice.
-    pub(super) async fn take(&self) -> Result<Option<String>, BackplaneError> {
+    /// Acquires the lease if it is free; returns its token, which is never reused.
+    pub(super) async fn acquire_lease(&self) -> Result<Option<String>, BackplaneError> {
         let token = format!("{}-{:016x}", self.instance, fastrand::u64(..));
-        let take = cmd("SET").arg(&self.lock).arg(&token).arg("NX").arg("PX").arg(millis(LEASE)).to_owned();
-        let taken: Option<String> = self.redis.commands().command(&take).await?;
-        Ok(taken.map(|_| token))
+        let acquire = cmd("SET").arg(&self.lock).arg(&token).arg("NX").arg("PX").arg(millis(LEASE)).to_owned();
+        let acquired: Option<String> = self.redis.commands().command(&acquire).await?;
+        Ok(acquired.map(|_| token))
     }
 
     pub(super) async fn release(&self, token: &str) -> Result<(), BackplaneError> {
         self.redis.commands().script(self.release.key(&self.lock).arg(token)).await
     }
 
-    /// Renews the lease and reads the oldest entries; nothing where the lease was lost.
+    /// Renews the lease and reads the oldest entries. Returns `None` if the lease was lost.
     pub(super) async fn read(&self, token: &str) -> Result<Option<Vec<Entry>>, BackplaneError> {
         let mut call = self.read.key(&self.lock);
         call.key(&self.stream).arg(token).arg(millis(LEASE)).arg(PUBLISH_STEP).arg(PUBLISH_BYTES);
@@ -113,13 +109,13 @@ impl OutboxStream {
         entries.map(|entries| entries.ok_or_else(|| BackplaneError::unexpected("not an outbox entry"))).transpose()
     }
 
-    /// Stores and publishes these, the oldest first; gives what became of each.
+    /// Stores and publishes these entries, oldest first; returns the outcome of each.
     pub(super) async fn relay(
         &self,
         token: &str,
-        entries: &[Good<'_>],
-    ) -> Result<Vec<Result<Taken, BackplaneError>>, BackplaneError> {
-        let call = |(entry, user, publication): &Good<'_>| {
+        entries: &[Valid<'_>],
+    ) -> Result<Vec<Result<EntryOutcome, BackplaneError>>, BackplaneError> {
+        let call = |(entry, user, publication): &Valid<'_>| {
             let mut keys = vec![self.lock.clone(), self.stream.clone()];
             keys.extend(self.history.keys(user, publication.key));
             let mut call = self.relay.call(&keys);
@@ -128,32 +124,32 @@ impl OutboxStream {
             call
         };
         let calls: Vec<_> = entries.iter().map(call).collect();
-        Ok(self.redis.bulk().scripts(&self.relay, &calls).await?.into_iter().map(taken).collect())
+        Ok(self.redis.bulk().scripts(&self.relay, &calls).await?.into_iter().map(outcome).collect())
     }
 
-    /// Moves these to the rejected, the oldest first; gives what became of each.
+    /// Moves these to the rejected entries, oldest first; returns the outcome of each.
     pub(super) async fn reject(
         &self,
         token: &str,
-        entries: &[Bad<'_>],
-    ) -> Result<Vec<Result<Taken, BackplaneError>>, BackplaneError> {
+        entries: &[Invalid<'_>],
+    ) -> Result<Vec<Result<EntryOutcome, BackplaneError>>, BackplaneError> {
         let keys = [self.lock.clone(), self.stream.clone(), self.rejected.clone()];
-        let call = |(entry, reason): &Bad<'_>| self.reject_call(&keys, token, entry, *reason);
+        let call = |(entry, reason): &Invalid<'_>| self.reject_call(&keys, token, entry, *reason);
         let calls: Vec<_> = entries.iter().map(call).collect();
-        Ok(self.redis.bulk().scripts(&self.reject, &calls).await?.into_iter().map(taken).collect())
+        Ok(self.redis.bulk().scripts(&self.reject, &calls).await?.into_iter().map(outcome).collect())
     }
 
-    /// Rejects one that Redis would not store, if that is because of what its user's own keys hold.
+    /// Rejects an entry that Redis refused to store, if the reason is the type of the user's own keys.
     pub(super) async fn reject_unstorable(
         &self,
         token: &str,
-        (entry, user, publication): &Good<'_>,
-    ) -> Result<Taken, BackplaneError> {
+        (entry, user, publication): &Valid<'_>,
+    ) -> Result<EntryOutcome, BackplaneError> {
         let mut keys = vec![self.lock.clone(), self.stream.clone(), self.rejected.clone()];
         keys.extend(self.history.keys(user, publication.key).into_iter().skip(1));
         let call = self.reject_call(&keys, token, entry, Reason::Unstorable);
-        let answers = self.redis.bulk().scripts(&self.reject, &[call]).await?;
-        answers.into_iter().next().map_or_else(|| Err(BackplaneError::unexpected("none")), taken)
+        let replies = self.redis.bulk().scripts(&self.reject, &[call]).await?;
+        replies.into_iter().next().map_or_else(|| Err(BackplaneError::unexpected("none")), outcome)
     }
 
     fn reject_call(&self, keys: &[String], token: &str, entry: &Entry, reason: Reason) -> redis::Cmd {
@@ -165,19 +161,19 @@ impl OutboxStream {
         call
     }
 
-    /// How many entries wait, and the age of the oldest in seconds.
+    /// The number of entries in the outbox, and the age of the oldest in seconds.
     pub(super) async fn lag(&self) -> Result<(i64, i64), BackplaneError> {
         self.redis.commands().script(&self.lag.key(&self.stream)).await
     }
 }
 
-fn taken(answer: RedisResult<String>) -> Result<Taken, BackplaneError> {
-    Ok(match answer?.as_str() {
-        "FENCED" => Taken::Fenced,
-        "BEHIND" => Taken::Behind,
-        "KNOWN" => Taken::Known,
-        "REJECTED" => Taken::Rejected,
-        "SOUND" => Taken::Sound,
-        _ => Taken::Relayed,
+fn outcome(reply: RedisResult<String>) -> Result<EntryOutcome, BackplaneError> {
+    Ok(match reply?.as_str() {
+        "FENCED" => EntryOutcome::Fenced,
+        "BEHIND" => EntryOutcome::Behind,
+        "KNOWN" => EntryOutcome::Known,
+        "REJECTED" => EntryOutcome::Rejected,
+        "SOUND" => EntryOutcome::Storable,
+        _ => EntryOutcome::Relayed,
     })
 }

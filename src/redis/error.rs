@@ -1,50 +1,33 @@
-//! Why an operation on Redis failed, and the kind under which it is counted.
+//! Errors of Redis operations, and the kind under which each is counted.
 
 use std::time::Duration;
 
 use super::Malformed;
 
-/// Why Redis did not carry out an operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration cannot work.
     #[error("{0}")]
     Config(String),
-    /// The error of the client library.
     #[error("redis: {0}")]
     Redis(#[from] redis::RedisError),
-    /// Redis replied with an error: its code, and the rest of the line.
+    /// An error reply: its code, such as `NOAUTH`, and the rest of the line.
     #[error("redis: {code} {message}")]
-    Refused {
-        /// Such as `NOAUTH`.
-        code: String,
-        /// For the operator.
-        message: String,
-    },
-    /// The connection could not be made, or broke.
+    Refused { code: String, message: String },
     #[error("redis: {0}")]
     Io(#[from] std::io::Error),
-    /// Redis closed the connection.
-    #[error("redis: the connection ended")]
+    #[error("redis: connection closed by the server")]
     Ended,
-    /// A subscription received nothing for so long that it must be dead.
-    #[error("redis: nothing received for {0:?}")]
+    /// The subscription is dead: not even the probes arrived.
+    #[error("redis: no message received for {0:?}")]
     Silent(Duration),
-    /// The last connect failed a moment ago; the next one has to wait.
+    /// The last connection attempt failed with this error, and the retry pause is not over.
     #[error("{why}")]
-    Unreachable {
-        /// The kind of that failure.
-        kind: &'static str,
-        /// Its text.
-        why: String,
-    },
-    /// The bytes received are not the protocol of a subscription.
+    Unreachable { kind: &'static str, why: String },
     #[error("redis: {0}")]
     Malformed(#[from] Malformed),
-    /// No reply before the deadline.
     #[error("redis: no reply within {0:?}")]
     Timeout(Duration),
-    /// A reply that a script or command never gives.
+    /// A reply that this script or command never sends.
     #[error("redis: unexpected reply {0}")]
     UnexpectedReply(String),
 }
@@ -57,24 +40,24 @@ const KNOWN_CODES: [&str; 10] =
 const SCRIPT_RIGHTS: &str = "The user executing the script can't ";
 
 impl Error {
-    /// A reply that is not understood; its first 80 characters are kept.
+    /// Keeps the first 80 characters of the reply.
     pub fn unexpected(reply: impl AsRef<str>) -> Self {
         Self::UnexpectedReply(reply.as_ref().chars().take(80).collect())
     }
 
-    /// From the line of an error reply.
+    /// Parses the line of an error reply.
     pub(super) fn refused(line: &str) -> Self {
         let (code, message) = line.split_once(' ').unwrap_or((line, ""));
         Self::Refused { code: code.to_owned(), message: message.to_owned() }
     }
 
-    /// Whether Redis replied and refused, as opposed to being unreachable.
+    /// Whether Redis replied with an error, as opposed to being unreachable.
     pub fn is_refusal(&self) -> bool {
         let kind = self.kind();
         kind == "refused" || KNOWN_CODES.contains(&kind)
     }
 
-    /// The label in metrics and logs: an error code of Redis, or one of our own words in lower case.
+    /// The label in metrics and logs: an error code of Redis in upper case, or one of tidings in lower case.
     pub fn kind(&self) -> &'static str {
         let known = |code: &str| KNOWN_CODES.into_iter().find(|known| *known == code).unwrap_or("refused");
         match self {
@@ -86,7 +69,7 @@ impl Error {
             Self::Unreachable { kind, .. } => kind,
             Self::Redis(error) if error.is_timeout() => "timeout",
             Self::Redis(error) if error.is_io_error() || error.is_connection_dropped() => "connection",
-            // The library drops the code of a refused AUTH, and Redis 7.0 gives a missing script permission no code.
+            // redis-rs drops the code of a refused AUTH, and Redis 7.0 reports a missing script permission without one.
             Self::Redis(error) if error.kind() == redis::ErrorKind::AuthenticationFailed => "WRONGPASS",
             Self::Redis(error) if error.detail().is_some_and(|detail| detail.starts_with(SCRIPT_RIGHTS)) => "NOPERM",
             Self::Redis(error) => error.code().map_or("refused", known),

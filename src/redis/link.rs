@@ -1,4 +1,7 @@
-//! Connections to Redis: how they are made, and the one that carries commands.
+//! Connections to Redis, and the one that carries commands.
+//!
+//! Hand-written: redis-rs' `ConnectionManager` gives up after 6 retries by default and then stays unsubscribed silently,
+//! and each command here needs its own deadline, retry pause and error kind.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,16 +20,15 @@ use super::Error;
 use super::stream::{Stream, keepalive};
 use crate::config;
 
-/// From nothing to a connection that has said hello.
+/// For a whole connection attempt, including authentication.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// From a command to its answer.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(2);
 
-/// After a failed connect, how long the next is put off.
-const LEFT_ALONE: Duration = Duration::from_millis(500);
+/// Pause after a failed connection attempt: until then, every command fails at once.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// A script that is called many times in one go.
+/// A script for many calls in one pipeline.
 pub struct Pipelined {
     source: &'static str,
     hash: String,
@@ -37,26 +39,25 @@ impl Pipelined {
         Self { source, hash: Script::new(source).get_hash().to_owned() }
     }
 
-    /// A call with these keys; its arguments may be added.
+    /// The caller adds the arguments.
     pub fn call(&self, keys: &[String]) -> Cmd {
         cmd("EVALSHA").arg(&self.hash).arg(keys.len()).arg(keys).to_owned()
     }
 }
 
-/// Makes connections, and keeps the one for commands; it is made when first needed and again after it failed.
+/// Opens connections, and keeps the one for commands: it connects on first use, and again after a failure.
 pub struct Link {
     client: Client,
     ca_file: Option<PathBuf>,
-    /// What `CLIENT LIST` shows, before what a connection is for.
+    /// The start of each connection's name in `CLIENT LIST`.
     name: String,
     commands: Mutex<Commands>,
 }
 
-/// The connection for commands, as it is now.
 #[derive(Default)]
 struct Commands {
     current: Option<MultiplexedConnection>,
-    /// How many there have been.
+    /// Counts the connections so far, to tell a failure of an older one apart.
     number: u64,
     failed: Option<(Instant, &'static str, String)>,
 }
@@ -81,34 +82,32 @@ impl Link {
         Ok(Self { client, ca_file: config.ca_file.clone(), name, commands: Mutex::default() })
     }
 
-    /// A connection of its own for a subscription.
+    /// Opens a separate connection, for a subscription or a blocking read.
     pub async fn stream(&self, purpose: &str, max_part: usize) -> Result<Stream, Error> {
         let name = format!("{}-{purpose}", self.name);
         Stream::connect(self.client.get_connection_info(), self.ca_file.as_deref(), &name, max_part).await
     }
 
-    /// Sends one command.
     pub async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
         let (mut connection, number) = self.connection().await?;
-        let answer = deadline(COMMAND_DEADLINE, command.query_async(&mut connection)).await;
-        self.forget_if_broken(number, answer)
+        let reply = deadline(COMMAND_DEADLINE, command.query_async(&mut connection)).await;
+        self.forget_if_broken(number, reply)
     }
 
-    /// Sends several commands at once.
     pub async fn pipeline<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
         let (mut connection, number) = self.connection().await?;
-        let answer = deadline(COMMAND_DEADLINE, commands.query_async(&mut connection)).await;
-        self.forget_if_broken(number, answer)
+        let reply = deadline(COMMAND_DEADLINE, commands.query_async(&mut connection)).await;
+        self.forget_if_broken(number, reply)
     }
 
-    /// Runs one script, loading it where Redis does not know it.
+    /// Runs one script, and loads it first if Redis does not have it.
     pub async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, Error> {
         let (mut connection, number) = self.connection().await?;
-        let answer = deadline(COMMAND_DEADLINE, script.invoke_async(&mut connection)).await;
-        self.forget_if_broken(number, answer)
+        let reply = deadline(COMMAND_DEADLINE, script.invoke_async(&mut connection)).await;
+        self.forget_if_broken(number, reply)
     }
 
-    /// Runs one script for each of these calls, in their order and at once; gives what each answered.
+    /// Pipelines calls of one script; returns their replies in the same order. Each call may fail separately.
     pub async fn scripts<T: FromRedisValue>(
         &self,
         script: &Pipelined,
@@ -116,15 +115,15 @@ impl Link {
     ) -> Result<Vec<redis::RedisResult<T>>, Error> {
         let mut commands = pipe();
         commands.ignore_errors();
-        // It is small beside many calls, and those that find the script missing would not keep their order.
+        // Its cost is small beside many calls, and retrying only the calls that miss the script would break their order.
         if calls.len() > 1 {
             commands.cmd("SCRIPT").arg("LOAD").arg(script.source).ignore();
         }
         for call in calls {
             commands.add_command(call.clone());
         }
-        let answers = self.each_answer(&commands).await?;
-        if let [Err(missing)] = answers.as_slice()
+        let replies = self.each_reply(&commands).await?;
+        if let [Err(missing)] = replies.as_slice()
             && missing.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
         {
             let mut commands = pipe();
@@ -132,24 +131,24 @@ impl Link {
             for call in calls {
                 commands.add_command(call.clone());
             }
-            return self.each_answer(&commands).await;
+            return self.each_reply(&commands).await;
         }
-        Ok(answers)
+        Ok(replies)
     }
 
-    /// Sends several commands at once, of which each may fail for itself.
-    async fn each_answer<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<Vec<redis::RedisResult<T>>, Error> {
+    /// Pipelines commands; each may fail separately.
+    async fn each_reply<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<Vec<redis::RedisResult<T>>, Error> {
         let (mut connection, number) = self.connection().await?;
-        let answers = deadline(COMMAND_DEADLINE, commands.query_async(&mut connection)).await;
-        let answers: Vec<redis::RedisResult<T>> = self.forget_if_broken(number, answers)?;
-        let mut errors = answers.iter().filter_map(|answer| answer.as_ref().err());
+        let replies = deadline(COMMAND_DEADLINE, commands.query_async(&mut connection)).await;
+        let replies: Vec<redis::RedisResult<T>> = self.forget_if_broken(number, replies)?;
+        let mut errors = replies.iter().filter_map(|reply| reply.as_ref().err());
         if let Some(error) = errors.find(|error| is_broken(error)) {
             self.forget_if_broken::<()>(number, Err(error.clone().into())).ok();
         }
-        Ok(answers)
+        Ok(replies)
     }
 
-    /// The connection and its number. Whoever comes while it is being made waits for that, and shares its failure.
+    /// The connection and its number. Callers wait while it is being established, and share its failure.
     async fn connection(&self) -> Result<(MultiplexedConnection, u64), Error> {
         let locked = timeout(CONNECT_DEADLINE, self.commands.lock()).await;
         let mut commands = locked.map_err(|_| Error::Timeout(CONNECT_DEADLINE))?;
@@ -157,7 +156,7 @@ impl Link {
             return Ok((connection.clone(), commands.number));
         }
         if let Some((at, kind, why)) = &commands.failed
-            && at.elapsed() < LEFT_ALONE
+            && at.elapsed() < RETRY_AFTER
         {
             return Err(Error::Unreachable { kind, why: why.clone() });
         }
@@ -185,38 +184,37 @@ impl Link {
         Ok(connection)
     }
 
-    /// Lets go of a connection that failed, unless a newer one has taken its place.
-    fn forget_if_broken<T>(&self, number: u64, answer: Result<T, Error>) -> Result<T, Error> {
-        let broken = match &answer {
+    /// Drops a failed connection, unless a newer one has replaced it.
+    fn forget_if_broken<T>(&self, number: u64, reply: Result<T, Error>) -> Result<T, Error> {
+        let broken = match &reply {
             Err(Error::Timeout(_)) => true,
             Err(Error::Redis(error)) => is_broken(error),
             _ => false,
         };
-        // Somebody else at the lock is making a newer one, or takes this one: then the next failure lets go of it.
+        // If the lock is taken, a newer connection is being established, or the next failure drops this one.
         if broken
             && let Ok(mut commands) = self.commands.try_lock()
             && commands.number == number
         {
             commands.current = None;
         }
-        answer
+        reply
     }
 }
 
-/// Whether a connection with this error is not the one to talk to any more.
+/// Whether the connection must be replaced after this error.
 fn is_broken(error: &redis::RedisError) -> bool {
-    // A server that has become a replica is another's by now: look the name up again.
+    // The server has become a replica: resolve the host name again to find the master.
     let replica = error.code() == Some("READONLY");
     error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() || replica
 }
 
-/// Waits for Redis, but not for ever.
 pub(super) async fn deadline<T>(
     limit: Duration,
-    answer: impl Future<Output = redis::RedisResult<T>>,
+    reply: impl Future<Output = redis::RedisResult<T>>,
 ) -> Result<T, Error> {
-    match timeout(limit, answer).await {
-        Ok(answer) => Ok(answer?),
+    match timeout(limit, reply).await {
+        Ok(reply) => Ok(reply?),
         Err(_) => Err(Error::Timeout(limit)),
     }
 }

@@ -1,4 +1,4 @@
-//! How this process talks to Redis: connections, deadlines, errors and pushes. Nothing in here knows a domain.
+//! Access to Redis: connections, deadlines, errors and pushed messages. This module knows no domain.
 
 mod error;
 mod link;
@@ -21,10 +21,10 @@ pub use resp::Malformed;
 pub use stream::Stream;
 pub use subscriber::{Channels, Push, Subscriber};
 
-/// One Redis, as every domain of this instance shares it.
+/// The connections that all domains of this instance share.
 pub struct Redis {
     commands: Link,
-    /// For pages of history and what has to keep their order: large replies must not delay a lease.
+    /// For pages of history and for publications that must keep their order: large replies must not delay a lease.
     bulk: Link,
     metrics: Arc<Metrics>,
     failures: LogRate,
@@ -37,10 +37,7 @@ impl std::fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// Prepares both links; nothing is connected yet.
-    ///
-    /// # Errors
-    /// [`Error::Config`] where the URL or the certificate cannot be used.
+    /// Connects to nothing yet. Fails with [`Error::Config`] if the URL or the certificate is unusable.
     pub fn new(
         config: &config::Redis,
         url: &SecretString,
@@ -55,22 +52,19 @@ impl Redis {
         })
     }
 
-    /// The connection for short commands.
     pub fn commands(&self) -> &Link {
         &self.commands
     }
 
-    /// The connection for large requests and replies.
     pub fn bulk(&self) -> &Link {
         &self.bulk
     }
 
-    /// The metrics of this instance.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Counts and logs an operation that failed.
+    /// Counts and logs a failed operation.
     pub fn counted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         result.inspect_err(|error| {
             self.count_error(error.kind());
@@ -80,11 +74,11 @@ impl Redis {
         })
     }
 
-    /// Counts and logs that `users` of one publication failed, for an error of this kind.
+    /// Counts and logs one publication that failed for `users`.
     pub fn count_unpublished(&self, kind: &'static str, users: usize) {
         self.count_error(kind);
         if let Some(held_back) = self.failures.admit() {
-            warn!(kind, users, held_back, "redis did not accept a notification");
+            warn!(kind, users, held_back, "notification not published to redis");
         }
     }
 

@@ -1,4 +1,4 @@
-//! A connection to Redis of our own: TCP, TLS or a Unix socket, past AUTH, SELECT and its name.
+//! A connection to Redis over TCP, TLS or a Unix socket, authenticated, for pushed messages and blocking reads.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -21,28 +21,27 @@ use super::Error;
 use super::link::CONNECT_DEADLINE;
 use super::resp::{self, Reply};
 
-/// A quiet connection is checked this often by the system, and given up after two of them.
+/// Interval of TCP keepalive; the kernel closes a connection that does not respond for two of them (on Linux).
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// Room for one read: many messages of ordinary size.
+/// Free space in the buffer before each read: many messages of ordinary size.
 const READ_BYTES: usize = 64 * 1024;
 
 trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
 
-/// A connection and what has been read from it.
 pub struct Stream {
     socket: Box<dyn Socket>,
     buffer: BytesMut,
-    /// Bytes of an oversize part that are still to come, and to be thrown away.
+    /// Bytes to discard: the rest of the last reply or of an oversize part, some of which may not have arrived.
     skip: usize,
-    /// Parts or replies behind it, to be thrown away too.
+    /// Parts or replies to discard after it.
     unwanted: usize,
     max_part: usize,
 }
 
 impl Stream {
-    /// Connects and says who we are. Parts of replies over `max_part` bytes are not held in memory.
+    /// Connects, authenticates and sets the connection's name. Parts over `max_part` bytes are never buffered.
     pub(super) async fn connect(
         info: &ConnectionInfo,
         ca_file: Option<&Path>,
@@ -53,12 +52,12 @@ impl Stream {
             ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
             ConnectionAddr::TcpTls { host, port, .. } => {
                 let server = ServerName::try_from(host.clone())
-                    .map_err(|_| Error::Config(format!("redis.url: {host:?} is no host name")))?;
+                    .map_err(|_| Error::Config(format!("redis.url: {host:?} is not a host name")))?;
                 let connector = TlsConnector::from(Arc::new(tls_config(ca_file)?));
                 Box::new(connector.connect(server, tcp(host, *port).await?).await?)
             }
             ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
-            _ => return Err(Error::Config("redis.url: an address of an unknown kind".into())),
+            _ => return Err(Error::Config("redis.url: unsupported address type".into())),
         };
         let mut stream = Self { socket, buffer: BytesMut::new(), skip: 0, unwanted: 0, max_part };
         let settings = info.redis_settings();
@@ -80,21 +79,21 @@ impl Stream {
         Ok(self.socket.flush().await?)
     }
 
-    /// Sends a command that Redis answers with a status.
+    /// Sends a command and waits for its status reply.
     async fn confirmed(&mut self, command: &[&[u8]]) -> Result<(), Error> {
         self.send(command).await?;
-        let mut answered = false;
-        while !answered {
+        let mut replied = false;
+        while !replied {
             self.fill().await?;
-            self.each(|_| answered = true)?;
+            self.each(|_| replied = true)?;
         }
         Ok(())
     }
 
-    /// Waits for more bytes. Cancelling it loses none.
+    /// Reads more bytes. Cancel safe.
     pub(super) async fn fill(&mut self) -> Result<(), Error> {
         if self.buffer.is_empty() && self.buffer.capacity() > 4 * READ_BYTES {
-            // Grown for one large message: that room is not kept.
+            // It grew for one large message: free that memory.
             self.buffer = BytesMut::new();
         }
         self.buffer.reserve(READ_BYTES);
@@ -104,14 +103,13 @@ impl Stream {
         }
     }
 
-    /// Sends a command whose reply only [`Stream::pass_over`] reads.
+    /// Sends a command whose reply [`Stream::pass_over`] discards.
     pub async fn send_unwanted(&mut self, command: &[&[u8]]) -> Result<(), Error> {
         self.unwanted += 1;
         self.send(command).await
     }
 
-    /// Waits for all of an unwanted reply, of whatever shape and size, and keeps nothing of it. An error of Redis ends
-    /// it. Cancelling it loses nothing.
+    /// Reads and discards one whole reply of any shape and size. Fails on an error reply. Cancel safe.
     pub async fn pass_over(&mut self) -> Result<(), Error> {
         loop {
             let skipped = self.skip.min(self.buffer.len());
@@ -136,7 +134,7 @@ impl Stream {
         }
     }
 
-    /// Hands on every reply that is there whole. An error of Redis ends it.
+    /// Passes on every reply that has arrived completely. Fails on an error reply.
     pub(super) fn each(&mut self, mut take: impl FnMut(Reply<'_>)) -> Result<(), Error> {
         loop {
             let skipped = self.skip.min(self.buffer.len());
@@ -160,7 +158,6 @@ impl Stream {
     }
 }
 
-/// The system's checks of a quiet connection.
 pub(super) fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
 }
@@ -168,7 +165,7 @@ pub(super) fn keepalive() -> TcpKeepalive {
 async fn tcp(host: &str, port: u16) -> Result<TcpStream, Error> {
     let mut failed = None;
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
-    // One that does not answer must leave time for the next.
+    // An unresponsive address must leave time for the next.
     let share = CONNECT_DEADLINE / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     for address in addresses {
         match timeout(share, TcpStream::connect(address)).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
@@ -176,8 +173,8 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, Error> {
                 socket.set_nodelay(true)?;
                 let options = SockRef::from(&socket);
                 options.set_tcp_keepalive(&keepalive())?;
-                // Keepalive pauses while data waits to be acknowledged. Elsewhere the limits of retransmission hold then,
-                // and the probe finds a dead subscription.
+                // Keepalive pauses while data is unacknowledged. Other systems apply their retransmission limit, and the
+                // probe detects a dead subscription.
                 #[cfg(target_os = "linux")]
                 options.set_tcp_user_timeout(Some(KEEPALIVE * 2))?;
                 return Ok(socket);

@@ -1,4 +1,4 @@
-//! One subscription: subscribes, passes on each push, and subscribes again whenever the connection fails.
+//! One subscription: passes on each push, and resubscribes after each connection failure.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,76 +15,78 @@ use super::stream::Stream;
 use super::{Error, Redis};
 use crate::backoff::Backoff;
 
-/// What to subscribe to.
+/// One pattern, and channels by their exact names.
 #[derive(Debug)]
 pub struct Channels {
-    /// One pattern.
     pub pattern: &'static str,
-    /// Channels by their exact names.
     pub names: Vec<String>,
 }
 
-/// What a subscription passes on.
 #[derive(Debug, Clone, Copy)]
 pub enum Push<'a> {
-    /// All subscriptions are confirmed: whatever was published since the last push may be missing.
+    /// All subscriptions are confirmed: messages published since the last push may have been missed.
     Subscribed,
-    /// A message on a channel of the pattern.
-    Pattern { channel: &'a [u8], payload: &'a [u8] },
-    /// A message on one of the named channels.
-    Named { channel: &'a [u8], payload: &'a [u8] },
-    /// A message on a channel of the pattern, too large to be kept. The name is empty where that was too large, too.
-    OversizePattern { channel: &'a [u8] },
-    /// A message on one of the named channels, too large to be kept.
-    OversizeNamed { channel: &'a [u8] },
-    /// Nothing more is buffered.
+    /// A message on a channel that matches the pattern.
+    Pattern {
+        channel: &'a [u8],
+        payload: &'a [u8],
+    },
+    Named {
+        channel: &'a [u8],
+        payload: &'a [u8],
+    },
+    /// A discarded message, over `max_part`. `channel` is empty if its name was too large, too.
+    OversizePattern {
+        channel: &'a [u8],
+    },
+    OversizeNamed {
+        channel: &'a [u8],
+    },
+    /// No more messages are buffered.
     Pause,
 }
 
-/// Whether the subscription is up.
 #[derive(Debug, Clone)]
 enum State {
     Down { why: String },
     Up { last_received: Instant },
 }
 
-/// One subscription and its state.
 #[derive(Debug)]
 pub struct Subscriber {
     redis: Arc<Redis>,
     channels: Channels,
-    /// Larger parts of a message are not kept in memory.
+    /// Messages with a larger part are not buffered.
     max_part: usize,
-    /// A subscription that received nothing for this long is dead.
     silent_after: Duration,
     state: Mutex<State>,
     subscriptions: watch::Sender<u64>,
 }
 
 impl Subscriber {
-    /// Not subscribed yet. `silent_after` assumes that something publishes more often than that.
+    /// A subscription that receives no message for `silent_after` counts as dead: a probe must publish more often.
     pub fn new(redis: Arc<Redis>, channels: Channels, max_part: usize, silent_after: Duration) -> Self {
         let state = Mutex::new(State::Down { why: "not subscribed yet".into() });
         Self { redis, channels, max_part, silent_after, state, subscriptions: watch::Sender::default() }
     }
 
-    /// How many subscriptions there have been: with each new one, messages may have been missed.
+    /// Counts subscriptions: before each new one, messages may have been missed.
     pub fn subscriptions(&self) -> watch::Receiver<u64> {
         self.subscriptions.subscribe()
     }
 
-    /// Why this instance would not receive everything now; `None` while it would.
+    /// Why this instance may miss messages now; `None` while it is subscribed.
     pub fn not_ready(&self) -> Option<String> {
         match &*self.state.lock() {
             State::Down { why } => Some(format!("not subscribed to redis: {why}")),
             State::Up { last_received } if last_received.elapsed() > self.silent_after => {
-                Some(format!("nothing received from redis for {} s", last_received.elapsed().as_secs()))
+                Some(format!("no message received from redis for {} s", last_received.elapsed().as_secs()))
             }
             State::Up { .. } => None,
         }
     }
 
-    /// Passes each push to `take`, which must not block. Runs until it is dropped.
+    /// Passes each push to `take`, which must not block. Runs until dropped.
     pub async fn run(&self, take: impl Fn(Push<'_>)) -> Infallible {
         let metrics = self.redis.metrics();
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
@@ -93,7 +95,7 @@ impl Subscriber {
                 Ok(stream) => {
                     info!("subscribed to redis");
                     backoff.reset();
-                    // First: a reader of what was missed must be seen to be behind as soon as this subscription is up.
+                    // First, so that `not_ready` never reports this subscription as up while its gap is not yet signalled.
                     self.subscriptions.send_modify(|count| *count += 1);
                     take(Push::Subscribed);
                     self.set_state(State::Up { last_received: Instant::now() });
@@ -129,7 +131,6 @@ impl Subscriber {
         timeout(CONNECT_DEADLINE, subscribing).await.map_err(|_| Error::Timeout(CONNECT_DEADLINE))?
     }
 
-    /// Receives until the subscription fails.
     async fn receive(&self, mut stream: Stream, take: &impl Fn(Push<'_>)) -> Result<Infallible, Error> {
         let mut watch = interval(Duration::from_secs(1));
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -141,7 +142,7 @@ impl Subscriber {
                     last_received = Instant::now();
                     stream.each(|reply| pass_on(&reply, take))?;
                     take(Push::Pause);
-                    // A flood must not keep this thread from all other tasks.
+                    // A flood must not starve the other tasks of this thread.
                     tokio::task::consume_budget().await;
                 }
                 _ = watch.tick() => {

@@ -1,11 +1,11 @@
--- What every script that takes an entry off the outbox begins with.
+-- The first part of each script that removes an entry from the outbox: the fence.
 --
--- KEYS  1 lock (STRING, the token of whoever relays)   2 outbox (STREAM)
+-- KEYS  1 lock (STRING, the token of the lease)   2 outbox (STREAM)
 -- ARGV  1 token   2 the entry's id
--- Answers FENCED to whoever does not hold the lease (any more), BEHIND where another entry is the oldest.
+-- Returns FENCED if the caller does not hold the lease, BEHIND if the entry is not the oldest.
 --
--- Invariants: whoever was paused past its lease writes nothing when it wakes. Entries leave in their order: behind one
--- that could not be taken, none of the same pipeline goes, nor does one that is gone already.
+-- Invariants: a relay that was paused past its lease writes nothing when it resumes. Entries leave in order: if one could
+-- not be removed, no later entry of the same pipeline is removed; an entry is not removed twice.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 'FENCED'
 end

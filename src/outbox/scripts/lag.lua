@@ -1,7 +1,7 @@
--- How far behind the outbox is.
+-- Measures the lag of the outbox.
 --
 -- KEYS  1 outbox (STREAM)
--- Answers how many entries wait, and the age of the oldest in seconds.
+-- Returns the number of entries, and the age of the oldest in seconds.
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if not oldest then
   return { 0, 0 }

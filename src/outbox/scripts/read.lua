@@ -1,12 +1,12 @@
--- Renews the lease of whoever relays, and reads the outbox from its oldest entry on.
+-- Renews the lease and reads the oldest entries of the outbox.
 --
--- KEYS  1 lock (STRING, the token of whoever relays)   2 outbox (STREAM)
--- ARGV  1 token   2 lease in ms   3 most entries   4 most bytes, one entry aside   5 most bytes of data
---       6 most bytes of anything else: cut there   7 most fields: others are left out
--- Answers nothing to whoever does not hold the lease; else of each entry its id, '1' where its data is larger than that
--- (and cut like anything else), else '0', and its fields and values.
+-- KEYS  1 lock (STRING, the token of the lease)   2 outbox (STREAM)
+-- ARGV  1 token   2 lease in ms   3 max entries   4 max bytes, which one entry may exceed   5 max bytes of data
+--       6 bytes to which names, other values and larger data are truncated   7 max fields: the rest is omitted
+-- Returns nil if the caller does not hold the lease; otherwise for each entry its id, '1' if its data was too large, else
+-- '0', and its field names and values.
 --
--- Who could not take an entry off again must not begin. (Redis 7 can say.)
+-- A relay that may not delete entries must not start. Redis 7 can check this in advance.
 if redis.acl_check_cmd and not redis.acl_check_cmd('XDEL', KEYS[2], '0') then
   return redis.error_reply('NOPERM no right to delete from the outbox')
 end

@@ -1,10 +1,10 @@
--- Moves the oldest entry of the outbox to those that were rejected. Comes behind relay_guard.lua.
+-- Moves the oldest entry of the outbox to the rejected entries. Appended to guard.lua.
 --
--- KEYS  1 lock   2 outbox   3 rejected (STREAM)   4 the user's stream, 5 the publication's key: only where Redis would not
---       store the entry
--- ARGV  1 token   2 the entry's id   3 reason   4 most rejected entries   5.. fields and values of the entry
--- Answers as relay_guard.lua; SOUND where the user's own keys are as they should be: then it is not the entry's fault;
--- else REJECTED.
+-- KEYS  1 lock   2 outbox   3 rejected (STREAM)   only if Redis refused to store the entry: 4 the user's stream
+--       5 the publication's key
+-- ARGV  1 token   2 the entry's id   3 reason   4 max rejected entries   5.. fields and values of the entry
+-- Returns the replies of guard.lua; SOUND if the types of the user's keys are correct, so the entry is not at fault;
+-- otherwise REJECTED.
 local function is(key, wanted)
   local kind = key and redis.call('TYPE', key).ok or 'none'
   return kind == 'none' or kind == wanted
