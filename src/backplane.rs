@@ -1,5 +1,5 @@
-//! The backplane connects instances and backends: Redis, or memory for a single instance. It delivers published messages,
-//! reports its own health and publishes commands; each domain keeps its shared state in a store of its own.
+//! The backplane connects instances and backends: Redis, or memory for a single instance. It delivers published
+//! messages, reports its own health and publishes commands; each domain keeps its shared state in a store of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +30,8 @@ pub enum BackplaneEvent<'a> {
         channel: &'a [u8],
         payload: &'a [u8],
     },
-    /// A user's or control message larger than `limits.max_payload_bytes`, discarded. `channel` is empty if its name was
-    /// too large, too.
+    /// A user's or control message larger than `limits.max_payload_bytes`, discarded. `channel` is empty if its name
+    /// was too large, too.
     Oversize {
         channel: &'a [u8],
     },

@@ -1,4 +1,4 @@
-//! What waits in all send queues together, and one outbox's share of it.
+//! The backlog: the bytes in all send queues together, and the share of each queue.
 
 use std::sync::Arc;
 
@@ -8,34 +8,32 @@ use tracing::warn;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 
-/// What each outbox may keep however much waits in the others.
+/// The bytes that each send queue may hold, however full the others are.
 const FAIR_SHARE: usize = 16 * 1024;
 
-/// The bytes that wait in all send queues together.
 #[derive(Debug)]
 pub struct Backlog {
-    /// The metric is the account.
+    /// The metric itself is the counter.
     bytes: IntGauge,
-    most: usize,
+    max_bytes: usize,
     lost: IntCounter,
     given_up: IntCounter,
-    crowds: LogRate,
+    warnings: LogRate,
 }
 
 impl Backlog {
-    /// With room for this many bytes.
-    pub fn new(metrics: &Metrics, most: usize) -> Arc<Self> {
+    pub fn new(metrics: &Metrics, max_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             bytes: metrics.backlog_bytes.clone(),
-            most,
+            max_bytes,
             lost: metrics.deliveries_dropped.clone(),
             given_up: metrics.limited.with_label_values(&["max_total_bytes"]),
-            crowds: LogRate::new(),
+            warnings: LogRate::new(),
         })
     }
 }
 
-/// One outbox's share: told only while its socket takes nothing, so that an ordinary delivery pays nothing.
+/// One send queue's share. It is updated only while the socket is stalled, so that an ordinary delivery costs nothing.
 #[derive(Debug)]
 pub(super) struct Share {
     backlog: Arc<Backlog>,
@@ -47,25 +45,26 @@ impl Share {
         Self { backlog, bytes: 0 }
     }
 
-    /// This many bytes wait in this outbox now. Gives whether that is more than its share while all together have too
-    /// many.
+    /// Sets the bytes in this queue. Returns whether they exceed its fair share while the whole backlog is too large.
     pub(super) fn set(&mut self, bytes: usize) -> bool {
         if bytes != self.bytes {
             let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
             self.backlog.bytes.add(signed(bytes) - signed(self.bytes));
             self.bytes = bytes;
         }
-        bytes > FAIR_SHARE && usize::try_from(self.backlog.bytes.get()).is_ok_and(|total| total > self.backlog.most)
+        bytes > FAIR_SHARE
+            && usize::try_from(self.backlog.bytes.get()).is_ok_and(|total| total > self.backlog.max_bytes)
     }
-}
 
-impl Share {
-    /// Takes note that this outbox was given up with so many events in it.
+    /// Counts a connection that is closed because of the backlog, with the events lost.
     pub(super) fn count_given_up(&self, lost: usize) {
         self.backlog.given_up.inc();
         self.backlog.lost.inc_by(lost as u64);
-        if let Some(held_back) = self.backlog.crowds.admit() {
-            warn!(lost, held_back, "slow connection given up: too much waits in all (send_queue.max_total_bytes)");
+        if let Some(held_back) = self.backlog.warnings.admit() {
+            warn!(
+                lost,
+                held_back, "slow connection closed: the send queues together exceed send_queue.max_total_bytes"
+            );
         }
     }
 }

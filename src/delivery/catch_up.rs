@@ -1,8 +1,8 @@
-//! How far a client has got in its user's stored history, and what waits while it is brought level with that.
+//! A client's position in its user's stored history, and the events that are pending during catch-up.
 //!
-//! Stored events reach a client live as long as each follows the one before. Where one does not, everything that comes
-//! waits, the history is read from the client's position on, and what waited is sent behind it: the same way for a client
-//! that resumes and for one that missed something while it was connected.
+//! Stored events are delivered live as long as each follows the previous one. At a gap, all further events are pending,
+//! the history is read from the client's position, and the pending events are sent after it. A client that resumes and
+//! one that missed an event while connected are treated alike.
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -10,16 +10,15 @@ use tokio::time::Instant;
 use crate::config::SendQueue as Bound;
 use crate::protocol::{Continuity, Cursor};
 
-/// A client's position in the stored history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {
-    /// It has everything up to here.
+    /// The client has everything up to this cursor.
     At(Cursor),
-    /// The history could not be read when it came: it has nothing of what was stored since.
+    /// The history could not be read when the client connected: it has no event stored since.
     Since(Instant),
 }
 
-/// One event that waits, and its position where it is stored.
+/// An event and, if it is stored, its position.
 type PendingEvent = (Option<Cursor>, Bytes);
 
 #[derive(Debug, Default)]
@@ -27,54 +26,50 @@ type PendingEvent = (Option<Cursor>, Bytes);
 struct Pending {
     events: Vec<PendingEvent>,
     bytes: usize,
-    /// The history is being read; what waited by then is stored for whoever reads it.
     reading: bool,
+    /// How many events were pending when the read began: the read returns those of them that are stored.
     before_reading: usize,
-    /// Where the newest stored event was said to be meanwhile: it may have come after the reading, and be lost.
+    /// The newest stored position reported meanwhile: that event may be stored after the read, and be missed.
     newest: Option<Cursor>,
 }
 
-/// See the module.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct CatchUp {
     position: Position,
-    /// None while the client is level.
+    /// `None` while the client is caught up.
     pending: Option<Box<Pending>>,
 }
 
-/// What was found in the history behind a client's position.
+/// A page of the history after a client's position.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub struct CatchUpPage {
-    /// The events, ready to be sent.
+    /// Encoded frames.
     pub events: Vec<(Cursor, Bytes)>,
-    /// Up to where was read.
     pub upto: Cursor,
-    /// Whether that was all, at the time.
+    /// Whether the page reached the newest position.
     pub complete: bool,
 }
 
-/// What to send, in this order, each with whether it is stored.
+/// The events to send, in order, each with whether it is stored.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Replayed {
     pub(super) events: Vec<(bool, Bytes)>,
-    /// Events with positions that this history does not have: nobody of ours published them.
+    /// Dropped events: the history does not have their positions, so tidings did not publish them.
     pub(super) foreign: usize,
 }
 
 impl CatchUp {
-    /// CatchUp with whatever there is.
     pub(super) fn new() -> Self {
         Self { position: Position::Since(Instant::now()), pending: None }
     }
 
-    /// Keeps what comes until [`CatchUp::replay`], as the history is being read already.
+    /// Keeps all events pending until [`CatchUp::replay`]: the history is already being read.
     pub(super) fn pause(&mut self) {
         self.pending = Some(Box::new(Pending { reading: true, ..Pending::default() }));
     }
 
-    /// The client has everything up to this position.
     pub(super) fn set(&mut self, position: Position) {
         self.position = position;
     }
@@ -83,17 +78,17 @@ impl CatchUp {
         self.pending.is_some()
     }
 
-    /// Whether the history must be read, and is not yet.
+    /// Whether the history must be read, and no read is in progress.
     pub(super) fn wants_reading(&self) -> bool {
         self.pending.as_ref().is_some_and(|pending| !pending.reading)
     }
 
-    /// From here on everything waits, until the history was read.
+    /// Keeps all further events pending until the history has been read.
     pub(super) fn fall_behind(&mut self) {
         self.pending.get_or_insert_default();
     }
 
-    /// Where to read from; what waits now will be found there.
+    /// Returns the position to read from. The read will return the stored events that are pending now.
     pub(super) fn begin_reading(&mut self) -> Position {
         if let Some(pending) = &mut self.pending {
             pending.reading = true;
@@ -102,7 +97,7 @@ impl CatchUp {
         self.position
     }
 
-    /// What an event at this position is to a client that is level.
+    /// How an event at this position follows the client's position.
     pub(super) fn followed_by(&self, cursor: &Cursor) -> Continuity {
         match self.position {
             Position::At(position) => position.followed_by(cursor),
@@ -110,14 +105,14 @@ impl CatchUp {
         }
     }
 
-    /// Hears where the newest stored event is; gives whether the client turned out to be behind.
+    /// Compares the client with the newest stored position; returns whether the client is found to be behind.
     pub(super) fn compare(&mut self, newest: &Cursor) -> bool {
         if let Some(pending) = &mut self.pending {
             pending.newest = Some(*newest);
             return false;
         }
         let behind = match &mut self.position {
-            // Redis lost what the client has, and maybe more.
+            // Redis lost the entries that the client has, and maybe later ones.
             Position::At(position) if newest.number == 0 => position.number > 0 && position.epoch != newest.epoch,
             Position::Since(_) => newest.number > 0,
             Position::At(position) if position.is_same_position(newest) => {
@@ -142,51 +137,51 @@ impl CatchUp {
             || (pending.events.len() < bound.max_messages && pending.bytes + more <= bound.max_bytes)
     }
 
-    pub(super) fn wait(&mut self, cursor: Option<Cursor>, event: Bytes) {
+    pub(super) fn add_pending(&mut self, cursor: Option<Cursor>, event: Bytes) {
         let pending = self.pending.get_or_insert_default();
         pending.bytes += event.len();
         pending.events.push((cursor, event));
     }
 
-    /// Forgets what waits; the stored ones will be read. Gives how many others there were.
-    pub(super) fn forget(&mut self) -> usize {
+    /// Drops the pending events; the stored ones will be read. Returns the number of the others.
+    pub(super) fn drop_pending(&mut self) -> usize {
         let Some(pending) = &mut self.pending else { return 0 };
         (pending.bytes, pending.before_reading) = (0, 0);
-        let forgotten = std::mem::take(&mut pending.events);
-        // The reading that is under way may not have it.
-        if let Some(last) = forgotten.iter().rev().find_map(|(cursor, _)| *cursor) {
+        let dropped = std::mem::take(&mut pending.events);
+        // A read in progress may not return it.
+        if let Some(last) = dropped.iter().rev().find_map(|(cursor, _)| *cursor) {
             pending.newest = Some(last);
         }
-        forgotten.iter().filter(|(cursor, _)| cursor.is_none()).count()
+        dropped.iter().filter(|(cursor, _)| cursor.is_none()).count()
     }
 
-    /// Takes what was found, and gives what to send now. The client is level afterwards, or there is more to read.
-    pub(super) fn replay(&mut self, found: CatchUpPage) -> Replayed {
+    /// Merges a page with the pending events. Afterwards the client is caught up, or there is more to read.
+    pub(super) fn replay(&mut self, page: CatchUpPage) -> Replayed {
         let mut replayed = Replayed::default();
         let Some(mut pending) = self.pending.take() else { return replayed };
-        let first_waiting = pending.events.iter().find_map(|(cursor, _)| *cursor);
-        // What waits stands in the order of publishing: what is found is older than all of it up to the first that is
-        // stored, and sent from there on as it waits.
+        let first_pending = pending.events.iter().find_map(|(cursor, _)| *cursor);
+        // Pending events are in publishing order. The page supplies the events before the first stored pending one; the
+        // pending events supply the rest.
         let older =
-            |cursor: &Cursor| first_waiting.is_none_or(|first| (cursor.ms, cursor.number) < (first.ms, first.number));
-        for (cursor, event) in found.events {
+            |cursor: &Cursor| first_pending.is_none_or(|first| (cursor.ms, cursor.number) < (first.ms, first.number));
+        for (cursor, event) in page.events {
             if !older(&cursor) {
                 break;
             }
-            if self.follow(&cursor) {
+            if self.advance(&cursor) {
                 replayed.events.push((true, event));
             }
         }
-        if older(&found.upto) && self.followed_by(&found.upto) != Continuity::Known {
-            // What has ended by its own ttl lies in between.
-            self.position = Position::At(found.upto);
+        if older(&page.upto) && self.followed_by(&page.upto) != Continuity::Known {
+            // Events in between have expired by their own ttl.
+            self.position = Position::At(page.upto);
         }
-        if !found.complete && older(&found.upto) {
+        if !page.complete && older(&page.upto) {
             pending.reading = false;
             self.pending = Some(pending);
             return replayed;
         }
-        let has = |cursor: &Cursor| found.upto.followed_by(cursor) == Continuity::Known;
+        let page_covers = |cursor: &Cursor| page.upto.followed_by(cursor) == Continuity::Known;
         let mut rest = std::mem::take(&mut pending.events).into_iter().enumerate();
         while let Some((index, (cursor, event))) = rest.next() {
             match cursor.map(|cursor| (cursor, self.followed_by(&cursor))) {
@@ -196,19 +191,19 @@ impl CatchUp {
                     replayed.events.push((true, event));
                 }
                 Some((_, Continuity::Known)) => {}
-                // All that is stored before it was sent just now, or has ended by its own ttl.
-                Some((cursor, Continuity::Gap)) if first_waiting == Some(cursor) && has(&cursor) => {
+                // All stored events before it were just sent, or have expired by their own ttl.
+                Some((cursor, Continuity::Gap)) if first_pending == Some(cursor) && page_covers(&cursor) => {
                     self.position = Position::At(cursor);
                     replayed.events.push((true, event));
                 }
-                // It was published before all of the history was read, and is not in there.
+                // It was published before the complete history was read, and is not in it.
                 Some((cursor, Continuity::Gap))
-                    if found.complete && index < pending.before_reading && !has(&cursor) =>
+                    if page.complete && index < pending.before_reading && !page_covers(&cursor) =>
                 {
                     replayed.foreign += 1;
                 }
                 Some((cursor, Continuity::Gap)) => {
-                    let rest = std::iter::once((Some(cursor), event)).chain(rest.map(|(_, waiter)| waiter));
+                    let rest = std::iter::once((Some(cursor), event)).chain(rest.map(|(_, pending)| pending));
                     let events: Vec<PendingEvent> = rest.collect();
                     let bytes = events.iter().map(|(_, event)| event.len()).sum();
                     let newest = pending.newest;
@@ -225,7 +220,7 @@ impl CatchUp {
         replayed
     }
 
-    /// The history could not be read: what waits is sent, unless something of it is stored. Then it must be read.
+    /// Without a page: sends the pending events, unless one of them is stored, so that the history must be read first.
     pub(super) fn replay_unread(&mut self) -> Replayed {
         let Some(mut pending) = self.pending.take() else { return Replayed::default() };
         if pending.events.iter().any(|(cursor, _)| cursor.is_some()) {
@@ -236,8 +231,8 @@ impl CatchUp {
         Replayed { events: pending.events.into_iter().map(|(_, event)| (false, event)).collect(), foreign: 0 }
     }
 
-    /// Moves on to an event of the history, unless it is known.
-    fn follow(&mut self, cursor: &Cursor) -> bool {
+    /// Advances to this position unless the client has it; returns whether it advanced.
+    fn advance(&mut self, cursor: &Cursor) -> bool {
         let known = self.followed_by(cursor) == Continuity::Known;
         if !known {
             self.position = Position::At(*cursor);

@@ -1,4 +1,4 @@
-//! Who is connected here: users and their connections, in one concurrent map. Nothing in here awaits.
+//! The users connected here and their connections, in one concurrent map. This module never awaits.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,49 +14,42 @@ use tokio::sync::Notify;
 use super::send_queue::SendQueue;
 use crate::protocol::{ConnectionId, CredentialId, Dialect, UserId};
 
-/// One connection, as everybody but its own task sees it.
+/// One connection, shared by its own task and all others.
 #[derive(Debug)]
 pub struct ConnectionHandle {
-    /// Its id.
     pub id: ConnectionId,
-    /// How it is spoken to.
     pub dialect: Dialect,
-    /// What it came with.
     pub credential: CredentialSlot,
-    /// Its queue.
     pub queue: SendQueue,
 }
 
-/// The token or session that a connection is held by. A refresh changes it while others look, hence an atomic; what
-/// orders it is the lock of whoever knows the revoked ones (see `connection`).
+/// The token or session that authorises a connection. Atomic, because a refresh changes it while other tasks read it;
+/// the lock of the revocation list orders these accesses (see `connection`).
 #[derive(Debug, Default)]
 pub struct CredentialSlot(AtomicU64);
 
 impl CredentialSlot {
-    /// Takes another, or none.
     pub fn set(&self, credential: Option<CredentialId>) {
         self.0.store(CredentialId::to_bits(credential), Ordering::Relaxed);
     }
 
-    /// The one it is now.
     pub fn get(&self) -> Option<CredentialId> {
         CredentialId::from_bits(self.0.load(Ordering::Relaxed))
     }
 }
 
-/// The concurrent map of users and their connections.
 #[derive(Debug, Default)]
 pub struct Registry {
-    /// Most users have one connection, which is kept in position.
+    /// Most users have one connection, which is stored inline.
     users: DashMap<UserId, SmallVec<[Arc<ConnectionHandle>; 1]>, RandomState>,
     connections: AtomicUsize,
-    /// Users whose connections came or went since presence last looked.
+    /// Users with connections added or removed since the last [`Registry::take_changes`].
     changed: Mutex<HashSet<UserId, RandomState>>,
     change: Notify,
 }
 
 impl Registry {
-    /// Adds a connection; it stays until the registration is dropped.
+    /// Adds a connection; dropping the registration removes it.
     pub fn register(self: &Arc<Self>, user: UserId, handle: Arc<ConnectionHandle>) -> Registration {
         match self.users.entry(user.clone()) {
             Entry::Occupied(mut entry) => entry.get_mut().push(Arc::clone(&handle)),
@@ -68,7 +61,7 @@ impl Registry {
     }
 
     fn remove(&self, user: &UserId, handle: &Arc<ConnectionHandle>) {
-        // Under the entry's lock: a connection that arrives meanwhile is never taken out with the one that leaves.
+        // Under the entry's lock, so that a connection added concurrently is never removed with this one.
         let Entry::Occupied(mut entry) = self.users.entry(user.clone()) else { return };
         let handles = entry.get_mut();
         handles.retain(|other| !Arc::ptr_eq(other, handle));
@@ -87,50 +80,46 @@ impl Registry {
         self.change.notify_one();
     }
 
-    /// Gives `look` a user's connections, in the order they came, where there is one. It keeps others of the same part
-    /// of the map from coming and going, so nothing in there may wait.
-    pub fn with<T>(&self, user: &str, look: impl FnOnce(&[Arc<ConnectionHandle>]) -> T) -> Option<T> {
-        self.users.get(user).map(|handles| look(&handles))
+    /// Calls `read` with a user's connections, oldest first, if there is one. It holds the lock of one shard of the
+    /// map, so `read` must not block.
+    pub fn with<T>(&self, user: &str, read: impl FnOnce(&[Arc<ConnectionHandle>]) -> T) -> Option<T> {
+        self.users.get(user).map(|handles| read(&handles))
     }
 
-    /// How many connections a user has here.
     pub fn connections_of(&self, user: &str) -> usize {
         self.users.get(user).map_or(0, |handles| handles.len())
     }
 
-    /// Every connection.
     pub fn handles(&self) -> Vec<Arc<ConnectionHandle>> {
         self.users.iter().flat_map(|entry| entry.value().clone()).collect()
     }
 
-    /// Every user.
     pub fn user_ids(&self) -> Vec<UserId> {
         self.users.iter().map(|entry| entry.key().clone()).collect()
     }
 
-    /// How many connections there are.
+    /// The number of connections.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// How many users have one.
+    /// The number of users.
     pub fn users(&self) -> usize {
         self.users.len()
     }
 
-    /// Waits until [`Registry::take_changes`] has something to give.
+    /// Waits until [`Registry::take_changes`] may return users.
     pub async fn changed(&self) {
         self.change.notified().await;
     }
 
-    /// The users to look at again. CatchUp-triggered: it says that something changed, [`Registry::connections_of`] says
-    /// to what.
+    /// Returns the users whose connections may have changed. [`Registry::connections_of`] returns the current state.
     pub fn take_changes(&self) -> HashSet<UserId, RandomState> {
         std::mem::take(&mut *self.changed.lock())
     }
 }
 
-/// A connection's position in the registry; dropping it leaves.
+/// Keeps a connection in the registry until it is dropped.
 #[derive(Debug)]
 pub struct Registration {
     registry: Arc<Registry>,
@@ -139,7 +128,6 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Whose connection it is.
     pub fn user(&self) -> &UserId {
         &self.user
     }
@@ -171,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_user_is_held_from_the_first_connection_to_the_end_of_the_last() {
+    async fn a_user_is_registered_from_the_first_connection_to_the_end_of_the_last() {
         let registry = Arc::new(Registry::default());
         let first = registry.register(user("42"), handle().await);
         let second = registry.register(user("42"), handle().await);

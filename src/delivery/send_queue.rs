@@ -1,9 +1,9 @@
-//! One connection's bounded queue of WebSocket frames, and the only position that writes to its socket.
+//! One connection's bounded queue of WebSocket frames, and the only code that writes to its socket.
 //!
-//! Whoever has a frame queues it here and then tries the socket at once, under the same lock: in the common case the
-//! frame is on its way without waking the connection's task. What the socket does not take stays queued, and the task
-//! writes it when the socket has room. Only whole frames enter the queue and the lock orders them, so frames are never
-//! torn nor swapped, whoever writes them.
+//! A task that sends a frame queues it here and then writes to the socket under the same lock, usually without waking
+//! the connection's task. Bytes that the socket does not accept stay queued, and the connection's task writes them when
+//! the socket has room. Only whole frames enter the queue and the lock orders them, so frames are never torn nor
+//! reordered.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
@@ -21,55 +21,51 @@ use super::socket::Socket;
 use crate::config::{SendQueue as Bound, SlowClient};
 use crate::protocol::{Close, Continuity, Cursor};
 
-/// Most frames in one write.
 const MAX_SLICES: usize = 32;
 
-/// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pushed {
     /// Queued into an empty queue: the caller owes a [`SendQueue::flush`].
     First,
     /// Queued behind others.
     Behind,
-    /// It waits, or is read later, until the client is level with the history.
+    /// Pending, or left to be read from the history, until the client has caught up.
     Pending,
     /// The client has it already.
     Known,
-    /// Queued, and this many older ones were dropped for it.
+    /// Queued, and this many older events were dropped for it.
     Displaced(usize),
-    /// The queue was full: the connection is being closed, and this many events are lost with it.
+    /// The queue was full: the connection is closing, and this many events are lost.
     Full(usize),
-    /// The connection was being closed already.
+    /// The connection was already closing.
     Closed,
 }
 
-/// What the connection's task has to look at.
+/// An event that the connection's task must handle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driven {
-    /// Somebody asked for the connection to be closed.
     Closing(Close),
-    /// The socket's progress changed: since this moment it takes nothing, or it takes everything again.
+    /// The socket has accepted no bytes since this time, or it is no longer stalled.
     Stalled(Option<Instant>),
-    /// The client is behind, and takes more: the history must be read.
+    /// The client is behind and its socket is not stalled: the history must be read.
     Behind,
 }
 
-/// One frame in the queue.
 #[derive(Debug)]
 struct Frame {
     bytes: Bytes,
-    /// A stored event: whoever does not get it now must be sent it later, with all that follows.
+    /// A stored event is never dropped to make room for others.
     stored: bool,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Oldest first. One frame lies in position: most connections never have a second one pending.
+    /// Oldest first. One frame is stored inline: most connections never queue a second one.
     queue: SmallVec<[Frame; 1]>,
     bytes: usize,
-    /// The front frame is partly on the socket, or is the greeting: it must go out, whatever happens to the others.
+    /// The front frame is partly written, or is the greeting: it must be sent, even if the others are dropped.
     front_begun: bool,
-    /// Nothing is written between [`SendQueue::pause`] and [`SendQueue::start`].
+    /// No frame is written between [`SendQueue::pause`] and [`SendQueue::start`].
     paused: bool,
     stalled_since: Option<Instant>,
     closing: Option<Close>,
@@ -77,7 +73,6 @@ struct State {
     share: Share,
 }
 
-/// See the module.
 #[derive(Debug)]
 pub struct SendQueue {
     socket: Socket,
@@ -86,7 +81,6 @@ pub struct SendQueue {
 }
 
 impl SendQueue {
-    /// An empty outbox on this socket. What waits in it counts in the backlog.
     pub fn new(socket: Socket, backlog: Arc<Backlog>) -> Self {
         let state = State {
             queue: SmallVec::new(),
@@ -101,28 +95,27 @@ impl SendQueue {
         Self { socket, state: Mutex::new(state), waker: AtomicWaker::new() }
     }
 
-    /// Keeps what is pushed from now on behind the greeting, which [`SendQueue::start`] gives, and events until
-    /// [`SendQueue::replay`].
+    /// Holds all frames until [`SendQueue::start`] sends the greeting, and all events until [`SendQueue::replay`].
     pub fn pause(&self) {
         let mut state = self.state.lock();
         state.paused = true;
         state.catch_up.pause();
     }
 
-    /// The client has everything up to this position, before anything is replayed.
+    /// Sets the client's position, before [`SendQueue::replay`].
     pub fn start_at(&self, position: Position) {
         self.state.lock().catch_up.set(position);
     }
 
-    /// Sends what was found behind the client's position, and what waited for it; where the history could not be read, what
-    /// waited alone. Gives how many events that was, and how many that waited belong to no history of ours.
-    pub fn replay(&self, found: Option<CatchUpPage>) -> (usize, usize) {
+    /// Sends a page of the history and the pending events after it; `None` if the history could not be read. Returns
+    /// the number of events sent, and of pending events dropped because tidings did not publish them.
+    pub fn replay(&self, page: Option<CatchUpPage>) -> (usize, usize) {
         let mut state = self.state.lock();
         if state.closing.is_some() {
             return (0, 0);
         }
-        let Replayed { events, foreign } = match found {
-            Some(found) => state.catch_up.replay(found),
+        let Replayed { events, foreign } = match page {
+            Some(page) => state.catch_up.replay(page),
             None => state.catch_up.replay_unread(),
         };
         let sent = events.len();
@@ -130,13 +123,13 @@ impl SendQueue {
             state.append(Frame { bytes, stored });
         }
         self.write_queued(&mut state);
-        // Whoever releases drives the outbox, and so sees what this gave.
-        state.settle();
+        // No wake: the caller is the connection's task, which drives the queue next.
+        state.update_share();
         (sent, foreign)
     }
 
-    /// Hears where the newest stored event of the user is; a client that turns out to be behind is brought level.
-    /// Gives whether it was.
+    /// Compares the client with the user's newest stored position, and starts catch-up if it is behind. Returns whether
+    /// it is.
     pub fn compare(&self, newest: &Cursor) -> bool {
         let mut state = self.state.lock();
         let behind = state.closing.is_none() && state.catch_up.compare(newest);
@@ -147,42 +140,41 @@ impl SendQueue {
         behind
     }
 
-    /// Where to read the history from, for a client that is behind.
+    /// Starts a read of the history; returns the position to read from.
     pub fn begin_reading(&self) -> Position {
         self.state.lock().catch_up.begin_reading()
     }
 
-    /// Lets frames out, the greeting before anything that was pushed so far.
+    /// Ends the pause. The greeting is sent before all frames pushed so far.
     pub fn start(&self, greeting: Option<Bytes>) {
         let mut state = self.state.lock();
         state.paused = false;
         if let Some(bytes) = greeting {
             state.bytes += bytes.len();
-            // Behind a frame that is half out, such as a pong from before the hello.
+            // After a partly written frame, such as a pong from before the hello.
             let position = usize::from(state.front_begun);
             state.queue.insert(position, Frame { bytes, stored: false });
-            // Not to be dropped for newer ones, as if it were half out itself.
+            // Protects the greeting from being dropped.
             state.front_begun = true;
         }
         self.write_queued(&mut state);
-        state.settle();
+        state.update_share();
     }
 
-    /// Queues one event within the bound, `stored` at this position, if it is. A single event larger than the bound is taken
-    /// by an empty queue.
+    /// Queues one event, `stored` at this position. An empty queue accepts even an event larger than the bound.
     pub fn push(&self, bytes: Bytes, stored: Option<&Cursor>, bound: &Bound) -> Pushed {
         let mut state = self.state.lock();
         if state.closing.is_some() {
             return Pushed::Closed;
         }
         if state.catch_up.is_pending() {
-            return self.wait(state, bytes, stored, bound);
+            return self.keep_pending(state, bytes, stored, bound);
         }
         match stored.map(|cursor| state.catch_up.followed_by(cursor)) {
             Some(Continuity::Known) => Pushed::Known,
             Some(Continuity::Gap) => {
                 state.catch_up.fall_behind();
-                self.wait(state, bytes, stored, bound)
+                self.keep_pending(state, bytes, stored, bound)
             }
             None | Some(Continuity::Next) => self.queue(state, bytes, stored, bound),
         }
@@ -191,7 +183,7 @@ impl SendQueue {
     fn queue(&self, mut state: MutexGuard<'_, State>, bytes: Bytes, stored: Option<&Cursor>, bound: &Bound) -> Pushed {
         let mut dropped = 0;
         if state.is_full(bytes.len(), bound) {
-            // A burst is not a slow client: ask the socket before judging.
+            // A burst does not mean a slow client: try the socket first.
             self.write_queued(&mut state);
             while state.is_full(bytes.len(), bound) {
                 if bound.slow_client == SlowClient::Disconnect {
@@ -204,7 +196,7 @@ impl SendQueue {
                     if stored.is_none() {
                         return Pushed::Displaced(dropped + 1);
                     }
-                    // It is read from the history once there is room.
+                    // It will be read from the history once there is room.
                     state.catch_up.fall_behind();
                     drop(state);
                     self.waker.wake();
@@ -218,7 +210,7 @@ impl SendQueue {
         if let Some(cursor) = stored {
             state.catch_up.set(Position::At(*cursor));
         }
-        if state.stalled_since.is_some() && state.settle() {
+        if state.stalled_since.is_some() && state.update_share() {
             drop(state);
             self.waker.wake();
             return Pushed::Full(dropped);
@@ -230,12 +222,18 @@ impl SendQueue {
         }
     }
 
-    /// Keeps an event until the client is level with the history.
-    fn wait(&self, mut state: MutexGuard<'_, State>, bytes: Bytes, stored: Option<&Cursor>, bound: &Bound) -> Pushed {
+    /// Keeps an event until the client has caught up with the history.
+    fn keep_pending(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        bytes: Bytes,
+        stored: Option<&Cursor>,
+        bound: &Bound,
+    ) -> Pushed {
         let mut lost = 0;
         if !state.catch_up.has_room(bytes.len(), bound) {
-            // The stored ones are found in the history; before the greeting, nothing was promised of the others.
-            lost = state.catch_up.forget();
+            // The stored events can be read from the history; the others are not guaranteed before the greeting.
+            lost = state.catch_up.drop_pending();
             if lost + usize::from(stored.is_none()) > 0 && !state.paused && bound.slow_client == SlowClient::Disconnect
             {
                 lost += state.give_up(Close::TooSlow) + usize::from(stored.is_none());
@@ -244,8 +242,8 @@ impl SendQueue {
                 return Pushed::Full(lost);
             }
         }
-        state.catch_up.wait(stored.copied(), bytes);
-        let crowded = state.settle();
+        state.catch_up.add_pending(stored.copied(), bytes);
+        let crowded = state.update_share();
         let wake = crowded || state.catch_up.wants_reading();
         drop(state);
         if wake {
@@ -258,14 +256,14 @@ impl SendQueue {
         }
     }
 
-    /// Queues one of the connection's own frames, which are few, and tries the socket at once.
+    /// Queues one of the connection's own frames, which are few, and writes to the socket at once.
     pub fn send(&self, frame: Bytes) {
         let mut state = self.state.lock();
         state.append(Frame { bytes: frame, stored: false });
         self.write_queued(&mut state);
     }
 
-    /// As [`SendQueue::send`], for others than the connection itself: unless it is being closed, since nothing may follow
+    /// Like [`SendQueue::send`], for other tasks: does nothing if the connection is closing, since no frame may follow
     /// its close frame.
     pub fn send_while_open(&self, frame: Bytes) {
         let mut state = self.state.lock();
@@ -275,19 +273,19 @@ impl SendQueue {
         }
     }
 
-    /// Writes what the socket takes now; the connection's task sees to the rest.
+    /// Writes as much as the socket accepts now; the connection's task writes the rest.
     pub fn flush(&self) {
         self.write_queued(&mut self.state.lock());
     }
 
-    /// Asks the connection's task to close; the first reason stays.
+    /// Requests the connection's task to close; the first reason is kept.
     pub fn close(&self, close: Close) {
         self.state.lock().closing.get_or_insert(close);
         self.waker.wake();
     }
 
-    /// Drives the queue towards the socket. Ready when the task has to act: a close was asked for, or the moment since
-    /// which the socket takes nothing is not `armed` any more.
+    /// Writes queued frames to the socket. Ready when the task must act. `armed` is the start of the stall for which
+    /// the task has set its write timeout.
     pub fn poll_drive(&self, cx: &mut Context<'_>, armed: Option<Instant>) -> Poll<Driven> {
         self.waker.register(cx.waker());
         let _ = self.poll_flush(cx);
@@ -300,16 +298,13 @@ impl SendQueue {
         }
     }
 
-    /// Ready once nothing is queued any more.
-    ///
-    /// # Errors
-    /// The socket's.
+    /// Ready once the queue is empty, or while it is paused.
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             {
                 let mut state = self.state.lock();
                 self.write_queued(&mut state);
-                // Not stalled: whatever was queued is with the kernel.
+                // Not stalled: the kernel has all queued bytes.
                 if state.stalled_since.is_none() || state.paused {
                     return Poll::Ready(Ok(()));
                 }
@@ -318,15 +313,12 @@ impl SendQueue {
         }
     }
 
-    /// As [`tokio::io::AsyncRead`] does, on the shared socket.
-    ///
-    /// # Errors
-    /// The socket's.
+    /// Like [`tokio::io::AsyncRead`], on a shared socket.
     pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.socket.poll_read(cx, buf)
     }
 
-    /// Tells the client that nothing more comes: it sees the end behind the last frame.
+    /// Shuts down writing: the client sees the end of the stream after the last frame.
     pub fn finish_writing(&self) {
         self.socket.finish_writing();
     }
@@ -350,21 +342,21 @@ impl SendQueue {
                     state.share.set(state.catch_up.pending_bytes());
                     self.waker.wake();
                 }
-                // Empty: its room is given back.
+                // Free the memory of an empty queue.
                 state.queue.shrink_to_fit();
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                // Once: from here on the task waits for room, and waking it would only make it ask again.
+                // Wake the task once: from here on it waits for room itself.
                 if state.stalled_since.is_none() {
                     state.stalled_since = Some(Instant::now());
                     self.waker.wake();
                 }
-                if state.settle() {
+                if state.update_share() {
                     self.waker.wake();
                 }
             }
             Err(_) => {
-                // The reading side of the task meets the same end; whatever was queued is lost with the client.
+                // The task's read fails, too. All queued frames are lost.
                 state.give_up(Close::Gone);
                 state.queue = SmallVec::new();
                 state.bytes = 0;
@@ -376,7 +368,6 @@ impl SendQueue {
         }
     }
 
-    /// As much of the queue as one write takes.
     fn try_write(&self, queue: &[Frame]) -> io::Result<usize> {
         if let [only] = queue {
             return self.socket.try_write(&only.bytes);
@@ -401,7 +392,7 @@ impl State {
         self.queue.push(frame);
     }
 
-    /// Takes note of bytes that the socket took.
+    /// Removes bytes that the socket accepted.
     fn advance(&mut self, mut count: usize) {
         self.bytes = self.bytes.saturating_sub(count);
         let mut whole = 0;
@@ -420,8 +411,8 @@ impl State {
         }
     }
 
-    /// Tells the backlog what waits here, and gives up where that is too much for all; gives whether it did.
-    fn settle(&mut self) -> bool {
+    /// Updates the backlog, and closes the connection if its share is too large; returns whether it did.
+    fn update_share(&mut self) -> bool {
         let crowded = self.share.set(self.bytes + self.catch_up.pending_bytes()) && self.closing.is_none();
         if crowded {
             let lost = self.give_up(Close::Crowded);
@@ -430,7 +421,7 @@ impl State {
         crowded
     }
 
-    /// Whether this much more would fit if everything were dropped that can be.
+    /// Whether this many more bytes would fit if every droppable frame were dropped.
     fn could_take(&self, more: usize, bound: &Bound) -> bool {
         let begun = usize::from(self.front_begun);
         let stays = |(position, frame): &(usize, &Frame)| *position < begun || frame.stored;
@@ -439,14 +430,15 @@ impl State {
         count == 0 || (count < bound.max_messages && bytes + more <= bound.max_bytes)
     }
 
-    /// Drops everything but a frame that is half out, and what waits; gives how many were dropped.
+    /// Closes the connection, and drops all queued and pending events, except a partly written frame. Returns the
+    /// number dropped.
     fn give_up(&mut self, close: Close) -> usize {
         self.closing.get_or_insert(close);
         let keep = usize::from(self.front_begun);
         let lost = self.queue.len().saturating_sub(keep);
         self.queue.truncate(keep);
         self.bytes = self.queue.iter().map(|frame| frame.bytes.len()).sum();
-        let lost = lost + self.catch_up.forget();
+        let lost = lost + self.catch_up.drop_pending();
         self.share.set(self.bytes);
         lost
     }
@@ -502,14 +494,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_greeting_goes_before_what_was_pushed_earlier() {
-        let (outbox, mut client) = pair().await;
+    async fn the_greeting_is_sent_before_events_pushed_earlier() {
+        let (queue, mut client) = pair().await;
         let limit = bound(8, SlowClient::Disconnect);
-        outbox.pause();
-        assert_eq!(outbox.push(text_frame(&[b"event"]), None, &limit), Pushed::Pending);
-        outbox.flush();
-        outbox.replay(None);
-        outbox.start(Some(text_frame(&[b"hello"])));
+        queue.pause();
+        assert_eq!(queue.push(text_frame(&[b"event"]), None, &limit), Pushed::Pending);
+        queue.flush();
+        queue.replay(None);
+        queue.start(Some(text_frame(&[b"hello"])));
         let mut got = [0; 14];
         client.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"\x81\x05hello\x81\x05event");
@@ -517,38 +509,38 @@ mod tests {
 
     #[tokio::test]
     async fn a_burst_beyond_the_bound_reaches_a_client_that_reads() {
-        let (outbox, mut client) = pair().await;
+        let (queue, mut client) = pair().await;
         let limit = bound(4, SlowClient::Disconnect);
         for number in 0..40 {
-            assert!(!matches!(outbox.push(numbered(number, 10), None, &limit), Pushed::Full(_)), "{number}");
+            assert!(!matches!(queue.push(numbered(number, 10), None, &limit), Pushed::Full(_)), "{number}");
         }
-        outbox.flush();
+        queue.flush();
         let mut got = vec![0; 40 * 20];
         client.read_exact(&mut got).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_client_that_does_not_read_is_given_up_and_its_memory_with_it() {
-        let (outbox, _client) = pair().await;
+    async fn a_client_that_does_not_read_is_closed_and_its_queue_freed() {
+        let (queue, _client) = pair().await;
         let limit = bound(16, SlowClient::Disconnect);
-        let lost = (0..10_000).find_map(|n| match outbox.push(numbered(n, 10_000), None, &limit) {
+        let lost = (0..10_000).find_map(|n| match queue.push(numbered(n, 10_000), None, &limit) {
             Pushed::Full(lost) => Some(lost),
             _ => None,
         });
         assert!(lost.unwrap() >= 16, "{lost:?}");
-        assert!(outbox.state.lock().queue.len() <= 1);
-        assert_eq!(outbox.push(numbered(0, 1), None, &limit), Pushed::Closed);
-        let driven = poll_fn(|cx| outbox.poll_drive(cx, None)).await;
+        assert!(queue.state.lock().queue.len() <= 1);
+        assert_eq!(queue.push(numbered(0, 1), None, &limit), Pushed::Closed);
+        let driven = poll_fn(|cx| queue.poll_drive(cx, None)).await;
         assert_eq!(driven, Driven::Closing(Close::TooSlow));
     }
 
     #[tokio::test]
     async fn dropping_the_oldest_keeps_the_order_and_whole_frames() {
-        let (outbox, mut client) = pair().await;
+        let (queue, mut client) = pair().await;
         let limit = bound(16, SlowClient::DropOldest);
         let size = 10_000;
         for number in 0..2_000 {
-            let pushed = outbox.push(numbered(number, size), None, &limit);
+            let pushed = queue.push(numbered(number, size), None, &limit);
             assert!(!matches!(pushed, Pushed::Full(_) | Pushed::Closed));
         }
         let reader = async {
@@ -561,23 +553,23 @@ mod tests {
             }
             numbers
         };
-        let (numbers, flushed) = tokio::join!(reader, poll_fn(|cx| outbox.poll_flush(cx)));
+        let (numbers, flushed) = tokio::join!(reader, poll_fn(|cx| queue.poll_flush(cx)));
         flushed.unwrap();
         assert!(numbers.len() < 2_000 && numbers.is_sorted(), "{numbers:?}");
     }
 
     #[tokio::test]
-    async fn an_event_that_cannot_fit_behind_what_is_half_out_costs_the_others_nothing() {
-        let (outbox, mut client) = pair().await;
+    async fn an_event_that_cannot_fit_behind_a_partly_written_frame_displaces_no_other() {
+        let (queue, mut client) = pair().await;
         let limit = Bound { max_bytes: 10_000_000, ..bound(1_000, SlowClient::DropOldest) };
-        assert_eq!(outbox.push(numbered(0, 9_000_000), None, &limit), Pushed::First);
-        outbox.flush();
+        assert_eq!(queue.push(numbered(0, 9_000_000), None, &limit), Pushed::First);
+        queue.flush();
         for number in 1..=10 {
-            assert_eq!(outbox.push(numbered(number, 10), None, &limit), Pushed::Behind);
+            assert_eq!(queue.push(numbered(number, 10), None, &limit), Pushed::Behind);
         }
-        assert_eq!(outbox.push(numbered(11, 9_500_000), None, &limit), Pushed::Displaced(1));
+        assert_eq!(queue.push(numbered(11, 9_500_000), None, &limit), Pushed::Displaced(1));
         let mut got = vec![0; 9_000_000 + 8 + 10 + 10 * 20];
-        let (read, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| outbox.poll_flush(cx)));
+        let (read, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| queue.poll_flush(cx)));
         read.unwrap();
         flushed.unwrap();
         assert_eq!(got[got.len() - 20..][2..10], *b"00000010");
@@ -585,55 +577,55 @@ mod tests {
 
     #[tokio::test]
     async fn a_stored_event_without_room_is_not_dropped_but_read_later() {
-        let (outbox, _client) = pair().await;
+        let (queue, _client) = pair().await;
         let limit = bound(4, SlowClient::DropOldest);
         let at = |number| Cursor { epoch: NonZeroU64::MIN, ms: 1_000, number };
-        outbox.start_at(Position::At(at(0)));
+        queue.start_at(Position::At(at(0)));
         let mut last = 0;
-        while !outbox.state.lock().catch_up.is_pending() {
+        while !queue.state.lock().catch_up.is_pending() {
             last += 1;
-            assert!(last < 10_000, "it takes everything");
-            outbox.push(numbered(1, 10_000), Some(&at(last)), &limit);
+            assert!(last < 10_000, "the queue accepts everything");
+            queue.push(numbered(1, 10_000), Some(&at(last)), &limit);
         }
-        assert_eq!(outbox.state.lock().queue.len(), 4, "what is queued stays");
-        assert_eq!(outbox.begin_reading(), Position::At(at(last - 1)));
+        assert_eq!(queue.state.lock().queue.len(), 4, "queued frames are kept");
+        assert_eq!(queue.begin_reading(), Position::At(at(last - 1)));
     }
 
     #[tokio::test]
-    async fn a_stall_is_told_once_and_its_end_too() {
-        let (outbox, mut client) = pair().await;
+    async fn a_stall_and_its_end_are_reported_once_each() {
+        let (queue, mut client) = pair().await;
         let limit = bound(1_000, SlowClient::Disconnect);
         let mut sent = 0;
-        while outbox.state.lock().stalled_since.is_none() {
-            outbox.push(numbered(0, 10_000), None, &limit);
-            outbox.flush();
+        while queue.state.lock().stalled_since.is_none() {
+            queue.push(numbered(0, 10_000), None, &limit);
+            queue.flush();
             sent += 10_012;
         }
-        let Driven::Stalled(since) = poll_fn(|cx| outbox.poll_drive(cx, None)).await else { panic!("closing") };
+        let Driven::Stalled(since) = poll_fn(|cx| queue.poll_drive(cx, None)).await else { panic!("closing") };
         assert!(since.is_some());
         let mut got = vec![0; sent];
-        let (_, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| outbox.poll_flush(cx)));
+        let (_, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| queue.poll_flush(cx)));
         flushed.unwrap();
-        assert_eq!(poll_fn(|cx| outbox.poll_drive(cx, since)).await, Driven::Stalled(None));
+        assert_eq!(poll_fn(|cx| queue.poll_drive(cx, since)).await, Driven::Stalled(None));
     }
 
     #[tokio::test]
-    async fn an_emptied_queue_gives_its_room_back() {
-        let (outbox, mut client) = pair().await;
+    async fn an_emptied_queue_frees_its_memory() {
+        let (queue, mut client) = pair().await;
         let limit = bound(1_000, SlowClient::Disconnect);
-        outbox.pause();
+        queue.pause();
         for number in 0..100 {
-            outbox.push(numbered(number, 1), None, &limit);
+            queue.push(numbered(number, 1), None, &limit);
         }
-        outbox.replay(None);
-        outbox.start(None);
+        queue.replay(None);
+        queue.start(None);
         let mut got = vec![0; 100 * 11];
         client.read_exact(&mut got).await.unwrap();
-        assert!(!outbox.state.lock().queue.spilled());
+        assert!(!queue.state.lock().queue.spilled());
     }
 
     #[tokio::test]
-    async fn while_all_together_are_too_full_nobody_keeps_more_than_a_share() {
+    async fn while_the_backlog_is_too_large_no_queue_keeps_more_than_its_share() {
         let metrics = Metrics::new();
         let (gauge, backlog) = (&metrics.backlog_bytes, Backlog::new(&metrics, 100_000));
         let limit = bound(1_000, SlowClient::DropOldest);
@@ -643,9 +635,9 @@ mod tests {
         }
         let (mut most, mut given_up) = (0, 0);
         for round in 0..100 {
-            for (outbox, _) in &pairs {
-                given_up += usize::from(matches!(outbox.push(numbered(round, 10_000), None, &limit), Pushed::Full(_)));
-                outbox.flush();
+            for (queue, _) in &pairs {
+                given_up += usize::from(matches!(queue.push(numbered(round, 10_000), None, &limit), Pushed::Full(_)));
+                queue.flush();
                 most = most.max(gauge.get());
             }
         }
@@ -653,15 +645,15 @@ mod tests {
         assert_eq!(metrics.limited.with_label_values(&["max_total_bytes"]).get(), given_up as u64);
         assert!(metrics.deliveries_dropped.get() >= given_up as u64);
         assert!(most <= 100_000 + 20 * (16 * 1024 + 10_012), "{most} bytes");
-        let (outbox, client) = &mut pairs[19];
-        let driven = poll_fn(|cx| outbox.poll_drive(cx, None)).await;
+        let (queue, client) = &mut pairs[19];
+        let driven = poll_fn(|cx| queue.poll_drive(cx, None)).await;
         assert_eq!(driven, Driven::Closing(Close::Crowded));
-        // Also one whose very first event is more than its share.
+        // The same holds for a queue whose first event exceeds its share.
         let (late, _late_client) = pair_within(&backlog).await;
         late.push(numbered(0, 10_000_000), None, &limit);
         late.flush();
         assert_eq!(late.push(numbered(1, 1), None, &limit), Pushed::Closed);
-        // Those who read are served all the while.
+        // Clients that read are served meanwhile.
         let (ready, mut reader) = pair_within(&backlog).await;
         for round in 0..10 {
             assert_eq!(ready.push(numbered(round, 100), None, &limit), Pushed::First);
@@ -669,31 +661,31 @@ mod tests {
             reader.read_exact(&mut [0; 110]).await.unwrap();
         }
         drop(client.shutdown().await);
-        assert!(gauge.get() > 0, "what is half out is still there");
+        assert!(gauge.get() > 0, "partly written frames are kept");
         drop((pairs, late));
-        assert_eq!(gauge.get(), 0, "who is gone keeps nothing");
+        assert_eq!(gauge.get(), 0, "a closed connection holds no bytes");
     }
 
     #[tokio::test]
-    async fn what_is_written_at_once_is_no_backlog_and_what_waits_is() {
+    async fn only_bytes_that_the_socket_does_not_accept_count_as_backlog() {
         let metrics = Metrics::new();
         let gauge = &metrics.backlog_bytes;
-        let (outbox, mut client) = pair_within(&Backlog::new(&metrics, usize::MAX)).await;
+        let (queue, mut client) = pair_within(&Backlog::new(&metrics, usize::MAX)).await;
         let limit = bound(1_000, SlowClient::Disconnect);
-        outbox.push(numbered(0, 100), None, &limit);
-        outbox.flush();
+        queue.push(numbered(0, 100), None, &limit);
+        queue.flush();
         assert_eq!(gauge.get(), 0);
         let mut sent = 110;
         while gauge.get() == 0 {
-            outbox.push(numbered(0, 10_000), None, &limit);
-            outbox.flush();
+            queue.push(numbered(0, 10_000), None, &limit);
+            queue.flush();
             sent += 10_012;
         }
         let pending = gauge.get();
-        outbox.push(numbered(0, 10_000), None, &limit);
-        assert_eq!(gauge.get(), pending + 10_012, "behind what waits");
+        queue.push(numbered(0, 10_000), None, &limit);
+        assert_eq!(gauge.get(), pending + 10_012, "queued behind the others");
         let mut got = vec![0; sent + 10_012];
-        let (_, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| outbox.poll_flush(cx)));
+        let (_, flushed) = tokio::join!(client.read_exact(&mut got), poll_fn(|cx| queue.poll_flush(cx)));
         flushed.unwrap();
         assert_eq!(gauge.get(), 0);
     }

@@ -1,4 +1,4 @@
-//! A client's socket, as its outbox uses it: shared, and never waited for but by the connection's task.
+//! A client's socket. Every task may try to write to it; only the connection's task waits for it.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::Shutdown;
@@ -10,12 +10,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::tls::Tls;
 
-/// Bytes in and out of one client.
 #[derive(Debug)]
 pub enum Socket {
-    /// TCP as it is.
     Plain(TcpStream),
-    /// TLS, apart: it is a hundred times as large.
+    /// Boxed, because it is a hundred times as large.
     Tls(Box<Tls>),
 }
 
@@ -27,10 +25,7 @@ impl From<TlsStream<TcpStream>> for Socket {
 }
 
 impl Socket {
-    /// Takes what it can of these bytes, now.
-    ///
-    /// # Errors
-    /// The socket's; [`ErrorKind::WouldBlock`] when it takes nothing.
+    /// Writes as many of these bytes as the socket accepts now; [`ErrorKind::WouldBlock`] if it accepts none.
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.try_write(bytes),
@@ -38,10 +33,7 @@ impl Socket {
         }
     }
 
-    /// As [`Socket::try_write`], of several slices in one go.
-    ///
-    /// # Errors
-    /// As there.
+    /// Like [`Socket::try_write`], for several slices at once.
     pub(super) fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.try_write_vectored(slices),
@@ -49,10 +41,7 @@ impl Socket {
         }
     }
 
-    /// Whether the kernel has everything that was taken. Plain TCP keeps nothing to itself.
-    ///
-    /// # Errors
-    /// The socket's; [`ErrorKind::WouldBlock`] when some is left.
+    /// Passes all accepted bytes to the kernel; [`ErrorKind::WouldBlock`] if some are left. Plain TCP buffers none.
     pub(super) fn try_flush(&self) -> io::Result<()> {
         match self {
             Self::Plain(_) => Ok(()),
@@ -60,10 +49,6 @@ impl Socket {
         }
     }
 
-    /// Ready when it is worth trying to write again.
-    ///
-    /// # Errors
-    /// The socket's.
     pub(super) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(tcp) => tcp.poll_write_ready(cx),
@@ -71,10 +56,7 @@ impl Socket {
         }
     }
 
-    /// As [`tokio::io::AsyncRead`] does, on the shared socket.
-    ///
-    /// # Errors
-    /// The socket's.
+    /// Like [`tokio::io::AsyncRead`], on a shared socket.
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(tcp) => loop {
@@ -88,10 +70,10 @@ impl Socket {
         }
     }
 
-    /// Tells the client that nothing more comes: it sees the end behind the last byte.
+    /// Shuts down writing: the client sees the end of the stream after the last byte.
     pub(super) fn finish_writing(&self) {
         match self {
-            // A socket that is broken already has told it.
+            // It fails only if the connection is already broken.
             Self::Plain(tcp) => drop(SockRef::from(tcp).shutdown(Shutdown::Write)),
             Self::Tls(tls) => tls.finish_writing(),
         }

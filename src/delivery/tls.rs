@@ -1,6 +1,5 @@
-//! TLS on a client's socket, as its outbox needs it: whoever has a frame encrypts and writes it at once.
-//!
-//! One lock orders those who write and the connection's task, which reads; it is never held across an await.
+//! TLS on a client's socket: the task that sends a frame encrypts and writes it at once. One lock orders the writers
+//! and the connection's task, which reads; it is never held across an await.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -11,7 +10,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::ServerConnection;
 
-/// Most bytes that are encrypted ahead of what the kernel takes: two records. Beyond it, nothing is taken.
+/// Bound of the encrypted bytes that the kernel has not accepted yet: two records.
 const MAX_UNSENT: usize = 32 * 1024;
 
 /// A TLS connection after its handshake.
@@ -22,24 +21,22 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Takes over after the handshake.
     pub(super) fn new(tcp: TcpStream, mut session: ServerConnection) -> Self {
         session.set_buffer_limit(Some(MAX_UNSENT));
         Self { tcp, session: Mutex::new(session) }
     }
 
-    /// Encrypts and writes. Takes nothing while bytes of before are left: what is taken may be on its way no further
-    /// than this, and has a bound.
+    /// Encrypts and writes. Accepts no bytes while earlier ones are unsent, so the unsent bytes are bounded.
     pub(super) fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut session = self.session.lock();
         self.flush(&mut session)?;
-        let taken = session.writer().write_vectored(slices)?;
-        if taken == 0 {
+        let accepted = session.writer().write_vectored(slices)?;
+        if accepted == 0 {
             return Err(ErrorKind::WriteZero.into());
         }
         match self.flush(&mut session) {
             Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
-            _ => Ok(taken),
+            _ => Ok(accepted),
         }
     }
 
@@ -70,33 +67,33 @@ impl Tls {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
                 read => read?,
             };
-            // The alert that says so is sent by the drop at the latest.
+            // On an error, the drop sends the alert at the latest.
             let processed = session.process_new_packets();
             processed.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
         }
     }
 
-    /// The end of the session (RFC 8446, section 6.1), then that of the socket.
+    /// Closes the TLS session (RFC 8446, section 6.1), then shuts down writing on the socket.
     pub(super) fn finish_writing(&self) {
-        self.say_goodbye();
+        self.send_close_notify();
         SockRef::from(&self.tcp).shutdown(Shutdown::Write).ok();
     }
 
-    fn say_goodbye(&self) {
+    fn send_close_notify(&self) {
         let mut session = self.session.lock();
         session.send_close_notify();
-        // Behind what the client does not read, nothing more can reach it.
+        // If the client does not read, the alert cannot reach it.
         self.flush(&mut session).ok();
     }
 }
 
 impl Drop for Tls {
     fn drop(&mut self) {
-        self.say_goodbye();
+        self.send_close_notify();
     }
 }
 
-/// The kernel's side of the socket, for the library.
+/// The socket as rustls uses it.
 struct Kernel<'a>(&'a TcpStream);
 
 impl Read for Kernel<'_> {
@@ -151,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_encrypted_ahead_of_the_kernel_has_a_bound_and_arrives() {
+    async fn bytes_encrypted_ahead_of_the_kernel_are_bounded_and_arrive() {
         let (tls, mut client) = pair().await;
         let plenty = vec![b'.'; 1 << 20];
         let mut taken = 0;

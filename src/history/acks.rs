@@ -1,4 +1,4 @@
-//! The read positions that clients give: gathered, and written behind.
+//! Batches the read positions that clients acknowledge, and writes them to the store in the background.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,42 +14,38 @@ use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{Cursor, UserId};
 
-/// How long they gather.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
 
-/// Written at once.
+/// Read positions in one write.
 const BATCH: usize = 500;
 
-/// Most that wait; beyond, those of other devices are dropped and counted.
-const MAX_WAITING: usize = 100_000;
+/// At this many pending read positions, those of further devices are dropped and counted.
+const MAX_PENDING: usize = 100_000;
 
-/// See the module.
 #[derive(Debug)]
 pub struct Acks {
     store: Arc<HistoryStore>,
     metrics: Arc<Metrics>,
-    waiting: Mutex<HashMap<Device, Cursor>>,
+    pending: Mutex<HashMap<Device, Cursor>>,
     drops: LogRate,
 }
 
-/// A user's, by its name.
 type Device = (UserId, String);
 
 impl Acks {
-    /// Nothing waits.
     pub fn new(store: Arc<HistoryStore>, metrics: Arc<Metrics>) -> Self {
-        Self { store, metrics, waiting: Mutex::default(), drops: LogRate::new() }
+        Self { store, metrics, pending: Mutex::default(), drops: LogRate::new() }
     }
 
-    /// Takes a read position, to be written soon. Of one device the furthest counts; of another epoch, the later.
+    /// Queues a read position. For each device the furthest is kept; between different epochs, the later call.
     pub fn note(&self, user: &UserId, device: &str, cursor: Cursor) {
-        self.gather((user.clone(), device.to_owned()), cursor, true);
+        self.queue((user.clone(), device.to_owned()), cursor, true);
     }
 
-    fn gather(&self, device: Device, cursor: Cursor, is_later: bool) {
-        let mut waiting = self.waiting.lock();
-        let room = waiting.len() < MAX_WAITING;
-        match waiting.entry(device) {
+    fn queue(&self, device: Device, cursor: Cursor, is_later: bool) {
+        let mut pending = self.pending.lock();
+        let room = pending.len() < MAX_PENDING;
+        match pending.entry(device) {
             Entry::Occupied(mut known) => {
                 let (epoch, position) = (known.get().epoch, (known.get().ms, known.get().number));
                 let further = if epoch == cursor.epoch { (cursor.ms, cursor.number) > position } else { is_later };
@@ -64,7 +60,7 @@ impl Acks {
         }
     }
 
-    /// Writes what has gathered, again and again, and once more when `stopping`, within `grace`.
+    /// Writes the pending read positions periodically, and a last time after `stopping`, within `grace`.
     pub async fn run(self: Arc<Self>, stopping: impl Future<Output = ()>, grace: Duration) {
         let mut ticks = interval(WRITE_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -75,25 +71,25 @@ impl Acks {
                 _ = ticks.tick() => self.write().await,
             }
         }
-        let gathered = self.waiting.lock().len();
-        let left = timeout(grace, self.write()).await.map_or(gathered, |()| self.waiting.lock().len());
+        let pending = self.pending.lock().len();
+        let left = timeout(grace, self.write()).await.map_or(pending, |()| self.pending.lock().len());
         if left > 0 {
-            warn!(left, "read positions were not written before the end: clients see those notifications again");
+            warn!(left, "read positions not written before shutdown: clients receive those notifications again");
         }
     }
 
-    /// Writes all that waits; what could not be written waits again.
+    /// Writes all pending read positions; those that fail are pending again.
     async fn write(&self) {
-        let gathered = std::mem::take(&mut *self.waiting.lock());
-        let gathered: Vec<_> = gathered.into_iter().map(|((user, device), cursor)| (user, device, cursor)).collect();
-        for (number, batch) in gathered.chunks(BATCH).enumerate() {
+        let pending = std::mem::take(&mut *self.pending.lock());
+        let pending: Vec<_> = pending.into_iter().map(|((user, device), cursor)| (user, device, cursor)).collect();
+        for (number, batch) in pending.chunks(BATCH).enumerate() {
             match self.store.ack(batch, Move::Forward).await {
                 Ok(outcomes) => outcomes.into_iter().for_each(|outcome| self.count(outcome)),
                 Err(error) => {
-                    // Counted by the backplane. Whatever comes after would meet the same.
+                    // Counted by the backplane. The later batches would fail the same way.
                     debug!(%error, "read positions not written");
-                    for (user, device, cursor) in gathered.iter().skip(number * BATCH) {
-                        self.gather((user.clone(), device.clone()), *cursor, false);
+                    for (user, device, cursor) in pending.iter().skip(number * BATCH) {
+                        self.queue((user.clone(), device.clone()), *cursor, false);
                     }
                     break;
                 }
@@ -113,7 +109,7 @@ impl Acks {
     fn dropped(&self) {
         self.metrics.acks.with_label_values(&["dropped"]).inc();
         if let Some(held_back) = self.drops.admit() {
-            warn!(held_back, "read positions dropped: {MAX_WAITING} wait for the backplane already");
+            warn!(held_back, "read positions dropped: {MAX_PENDING} are pending already");
         }
     }
 }

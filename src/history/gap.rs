@@ -1,5 +1,4 @@
-//! Whether every stored notification was received: the fleet counts what it stores, and each stored notification that is
-//! published carries the count.
+//! Detects gaps: the fleet counts its stored notifications, and each one carries the count when it is published.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -14,14 +13,14 @@ use super::redis::RedisHistory;
 use crate::backplane::{BackplaneEvent, USER_CHANNEL};
 use crate::protocol::{ENVELOPE_START, Envelope};
 
-/// Epoch and count of the fleet at some moment.
+/// Epoch and count of the fleet at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fleet {
     pub(super) epoch: String,
     pub(super) count: u64,
 }
 
-/// The gap detector of this instance, and the signal that it found a gap.
+/// The gap detector of this instance, and its signal.
 #[derive(Debug, Default)]
 pub(super) struct Gaps {
     detector: Mutex<GapDetector>,
@@ -36,7 +35,7 @@ impl Gaps {
                 true
             }
             BackplaneEvent::Message { channel, payload } => {
-                payload.first() == Some(&ENVELOPE_START) && self.detector.lock().note(channel, payload)
+                payload.first() == Some(&ENVELOPE_START) && self.detector.lock().observe(channel, payload)
             }
             _ => false,
         };
@@ -53,8 +52,8 @@ impl Gaps {
         self.missed.subscribe()
     }
 
-    /// Checks the fleet's count at each tick, and at each new subscription: that may be to a Redis that lost data, which
-    /// must be known before anything is received from it. Runs until it is dropped.
+    /// Checks the fleet's count at each tick and at each new subscription, which may be to a Redis that lost data. Runs
+    /// until dropped.
     pub(super) async fn watch(history: &RedisHistory, every: Duration, mut subscriptions: watch::Receiver<u64>) {
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -67,17 +66,17 @@ impl Gaps {
         }
     }
 
-    /// Finds out whether a stored notification was missed, even the last one, or Redis has lost some.
+    /// Detects a missed stored notification, even the last one, and a loss of data in Redis.
     async fn check(&self, history: &RedisHistory) {
         let (epoch, count) = {
             let detector = self.detector.lock();
-            let (epoch, count) = detector.known();
+            let (epoch, count) = detector.highest();
             (epoch.to_owned(), count)
         };
         // An error is counted and logged by the store.
         let Ok(fleet) = history.fleet(&epoch, count).await else { return };
         if !epoch.is_empty() && fleet.epoch != epoch {
-            warn!(counted = fleet.count, "redis has lost stored notifications: a new epoch begins");
+            warn!(counted = fleet.count, "redis lost stored notifications: a new epoch begins");
         }
         if self.detector.lock().compare(fleet) {
             self.signal();
@@ -85,26 +84,25 @@ impl Gaps {
     }
 }
 
-/// What one instance knows of the fleet's count.
 #[derive(Debug, Default)]
 struct GapDetector {
-    /// The last count received; none since the subscription began.
+    /// The last count received in this subscription.
     last: Option<u64>,
     /// The fleet at the last check.
     fleet: Option<Fleet>,
 }
 
 impl GapDetector {
-    /// A subscription begins: messages from before it are unknown, but not the counts received until then.
+    /// A subscription begins: keeps the highest count received, but not the last one, since messages may be missing.
     fn start_over(&mut self) {
         if let (Some(fleet), Some(last)) = (&mut self.fleet, self.last.take()) {
             fleet.count = fleet.count.max(last);
         }
     }
 
-    /// Notes a message; gives whether a stored notification before it was missed. An envelope that this fleet did not
-    /// make for this very user says nothing: any backend may publish one.
-    fn note(&mut self, channel: &[u8], payload: &[u8]) -> bool {
+    /// Returns whether a stored notification before this message was missed. Ignores an envelope whose epoch is not
+    /// this user's in this fleet, since any backend may publish one.
+    fn observe(&mut self, channel: &[u8], payload: &[u8]) -> bool {
         let Some(count) = self.count_of(channel, payload) else { return false };
         let before = self.last.replace(count);
         before.is_some_and(|before| count != before + 1)
@@ -117,14 +115,13 @@ impl GapDetector {
         (cursor.epoch == user_epoch(&fleet.epoch, user)?).then_some(count)
     }
 
-    /// The epoch, and the highest count known in it: what Redis must not have lost.
-    fn known(&self) -> (&str, u64) {
+    /// The epoch, and its highest known count: if Redis has less, it lost data.
+    fn highest(&self) -> (&str, u64) {
         let Some(fleet) = &self.fleet else { return ("", 0) };
         (&fleet.epoch, fleet.count.max(self.last.unwrap_or_default()))
     }
 
-    /// Compares with the fleet's count; gives whether another epoch has begun, or a notification that was counted at the
-    /// check before has still not been received.
+    /// Returns whether a new epoch has begun, or a notification counted at the previous check has still not arrived.
     fn compare(&mut self, fleet: Fleet) -> bool {
         let (epoch, count) = (fleet.epoch.clone(), fleet.count);
         let before = self.fleet.replace(fleet);
@@ -138,7 +135,7 @@ impl GapDetector {
                 true
             }
             (None, _) => {
-                // A client that is behind was found when the subscription began.
+                // The comparison at the start of the subscription found the clients that were behind.
                 self.last = Some(count);
                 false
             }
@@ -147,7 +144,7 @@ impl GapDetector {
     }
 }
 
-/// A user's epoch within the fleet's, as the scripts make it.
+/// Derives a user's epoch from the fleet's, as the scripts do.
 fn user_epoch(fleet: &str, user: &str) -> Option<NonZeroU64> {
     let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{fleet}:{user}").as_bytes());
     NonZeroU64::new(u64::from_be_bytes(*digest.as_ref().first_chunk()?))

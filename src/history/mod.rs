@@ -1,8 +1,7 @@
-//! Brings clients level with their user's stored notifications: when they come, and whenever something may have been
-//! missed.
+//! Reads the stored notifications that clients miss: when they connect, and after each possible gap.
 //!
-//! A client's position is kept in its outbox (`registry/level.rs`). What lies behind it is read here, in pages of which each
-//! client holds one; so it is bounded by what all may read at once, and by what the clients take.
+//! A client's position is kept in its send queue (`delivery/catch_up.rs`). The entries after it are read here, one page
+//! at a time for each client, so memory is bounded by [`READERS`] and by the speed of the clients.
 
 mod acks;
 mod gap;
@@ -31,30 +30,27 @@ pub use store::{
     ReadPosition, Reading,
 };
 
-/// Most entries of a page.
 const PAGE_ENTRIES: usize = 100;
 
-/// Most bytes of a page, one entry aside.
+/// One entry may exceed it.
 const PAGE_BYTES: usize = 128 * 1024;
 
-/// Pages that are read at once.
+/// Concurrent reads.
 const READERS: usize = 64;
 
-/// Users compared with the store at once.
-const COMPARED: usize = 500;
+/// Users compared with the store in one batch.
+const COMPARE_BATCH: usize = 500;
 
-/// How long a client that comes waits for its position; and one that resumes, for what it missed, among many who do.
+/// How long a connecting client waits for its position, and a resuming one, possibly among many, for its first page.
 const START_DEADLINE: Duration = Duration::from_secs(3);
 const RESUME_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long a client that is behind waits while its history is refused: nothing else reaches it meanwhile.
-const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// How long catch-up is retried while Redis refuses it: meanwhile, the client receives no events.
+const MAX_REFUSED: Duration = Duration::from_secs(10);
 
-/// How much earlier a client is taken to have come than it did, where only its time is known: what the question for it
-/// may take on its way.
-const ON_THE_WAY: Duration = Duration::from_secs(3);
+/// Added to the age of a client without a position: the read may reach Redis this much later than it was computed.
+const READ_LATENCY: Duration = Duration::from_secs(3);
 
-/// See the module.
 #[derive(Debug)]
 pub struct History {
     store: Arc<HistoryStore>,
@@ -66,7 +62,7 @@ pub struct History {
 }
 
 impl History {
-    /// Reads for clients whose queues have this bound: what is read at once is half of it.
+    /// A page is at most half of `bound`, the bound of a send queue.
     pub fn new(
         store: Arc<HistoryStore>,
         backplane: Backplane,
@@ -81,14 +77,14 @@ impl History {
         Self { store, backplane, registry, metrics, page, readers: Semaphore::new(READERS) }
     }
 
-    /// Reads where a client starts, and the first page of what follows; none where that cannot be read now.
+    /// Reads a client's start position and the first page after it. Returns `None` if they cannot be read now.
     pub async fn start(&self, user: &UserId, start: &Start) -> Option<Reading> {
         let from = match start.resume {
             None | Some(Resume::Unknown) => ReadFrom::Newest,
             Some(Resume::After(cursor)) => ReadFrom::After(cursor),
             Some(Resume::Acked) => ReadFrom::Acked(start.device().to_owned()),
         };
-        // With a backplane that is away, nobody waits for the answer that does not come.
+        // While the backplane is unavailable, a client that does not resume need not wait for the deadline.
         let reading = match self.backplane.not_ready() {
             Some(_) if !start.resumes() => None,
             _ => {
@@ -107,21 +103,21 @@ impl History {
         reading
     }
 
-    /// Reads what follows a client's position, while Redis is away until it is back; none where it is there and refuses for
-    /// too long.
+    /// Reads the page after a client's position. Retries while Redis is unreachable; returns `None` if Redis refuses
+    /// the read for too long.
     pub async fn follow(&self, user: &UserId, position: Position) -> Option<Reading> {
         let mut refused_since = None;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
             let from = match position {
                 Position::At(cursor) => ReadFrom::After(cursor),
-                Position::Since(at) => ReadFrom::Since(at.elapsed() + ON_THE_WAY),
+                Position::Since(at) => ReadFrom::Since(at.elapsed() + READ_LATENCY),
             };
             match self.read(user, &from, DEFAULT_DEVICE).await {
                 Ok(reading) => return Some(reading),
-                // Counted and logged where it happened.
+                // Counted and logged by the store.
                 Err(error) if error.is_refusal() || matches!(error, BackplaneError::UnexpectedReply(_)) => {
-                    if refused_since.get_or_insert_with(Instant::now).elapsed() > REFUSED_FOR {
+                    if refused_since.get_or_insert_with(Instant::now).elapsed() > MAX_REFUSED {
                         return None;
                     }
                 }
@@ -132,15 +128,15 @@ impl History {
     }
 
     async fn read(&self, user: &UserId, from: &ReadFrom, device: &str) -> Result<Reading, BackplaneError> {
-        // Never closed.
-        let _reader = self.readers.acquire().await.ok();
-        // Boxed: in a storm many more wait for a reader than read.
+        // The semaphore is never closed.
+        let _permit = self.readers.acquire().await.ok();
+        // Boxed: in a reconnect storm many more tasks wait for a permit than read.
         let reading = Box::pin(self.store.read(user, from, device, self.page)).await?;
         self.metrics.replayed.inc_by(reading.entries.len() as u64);
         Ok(reading)
     }
 
-    /// Compares every client with the store whenever something may have been missed; for ever, ends by being dropped.
+    /// Compares every client with the store after each possible gap. Runs until dropped.
     pub async fn run_catch_up(&self) {
         let mut missed = self.store.missed();
         loop {
@@ -155,13 +151,13 @@ impl History {
         let begun = Instant::now();
         let (users, mut behind) = (self.registry.user_ids(), 0);
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
-        for some in users.chunks(COMPARED) {
+        for some in users.chunks(COMPARE_BATCH) {
             let newest = loop {
                 match self.store.newest(some).await {
                     Ok(newest) => break newest,
                     Err(_) => sleep(backoff.next_delay()).await,
                 }
-                // Missed again meanwhile: everybody is looked at anew.
+                // Another gap was signalled: start again with all users.
                 if missed.has_changed().unwrap_or_default() {
                     return;
                 }
@@ -176,9 +172,9 @@ impl History {
         }
         let (users, took_ms) = (users.len(), begun.elapsed().as_millis());
         if behind > 0 {
-            info!(users, behind, took_ms, "clients had missed stored events: they are brought level");
+            info!(users, behind, took_ms, "clients missed stored events: catch-up started");
         } else {
-            debug!(users, took_ms, "clients are level with the history");
+            debug!(users, took_ms, "all clients are caught up with the history");
         }
     }
 }

@@ -6,13 +6,12 @@ use super::store::{KEY_KEPT, Publication};
 use crate::config;
 use crate::protocol::{UserId, millis};
 
-/// Most publications sent to Redis at once.
+/// Publications in one pipeline.
 pub const PUBLISH_STEP: usize = 500;
 
-/// Most bytes of them, one aside: they reach every instance at once.
+/// Bytes of data in one pipeline, which one publication may exceed: every instance receives them in one burst.
 pub const PUBLISH_BYTES: usize = 1 << 20;
 
-/// The keys of users' histories, and how long notifications are kept.
 #[derive(Debug, Clone)]
 pub struct PublishArgs {
     prefix: String,
@@ -20,32 +19,30 @@ pub struct PublishArgs {
 }
 
 impl PublishArgs {
-    /// Keys with this prefix.
     pub fn new(prefix: &str, kept: config::History) -> Self {
         Self { prefix: prefix.to_owned(), kept }
     }
 
-    /// `history.max_len` and `history.ttl`.
     pub fn kept(&self) -> config::History {
         self.kept
     }
 
-    /// Epoch and count of the fleet.
+    /// The hash of the fleet's epoch and count.
     pub fn fleet_key(&self) -> String {
         format!("{}history", self.prefix)
     }
 
-    /// A user's stored notifications.
+    /// The stream of a user's stored notifications.
     pub fn stream(&self, user: &UserId) -> String {
         format!("{}history:{{{user}}}", self.prefix)
     }
 
-    /// A user's read positions, by device.
+    /// The hash of a user's read positions, by device.
     pub fn positions(&self, user: &UserId) -> String {
         format!("{}read:{{{user}}}", self.prefix)
     }
 
-    /// The record of an idempotency key. User and key may contain any character: the length says where the user ends.
+    /// The record of an idempotency key. User and key may contain any character, so the length of the user is included.
     pub fn once(&self, user: &UserId, key: &str) -> String {
         format!("{}key:{}:{{{user}}}:{key}", self.prefix, user.as_str().len())
     }
@@ -62,14 +59,14 @@ impl PublishArgs {
         let Publication { event, data, ttl, .. } = *publication;
         let ttl = ttl.filter(|ttl| *ttl < self.kept.ttl);
         call.arg(user.as_str()).arg(fresh_epoch());
-        // A string always serialises.
+        // Serialising a string cannot fail.
         call.arg(serde_json::to_string(event).unwrap_or_default()).arg(data);
         call.arg(self.kept.max_len).arg(millis(self.kept.ttl));
         call.arg(ttl.map_or_else(String::new, |ttl| millis(ttl).to_string())).arg(millis(KEY_KEPT));
     }
 }
 
-/// For a Redis that has no epoch, or has lost it.
+/// Used if Redis has no epoch.
 pub fn fresh_epoch() -> String {
     format!("{:016x}", fastrand::u64(..))
 }
@@ -80,7 +77,7 @@ mod tests {
     use crate::config::{Config, Layers};
 
     #[test]
-    fn no_key_of_one_user_is_another_of_another_user() {
+    fn keys_of_different_users_never_collide() {
         let args = PublishArgs::new("tidings:", Config::load(Layers::default()).unwrap().history);
         let once = |user: &str, key: &str| args.once(&UserId::new(user).unwrap(), key);
         assert_eq!(once("42", "k"), "tidings:key:2:{42}:k");

@@ -1,4 +1,4 @@
-//! Users' stored notifications in Redis: `{prefix}history:{USER}`, one stream each, written and read by scripts alone.
+//! The history store in Redis: one stream for each user, `{prefix}history:{USER}`, written and read only by scripts.
 
 use std::sync::Arc;
 
@@ -14,13 +14,12 @@ use crate::config;
 use crate::protocol::{Cursor, UserId, millis};
 use crate::redis::{Link, Pipelined, Redis};
 
-/// Most users in one script: it holds the newest notification of each in memory.
+/// Users in one script call, which holds the newest notification of each in memory.
 const NEWEST_STEP: usize = 100;
 
-/// Most read positions sent at once.
+/// Read positions in one pipeline.
 const ACK_STEP: usize = 500;
 
-/// The Redis implementation of the history store.
 pub struct RedisHistory {
     pub(super) redis: Arc<Redis>,
     args: PublishArgs,
@@ -58,9 +57,8 @@ impl RedisHistory {
         &self.gaps
     }
 
-    /// Publishes to each of these users; gives the results in their order.
     pub async fn publish(&self, users: &[UserId], publication: &Publication<'_>) -> Vec<Published> {
-        // An ephemeral notification need not wait behind pages of history.
+        // An ephemeral notification must not wait behind pages of history.
         let stored = publication.durable || publication.key.is_some();
         let link = if stored { self.redis.bulk() } else { self.redis.commands() };
         let mut published = Vec::with_capacity(users.len());
@@ -69,7 +67,7 @@ impl RedisHistory {
             match self.publish_some(link, some, publication).await {
                 Ok(results) => published.extend(results),
                 Err(error) => {
-                    // The users after these would meet the same.
+                    // The publications to the remaining users would fail the same way.
                     let kind = error.kind();
                     published.resize_with(users.len(), || Err(kind));
                     break;
@@ -142,7 +140,6 @@ impl RedisHistory {
         reading(&reply).ok_or_else(|| BackplaneError::unexpected(format!("{reply:?}")))
     }
 
-    /// The newest position of each user, in their order; number 0 where nothing is stored.
     pub async fn newest(&self, users: &[UserId]) -> Result<Vec<Cursor>, BackplaneError> {
         let call = |some: &[UserId]| {
             let mut keys = vec![self.args.fleet_key()];
@@ -164,10 +161,9 @@ impl RedisHistory {
                 newest.push(cursor.map_err(|_| BackplaneError::unexpected(format!("{epoch}-{position}")))?);
             }
         }
-        if newest.len() == users.len() { Ok(newest) } else { Err(BackplaneError::unexpected("of another length")) }
+        if newest.len() == users.len() { Ok(newest) } else { Err(BackplaneError::unexpected("of the wrong length")) }
     }
 
-    /// Moves read positions; gives the results in their order.
     pub async fn ack(&self, acks: &[(UserId, String, Cursor)], to: Move) -> Result<Vec<Acked>, BackplaneError> {
         let call = |(user, device, cursor): &(UserId, String, Cursor)| {
             let mut call = self.ack.call(&[self.args.fleet_key(), self.args.stream(user), self.args.positions(user)]);
@@ -186,16 +182,16 @@ impl RedisHistory {
                     Ok("foreign") => Acked::Foreign,
                     Ok("full") => Acked::TooManyDevices,
                     Ok(other) => return Err(BackplaneError::unexpected(other)),
-                    // Another program wrote to this user's keys: the other users need not wait for that.
+                    // Another program wrote to this user's keys: this must not block the other users.
                     Err(error) if error.code() == Some("WRONGTYPE") => Acked::Foreign,
                     Err(error) => return Err(error.clone().into()),
                 });
             }
         }
-        if acked.len() == acks.len() { Ok(acked) } else { Err(BackplaneError::unexpected("of another length")) }
+        if acked.len() == acks.len() { Ok(acked) } else { Err(BackplaneError::unexpected("of the wrong length")) }
     }
 
-    /// Epoch and count of the fleet. A new epoch begins if Redis counts less than this.
+    /// Returns the fleet's epoch and count. Redis begins a new epoch if its count in `epoch` is below `count`.
     pub(super) async fn fleet(&self, epoch: &str, count: u64) -> Result<Fleet, BackplaneError> {
         let mut call = self.fleet.key(self.args.fleet_key());
         call.arg(fresh_epoch()).arg(epoch).arg(count);
@@ -204,7 +200,6 @@ impl RedisHistory {
     }
 }
 
-/// The cursor in a script's reply, if there is one.
 fn cursor(reply: RedisResult<String>) -> Result<Option<Cursor>, BackplaneError> {
     match reply?.as_str() {
         "" => Ok(None),

@@ -1,8 +1,7 @@
-//! The contract of the history store, which a Redis and an in-memory implementation keep; one set of tests holds both to
-//! it.
+//! The contract of the history store. One set of tests checks it for the Redis and the in-memory implementation.
 //!
-//! Publishing to a user has one order, durable notifications and ephemeral ones together. A durable notification is
-//! stored first; the positions of a user have no gap.
+//! The durable and ephemeral notifications of a user are published in one order. A durable notification is stored
+//! before it is published, and the positions of a user are consecutive.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,33 +21,30 @@ use crate::shutdown::Shutdown;
 /// How long an idempotency key is remembered.
 pub const KEY_KEPT: Duration = Duration::from_secs(86_400);
 
-/// Most bytes of such a key.
 pub const MAX_KEY_BYTES: usize = 256;
 
-/// For how many `history.ttl` read positions are kept after the last change: a notification behind one can be stored for
-/// almost one `history.ttl` after that, and a client that resumes from it has missed nothing.
+/// Read positions expire this many `history.ttl` after the last change: the notifications that follow one are stored
+/// for up to one `history.ttl` after it, and a client may resume from it until they expire.
 pub(super) const POSITIONS_KEPT: u32 = 2;
 
-/// Most read positions of one user, one for each device.
+/// Read positions of one user, one for each device.
 pub const MAX_DEVICES: usize = 16;
 
-/// One notification to publish, already validated.
+/// A validated notification to publish.
 #[derive(Debug, Clone, Copy)]
 pub struct Publication<'a> {
-    /// The event's name.
     pub event: &'a str,
     /// JSON.
     pub data: &'a str,
-    /// Whether it is stored.
     pub durable: bool,
-    /// Its own lifetime, if it is shorter than `history.ttl`.
+    /// Its own lifetime; ignored unless shorter than `history.ttl`.
     pub ttl: Option<Duration>,
     /// Idempotency key: published once to a user within [`KEY_KEPT`].
     pub key: Option<&'a str>,
 }
 
 impl<'a> Publication<'a> {
-    /// The message on the user's channel of an ephemeral notification.
+    /// The message that publishes it as an ephemeral notification.
     pub(super) fn message(&self) -> Cow<'a, str> {
         if self.event == DEFAULT_EVENT { self.data.into() } else { wrap(self.event, self.data).into() }
     }
@@ -58,58 +54,47 @@ impl<'a> Publication<'a> {
 /// [`BackplaneError::kind`]).
 pub type Published = Result<Option<Cursor>, &'static str>;
 
-/// One stored notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its position.
     pub cursor: Cursor,
-    /// The event's name.
     pub event: String,
-    /// JSON, byte for byte as it was published.
+    /// JSON, byte for byte as published.
     pub data: String,
 }
 
-/// Where to read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadFrom {
-    /// After the newest: reads no entries, only the position.
+    /// After the newest: reads only the position.
     Newest,
-    /// The oldest that is still stored.
+    /// From the oldest that is still stored.
     Oldest,
-    /// After this position.
     After(Cursor),
-    /// After the read position of this device; without one, before the first that was ever stored.
+    /// After the read position of this device; without one, from the first notification ever stored.
     Acked(String),
-    /// Entries stored in this last while.
+    /// Entries stored within this duration before now.
     Since(Duration),
 }
 
-/// Limits of one page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageSize {
-    /// Most entries.
     pub entries: usize,
     /// No entry is added once their data has this many bytes.
     pub bytes: usize,
 }
 
-/// One page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
-    /// Whether everything after the requested position is still stored, entries expired by their own `ttl` aside. If not,
-    /// nothing is read.
+    /// Whether everything after the requested position is still stored, except entries that expired by their own `ttl`.
+    /// If not, the page is empty.
     pub whole: bool,
     /// The requested position if [`Reading::whole`], otherwise the newest.
     pub from: Cursor,
     /// The position up to which this page reads, expired entries included.
     pub upto: Cursor,
-    /// The newest position.
     pub newest: Cursor,
-    /// In order.
     pub entries: Vec<Entry>,
     /// The device's read position, if it has one.
     pub acked: Option<Cursor>,
-    /// How many entries follow it.
     pub unread: u64,
 }
 
@@ -120,46 +105,39 @@ impl Reading {
     }
 }
 
-/// A device's read position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadPosition {
-    /// None before the first `ack`.
+    /// `None` before the first `ack`.
     pub cursor: Option<Cursor>,
-    /// How many notifications follow it.
+    /// The number of notifications after it.
     pub unread: u64,
 }
 
-/// Where a read position may move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
-    /// Never back.
+    /// Never backwards.
     Forward,
-    /// Also back.
+    /// Also backwards.
     Exactly,
 }
 
-/// The result of moving a read position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acked {
-    /// It is at the given position, or after it.
+    /// The read position is at the given cursor or after it.
     Kept,
     /// The cursor is of another user or epoch, or ahead of the newest.
     Foreign,
-    /// The user has [`MAX_DEVICES`] others.
+    /// The user has [`MAX_DEVICES`] other devices.
     TooManyDevices,
 }
 
-/// The store of this instance's backplane.
 #[derive(Debug)]
 pub enum HistoryStore {
-    /// In this process.
     Memory(MemoryHistory),
-    /// In Redis.
     Redis(RedisHistory),
 }
 
 impl HistoryStore {
-    /// The store that belongs to this backplane.
     pub fn new(config: &Config, backplane: &Backplane, metrics: &Arc<Metrics>) -> Arc<Self> {
         Arc::new(match backplane {
             Backplane::Memory(memory) => {
@@ -171,14 +149,14 @@ impl HistoryStore {
         })
     }
 
-    /// Publishes to each of these users; gives the results in their order.
+    /// Publishes to each of these users; returns the results in their order.
     pub async fn publish(&self, users: &[UserId], publication: &Publication<'_>) -> Vec<Published> {
         match self {
             Self::Memory(memory) => {
                 let mut published = Vec::with_capacity(users.len());
                 for user in users {
                     published.push(memory.publish(user, publication));
-                    // Many users must not keep this thread from all other tasks.
+                    // Many users must not starve the other tasks of this thread.
                     tokio::task::consume_budget().await;
                 }
                 published
@@ -187,7 +165,7 @@ impl HistoryStore {
         }
     }
 
-    /// Reads a page of a user's stored notifications, and how many of them the device has not read.
+    /// Reads a page of a user's stored notifications, and the read position and unread count of `device`.
     pub async fn read(
         &self,
         user: &UserId,
@@ -201,7 +179,7 @@ impl HistoryStore {
         }
     }
 
-    /// The newest position of each user, in their order; number 0 where nothing is stored.
+    /// Returns the newest position of each user, in their order; its number is 0 if no notification is stored.
     pub async fn newest(&self, users: &[UserId]) -> Result<Vec<Cursor>, BackplaneError> {
         match self {
             Self::Memory(memory) => Ok(memory.newest(users)),
@@ -209,8 +187,7 @@ impl HistoryStore {
         }
     }
 
-    /// Moves read positions of users' devices; gives the results in their order. After an error the same call may be
-    /// repeated.
+    /// Moves read positions; returns the results in their order. Idempotent: the call may be repeated after an error.
     pub async fn ack(&self, acks: &[(UserId, String, Cursor)], to: Move) -> Result<Vec<Acked>, BackplaneError> {
         match self {
             Self::Memory(memory) => Ok(memory.ack(acks, to)),
@@ -218,7 +195,6 @@ impl HistoryStore {
         }
     }
 
-    /// Sets a device's read position to exactly this cursor.
     pub async fn set_read_position(
         &self,
         user: &UserId,
@@ -229,31 +205,29 @@ impl HistoryStore {
         acked.into_iter().next().ok_or_else(|| BackplaneError::unexpected("none"))
     }
 
-    /// A device's read position and unread count.
     pub async fn read_position(&self, user: &UserId, device: &str) -> Result<ReadPosition, BackplaneError> {
         let nothing = PageSize { entries: 0, bytes: 0 };
         let reading = self.read(user, &ReadFrom::Newest, device, nothing).await?;
         Ok(ReadPosition { cursor: reading.acked, unread: reading.unread })
     }
 
-    /// Notes an event of the backplane, after it was routed: a stored notification before it may have been missed.
+    /// Looks for a gap before this event. Call it after the event was routed.
     pub fn observe(&self, event: &BackplaneEvent<'_>) {
         if let Self::Redis(redis) = self {
             redis.gaps().observe(event);
         }
     }
 
-    /// Changes whenever a stored notification may have been missed: the positions of clients must then be compared with
-    /// the store. It changes with each new subscription.
+    /// Changes at each possible gap, including each new subscription: clients must then be compared with the store.
     pub fn missed(&self) -> watch::Receiver<u64> {
         match self {
-            // Nothing is ever missed.
+            // Never has a gap.
             Self::Memory(_) => watch::Sender::default().subscribe(),
             Self::Redis(redis) => redis.gaps().missed(),
         }
     }
 
-    /// Checks the count of the fleet again and again, so that a missed last notification is found, too.
+    /// Checks the count of the fleet periodically, to detect that even the last notification was missed.
     pub fn watch_gaps(self: &Arc<Self>, every: Duration, subscriptions: watch::Receiver<u64>, shutdown: &Shutdown) {
         if let Self::Redis(_) = &**self {
             let store = Arc::clone(self);

@@ -1,7 +1,7 @@
 //! The message relay of the transactional outbox: stores and publishes the entries of `{prefix}outbox` in their order.
 //!
-//! One instance at a time relays, under a lease in Redis. One script stores, publishes and removes an entry, so the relay
-//! may die at any moment: the next one continues at the first entry that was not relayed.
+//! One instance at a time relays, under a lease in Redis. One script stores, publishes and removes an entry, so the
+//! relay may die at any moment: the next one continues at the first entry that was not relayed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,8 +150,8 @@ impl Relay {
         }
     }
 
-    /// Waits until the outbox has an entry, or until the lease is to be renewed. The reply is discarded, because the entry
-    /// in it may be of any size: [`OutboxStream::read`] truncates.
+    /// Waits until the outbox has an entry, or until the lease is to be renewed. The reply is discarded, because the
+    /// entry in it may be of any size: [`OutboxStream::read`] truncates.
     async fn wait(&mut self) -> Result<(), BackplaneError> {
         let mut blocking_read = match self.blocking_read.take() {
             Some(blocking_read) => blocking_read,

@@ -1,4 +1,4 @@
-//! The outbox in Redis: the stream `{prefix}outbox` that backends write, the lease of the relay, and the rejected entries.
+//! The outbox in Redis: the stream `{prefix}outbox` of the backends, the relay's lease and the rejected entries.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Connections to Redis, and the one that carries commands.
 //!
-//! Hand-written: redis-rs' `ConnectionManager` gives up after 6 retries by default and then stays unsubscribed silently,
-//! and each command here needs its own deadline, retry pause and error kind.
+//! Hand-written: redis-rs' `ConnectionManager` gives up after 6 retries by default and then stays unsubscribed
+//! silently, and each command here needs its own deadline, retry pause and error kind.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -115,7 +115,7 @@ impl Link {
     ) -> Result<Vec<redis::RedisResult<T>>, Error> {
         let mut commands = pipe();
         commands.ignore_errors();
-        // Its cost is small beside many calls, and retrying only the calls that miss the script would break their order.
+        // It costs little beside many calls, and retrying only those that miss the script would break their order.
         if calls.len() > 1 {
             commands.cmd("SCRIPT").arg("LOAD").arg(script.source).ignore();
         }

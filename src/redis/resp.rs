@@ -69,7 +69,7 @@ pub fn read(buffer: &[u8], max_part: usize) -> Result<Option<(Reply<'_>, usize)>
 
 enum Array<'a> {
     Whole(Parts<'a>, &'a [u8]),
-    /// One part is too large: the parts before it, the number of parts after it, the bytes after its header, and its size.
+    /// One part is too large: the parts before it, the number after it, the bytes after its header, and its size.
     Oversize {
         parts: Parts<'a>,
         more: usize,

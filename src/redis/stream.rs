@@ -173,8 +173,8 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, Error> {
                 socket.set_nodelay(true)?;
                 let options = SockRef::from(&socket);
                 options.set_tcp_keepalive(&keepalive())?;
-                // Keepalive pauses while data is unacknowledged. Other systems apply their retransmission limit, and the
-                // probe detects a dead subscription.
+                // Keepalive pauses while data is unacknowledged. Other systems apply their retransmission limit, and
+                // the probe detects a dead subscription.
                 #[cfg(target_os = "linux")]
                 options.set_tcp_user_timeout(Some(KEEPALIVE * 2))?;
                 return Ok(socket);

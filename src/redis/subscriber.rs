@@ -95,7 +95,7 @@ impl Subscriber {
                 Ok(stream) => {
                     info!("subscribed to redis");
                     backoff.reset();
-                    // First, so that `not_ready` never reports this subscription as up while its gap is not yet signalled.
+                    // First, so that `not_ready` never reports this subscription as up before its gap is signalled.
                     self.subscriptions.send_modify(|count| *count += 1);
                     take(Push::Subscribed);
                     self.set_state(State::Up { last_received: Instant::now() });

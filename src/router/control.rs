@@ -1,4 +1,4 @@
-//! The control channel: backends disconnect a user or revoke a token.
+//! The control channel, on which backends disconnect users and revoke tokens.
 
 use std::sync::Arc;
 
@@ -10,22 +10,20 @@ use crate::metrics::Metrics;
 use crate::protocol::{Close, Command, CommandError, UserId};
 use crate::revocation::RevocationList;
 
-/// Carries out commands on this instance.
 #[derive(Debug)]
 pub struct Control {
     registry: Arc<Registry>,
     revocations: Arc<RevocationList>,
     metrics: Arc<Metrics>,
-    refusals: LogRate,
+    warnings: LogRate,
 }
 
 impl Control {
-    /// For the connections of this registry.
     pub fn new(registry: Arc<Registry>, revocations: Arc<RevocationList>, metrics: Arc<Metrics>) -> Self {
-        Self { registry, revocations, metrics, refusals: LogRate::new() }
+        Self { registry, revocations, metrics, warnings: LogRate::new() }
     }
 
-    /// Carries out one message of the control channel. Never waits.
+    /// Executes one control message. Never blocks.
     pub fn take(&self, payload: &[u8]) {
         let command = match Command::parse(payload) {
             Ok(Command::Disconnect { user, connection }) => {
@@ -38,7 +36,7 @@ impl Control {
             }
             Err(error) => {
                 let command = if matches!(error, CommandError::Unknown(_)) { "unknown" } else { "bad" };
-                if let Some(held_back) = self.refusals.admit() {
+                if let Some(held_back) = self.warnings.admit() {
                     warn!(%error, bytes = payload.len(), held_back, "control message dropped");
                 }
                 command
@@ -48,10 +46,10 @@ impl Control {
     }
 
     fn disconnect(&self, user: &UserId, connection: Option<&str>) {
-        let is_meant = |handle: &&Arc<ConnectionHandle>| connection.is_none_or(|id| handle.id.to_string() == id);
+        let is_target = |handle: &&Arc<ConnectionHandle>| connection.is_none_or(|id| handle.id.to_string() == id);
         let closed = self.registry.with(user.as_str(), |handles| {
-            let meant = handles.iter().filter(is_meant);
-            meant.map(|handle| handle.queue.close(Close::Disconnected)).count()
+            let targets = handles.iter().filter(is_target);
+            targets.map(|handle| handle.queue.close(Close::Disconnected)).count()
         });
         debug!(closed = closed.unwrap_or_default(), "disconnected by a command");
     }

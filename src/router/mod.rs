@@ -1,4 +1,4 @@
-//! From what the backplane heard to the connections it is for: look the user up, encode once, queue for each.
+//! Routes each received message to its user's connections: looks up the user, encodes once, queues for each connection.
 
 mod control;
 mod write_batch;
@@ -20,7 +20,6 @@ use crate::shutdown::Shutdown;
 pub use control::Control;
 use write_batch::WriteBatch;
 
-/// See the module.
 #[derive(Debug)]
 pub struct Router {
     registry: Arc<Registry>,
@@ -32,7 +31,6 @@ pub struct Router {
     slow: LogRate,
 }
 
-/// Why a message is nobody's.
 #[derive(Debug, Clone, Copy)]
 enum DropReason {
     Json,
@@ -55,7 +53,6 @@ impl DropReason {
 }
 
 impl Router {
-    /// Routes to the connections of this registry.
     pub fn new(
         registry: Arc<Registry>,
         metrics: Arc<Metrics>,
@@ -75,7 +72,7 @@ impl Router {
         }
     }
 
-    /// Takes one thing heard. Never waits: what a socket does not take is its connection's affair.
+    /// Handles one event. Never blocks: the connection's task writes the bytes that its socket does not accept.
     pub fn take(&self, event: BackplaneEvent<'_>) {
         match event {
             BackplaneEvent::Message { channel, payload } => {
@@ -86,11 +83,10 @@ impl Router {
             }
             BackplaneEvent::Oversize { channel } => {
                 self.metrics.messages_received.inc();
-                // Whoever it was for: what was not kept is dropped for everybody.
                 let drop = if channel.is_empty() { DropReason::UserId } else { DropReason::Size };
                 self.count_drop(drop, channel.len());
             }
-            // For other parts: see `gateway`.
+            // Handled elsewhere: see `gateway`.
             BackplaneEvent::Subscribed | BackplaneEvent::Control { .. } | BackplaneEvent::Presence { .. } => {}
             BackplaneEvent::Pause => self.batch.lock().write(),
         }
@@ -103,10 +99,10 @@ impl Router {
         if batch.user != user {
             batch.write();
         }
-        // Where nobody is here, the payload is not touched.
-        let handed = self.registry.with(user, |handles| {
+        // If the user is not connected here, the payload is not read.
+        let routed = self.registry.with(user, |handles| {
             let text = str::from_utf8(payload).map_err(|_| DropReason::Utf8)?;
-            // JSON never begins like this: it is a notification with a name or a place.
+            // JSON never starts with this byte: the payload is an envelope with an event name or a position.
             let envelope = if payload.starts_with(&[ENVELOPE_START]) {
                 Some(Envelope::parse(text).ok_or(DropReason::Envelope)?)
             } else {
@@ -116,12 +112,12 @@ impl Router {
                 None => self.event(DEFAULT_EVENT, text, None)?,
                 Some(Envelope { stored, event, data }) => self.event(event, data, stored.map(|(_, cursor)| cursor))?,
             };
-            self.hand_to(handles, event, &mut batch.handles);
+            self.push_to_all(handles, event, &mut batch.handles);
             Ok(())
         });
-        match handed {
-            Some(handed) => {
-                handed?;
+        match routed {
+            Some(routed) => {
+                routed?;
                 user.clone_into(&mut batch.user);
             }
             None => {
@@ -140,17 +136,17 @@ impl Router {
         if is_json(data) { Ok(Event { name, data, cursor }) } else { Err(DropReason::Json) }
     }
 
-    fn hand_to(&self, handles: &[Arc<ConnectionHandle>], event: Event<'_>, batch: &mut Vec<Arc<ConnectionHandle>>) {
+    fn push_to_all(&self, handles: &[Arc<ConnectionHandle>], event: Event<'_>, batch: &mut Vec<Arc<ConnectionHandle>>) {
         let Some((last, others)) = handles.split_last() else { return };
-        let (mut encoded, stored, mut handed) = (Encoded::new(event), event.cursor, 0);
+        let (mut encoded, stored, mut delivered) = (Encoded::new(event), event.cursor, 0);
         for handle in others {
-            handed += self.push(handle, encoded.frame(handle.dialect), stored.as_ref(), batch);
+            delivered += self.push(handle, encoded.frame(handle.dialect), stored.as_ref(), batch);
         }
-        handed += self.push(last, encoded.last_frame(last.dialect), stored.as_ref(), batch);
-        self.metrics.deliveries.inc_by(handed);
+        delivered += self.push(last, encoded.last_frame(last.dialect), stored.as_ref(), batch);
+        self.metrics.deliveries.inc_by(delivered);
     }
 
-    /// Gives how many events were taken by the connection: 1, or 0 by one that is being closed, has it already, or is not level with the history.
+    /// Returns the events delivered: 0 if the connection is closing, has the event already or has not caught up.
     fn push(
         &self,
         handle: &Arc<ConnectionHandle>,
@@ -162,7 +158,7 @@ impl Router {
             Pushed::First => batch.push(Arc::clone(handle)),
             Pushed::Behind => {}
             Pushed::Displaced(lost) | Pushed::Full(lost) => self.count_slow(handle, lost),
-            // Counted when it is sent.
+            // A pending event is counted when it is sent.
             Pushed::Pending | Pushed::Known | Pushed::Closed => return 0,
         }
         1
@@ -178,7 +174,7 @@ impl Router {
     fn count_slow(&self, handle: &ConnectionHandle, lost: usize) {
         self.metrics.deliveries_dropped.inc_by(lost as u64);
         if let Some(held_back) = self.slow.admit() {
-            warn!(connection = %handle.id, lost, held_back, "slow connection: its outbox is full");
+            warn!(connection = %handle.id, lost, held_back, "slow connection: its send queue is full");
         }
     }
 }

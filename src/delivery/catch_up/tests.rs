@@ -1,5 +1,5 @@
-//! The seam between what is read and what comes live: every interleaving of publishing, hearing, coming, reading and
-//! sending that a small model has, and random ones of a larger.
+//! The seam between the history read and live events: every interleaving of publishing, receiving, connecting, reading
+//! and sending in a small model, and random interleavings in a larger one.
 
 use std::collections::HashSet;
 use std::num::NonZeroU64;
@@ -10,7 +10,7 @@ use super::*;
 
 const EPOCH: NonZeroU64 = NonZeroU64::MIN;
 
-/// What is published: stored, or not; each is named by its position in the order of publishing.
+/// A published event, stored or not. Its index in the order of publishing identifies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Stored,
@@ -20,30 +20,30 @@ enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Step {
     Publish(Kind),
-    /// The instance hears the next message of the channel.
-    Hear,
-    /// The instance loses its subscription, with what is on its way, and has another.
+    /// The instance receives the next message of the channel.
+    Receive,
+    /// The instance loses its subscription with the messages in flight, and subscribes again.
     Lose,
-    /// The client comes, and resumes from before the first.
+    /// The client connects, and resumes from before the first event.
     Come,
-    /// A page is read behind the client's position.
+    /// A page after the client's position is read.
     Read,
-    /// What was read is sent.
+    /// The page is sent.
     Send,
-    /// The instance compares the client with the newest stored.
+    /// The instance compares the client with the newest stored position.
     Compare,
-    /// The oldest stored one ends by its own ttl: whoever reads does not find it any more.
+    /// The oldest stored event expires by its own ttl: reads no longer return it.
     End,
-    /// Too much waits.
+    /// Too many events are pending.
     Overflow,
-    /// The client comes while the history cannot be read.
+    /// The client connects while the history cannot be read.
     ComeBlind,
 }
 
 const STEPS: [Step; 11] = [
     Step::Publish(Kind::Stored),
     Step::Publish(Kind::Passing),
-    Step::Hear,
+    Step::Receive,
     Step::Lose,
     Step::Come,
     Step::Read,
@@ -54,7 +54,7 @@ const STEPS: [Step; 11] = [
     Step::ComeBlind,
 ];
 
-/// How large the model may grow.
+/// Bounds of the model.
 #[derive(Debug, Clone, Copy)]
 struct Size {
     stored: usize,
@@ -73,22 +73,22 @@ struct World {
     size: Size,
     /// In the order of publishing.
     published: Vec<Kind>,
-    /// How many of them the instance has heard, or lost.
-    heard: usize,
-    /// Those that were not heard.
+    /// How many of them the instance has received or lost.
+    received: usize,
+    /// The events that were not received.
     lost: Vec<usize>,
     losses: usize,
-    /// Set by `Lose`: the instance owes a comparison.
+    /// Set by `Lose`: the instance must compare.
     missed: bool,
     catch_up: Option<CatchUp>,
     page: Option<CatchUpPage>,
-    /// What the client was sent, by position in the order of publishing.
+    /// The events sent to the client, by index in the order of publishing.
     sent: Vec<usize>,
-    /// How much had been heard when the client came.
+    /// How many events had been received when the client connected.
     came: usize,
-    /// From where in the order of publishing on it must have everything stored.
+    /// The index from which on the client must have every stored event.
     since: usize,
-    /// So many of the stored ones have ended.
+    /// How many stored events have expired.
     ended: usize,
     overflows: usize,
 }
@@ -98,7 +98,7 @@ impl World {
         Self {
             size,
             published: Vec::new(),
-            heard: 0,
+            received: 0,
             lost: Vec::new(),
             losses: 0,
             missed: false,
@@ -116,7 +116,7 @@ impl World {
         self.published.iter().filter(|other| **other == kind).count()
     }
 
-    /// The stored ones, with their cursors.
+    /// The stored events with their cursors.
     fn store(&self) -> Vec<(Cursor, usize)> {
         let stored = self.published.iter().enumerate().filter(|(_, kind)| **kind == Kind::Stored);
         let cursor = |number: u64| Cursor { epoch: EPOCH, ms: 1_000 + number / 2, number };
@@ -131,7 +131,7 @@ impl World {
         match step {
             Step::Publish(Kind::Stored) => self.count(Kind::Stored) < self.size.stored,
             Step::Publish(Kind::Passing) => self.count(Kind::Passing) < self.size.passing,
-            Step::Hear => self.heard < self.published.len(),
+            Step::Receive => self.received < self.published.len(),
             Step::Lose => self.losses < self.size.losses,
             Step::Come => self.catch_up.is_none(),
             Step::ComeBlind => self.catch_up.is_none() && self.size.blind,
@@ -140,7 +140,7 @@ impl World {
                 self.overflows < self.size.overflows && self.catch_up.as_ref().is_some_and(CatchUp::is_pending)
             }
             Step::Read => {
-                // The first is begun by whoever comes.
+                // The connecting client starts the first read.
                 self.page.is_none() && self.catch_up.as_ref().is_some_and(CatchUp::is_pending)
             }
             Step::Send => self.page.is_some(),
@@ -151,13 +151,13 @@ impl World {
     fn take(&mut self, step: Step) {
         match step {
             Step::Publish(kind) => self.published.push(kind),
-            Step::Hear => {
-                self.hear(self.heard);
-                self.heard += 1;
+            Step::Receive => {
+                self.receive(self.received);
+                self.received += 1;
             }
             Step::Lose => {
-                self.lost.extend(self.heard..self.published.len());
-                self.heard = self.published.len();
+                self.lost.extend(self.received..self.published.len());
+                self.received = self.published.len();
                 self.losses += 1;
                 self.missed = true;
             }
@@ -166,23 +166,23 @@ impl World {
                 catch_up.set(Position::At(Cursor { epoch: EPOCH, ms: 1_000, number: 0 }));
                 catch_up.pause();
                 self.catch_up = Some(catch_up);
-                self.came = self.heard;
+                self.came = self.received;
             }
             Step::ComeBlind => {
                 let mut catch_up = CatchUp::new();
                 catch_up.pause();
                 assert!(catch_up.replay_unread().events.is_empty());
                 self.catch_up = Some(catch_up);
-                (self.came, self.since) = (self.heard, self.published.len());
+                (self.came, self.since) = (self.received, self.published.len());
             }
             Step::End => self.ended += 1,
             Step::Overflow => {
                 if let Some(catch_up) = &mut self.catch_up {
-                    // What is not stored is lost with it.
+                    // The events that are not stored are lost.
                     let pending = catch_up.pending.as_ref().map(|pending| pending.events.clone()).unwrap_or_default();
                     let passing = pending.iter().filter(|(cursor, _)| cursor.is_none());
                     self.lost.extend(passing.map(|(_, event)| index_of(event)));
-                    catch_up.forget();
+                    catch_up.drop_pending();
                 }
                 self.overflows += 1;
             }
@@ -207,12 +207,12 @@ impl World {
         }
     }
 
-    fn hear(&mut self, index: usize) {
+    fn receive(&mut self, index: usize) {
         let cursor = self.store().into_iter().find(|(_, stored)| *stored == index).map(|(cursor, _)| cursor);
         let Some(catch_up) = &mut self.catch_up else { return };
         let event = Bytes::from(index.to_string());
         match cursor.filter(|_| !catch_up.is_pending()).map(|cursor| (cursor, catch_up.followed_by(&cursor))) {
-            _ if catch_up.is_pending() => catch_up.wait(cursor, event),
+            _ if catch_up.is_pending() => catch_up.add_pending(cursor, event),
             None => self.sent.push(index),
             Some((_, Continuity::Known)) => {}
             Some((cursor, Continuity::Next)) => {
@@ -221,7 +221,7 @@ impl World {
             }
             Some((cursor, Continuity::Gap)) => {
                 catch_up.fall_behind();
-                catch_up.wait(Some(cursor), event);
+                catch_up.add_pending(Some(cursor), event);
             }
         }
     }
@@ -243,10 +243,10 @@ impl World {
         self.page = Some(CatchUpPage { events, upto, complete: !upto.is_behind(&newest) });
     }
 
-    /// Lets everything come to its end.
+    /// Runs all remaining steps.
     fn settle(&mut self) {
         for _ in 0..1_000 {
-            let wanted = [Step::Come, Step::Send, Step::Read, Step::Hear, Step::Compare];
+            let wanted = [Step::Come, Step::Send, Step::Read, Step::Receive, Step::Compare];
             match wanted.into_iter().find(|step| self.is_enabled(*step)) {
                 Some(step) => self.take(step),
                 None => return,
@@ -255,23 +255,23 @@ impl World {
         panic!("it never ends: {self:?}");
     }
 
-    /// Nothing was lost, ended or unreadable: then there is one order for all that was heard.
+    /// Without losses, expiries and failed reads, all received events have one order.
     fn is_simple(&self) -> bool {
         self.losses == 0 && self.overflows == 0 && self.since == 0 && self.ended == 0
     }
 
-    /// Whatever had been heard before the last that was sent has been sent before it.
+    /// All events received before the last one sent were sent before it.
     fn check_last(&self) {
         let last = *self.sent.last().unwrap();
-        let earlier = (self.came..last.min(self.heard)).filter(|index| !self.lost.contains(index));
+        let earlier = (self.came..last.min(self.received)).filter(|index| !self.lost.contains(index));
         let missing: Vec<usize> = earlier.filter(|index| !self.sent.contains(index)).collect();
         assert!(
-            last >= self.heard || !self.is_simple() || missing.is_empty(),
+            last >= self.received || !self.is_simple() || missing.is_empty(),
             "{missing:?} come behind {last}: {self:?}"
         );
     }
 
-    /// What a client may count on.
+    /// The guarantees to a client.
     fn check(&self) {
         let stored: Vec<usize> = self.store().into_iter().map(|(_, index)| index).collect();
         let (got, passing): (Vec<usize>, Vec<usize>) = self.sent.iter().partition(|index| stored.contains(index));
@@ -279,15 +279,16 @@ impl World {
         let due: Vec<usize> = stored.iter().copied().skip(self.ended).filter(|index| *index >= self.since).collect();
         let missing: Vec<&usize> = due.iter().filter(|index| !got.contains(index)).collect();
         assert!(missing.is_empty(), "every stored one, but not {missing:?}: {self:?}");
-        let heard = |index: &usize| *index >= self.came && !self.lost.contains(index) && !stored.contains(index);
-        let expected: Vec<usize> = (0..self.published.len()).filter(heard).collect();
-        assert_eq!(passing, expected, "every other one that was heard, once, in order: {self:?}");
+        let received = |index: &usize| *index >= self.came && !self.lost.contains(index) && !stored.contains(index);
+        let expected: Vec<usize> = (0..self.published.len()).filter(received).collect();
+        assert_eq!(passing, expected, "every other received event, once, in order: {self:?}");
         if self.is_simple() {
-            // The other way round may be: a stored one is read while an older one is still on its way to the instance.
+            // The reverse is possible: a stored event is read while an older message is still in flight to the
+            // instance.
             for (position, index) in self.sent.iter().enumerate().filter(|(_, index)| passing.contains(index)) {
                 let before = self.sent.get(..position).unwrap_or_default();
                 let older = stored.iter().all(|stored| stored > index || before.contains(stored));
-                assert!(older, "what is stored comes before anything newer: {self:?}");
+                assert!(older, "a stored event is sent before all newer ones: {self:?}");
             }
         }
     }
@@ -297,7 +298,7 @@ fn index_of(event: &Bytes) -> usize {
     String::from_utf8_lossy(event).parse().unwrap()
 }
 
-/// Takes every step from every state that can be reached, each state once; gives how many there are.
+/// Takes every step from every reachable state, each state once; returns the number of states.
 fn explore(size: Size) -> usize {
     let (mut seen, mut open) = (HashSet::new(), vec![World::new(size)]);
     while let Some(world) = open.pop() {
@@ -356,17 +357,17 @@ proptest! {
 }
 
 #[test]
-fn an_event_that_the_history_does_not_have_is_dropped_and_holds_nobody_up() {
+fn an_event_that_the_history_does_not_have_is_dropped_and_delays_no_other() {
     let mut world = World::new(Size { stored: 3, passing: 1, ..NOTHING });
-    for step in [Step::Publish(Kind::Stored), Step::Come, Step::Read, Step::Send, Step::Hear] {
+    for step in [Step::Publish(Kind::Stored), Step::Come, Step::Read, Step::Send, Step::Receive] {
         world.take(step);
     }
     let catch_up = world.catch_up.as_mut().unwrap();
     let forged = Cursor { epoch: EPOCH, ms: 9_000, number: 77 };
     assert_eq!(catch_up.followed_by(&forged), Continuity::Gap);
     catch_up.fall_behind();
-    catch_up.wait(Some(forged), Bytes::from_static(b"77"));
-    catch_up.wait(None, Bytes::from_static(b"1"));
+    catch_up.add_pending(Some(forged), Bytes::from_static(b"77"));
+    catch_up.add_pending(None, Bytes::from_static(b"1"));
     let Position::At(position) = catch_up.begin_reading() else { panic!("it has a position") };
     let replayed = catch_up.replay(CatchUpPage { events: Vec::new(), upto: position, complete: true });
     assert_eq!(replayed, Replayed { events: vec![(false, Bytes::from_static(b"1"))], foreign: 1 });
@@ -374,7 +375,7 @@ fn an_event_that_the_history_does_not_have_is_dropped_and_holds_nobody_up() {
 }
 
 #[test]
-fn another_epoch_with_the_same_newest_event_disturbs_nobody() {
+fn another_epoch_with_the_same_newest_event_causes_no_catch_up() {
     let position = Cursor { epoch: EPOCH, ms: 1_000, number: 5 };
     let mut catch_up = CatchUp::new();
     catch_up.set(Position::At(position));
@@ -385,22 +386,22 @@ fn another_epoch_with_the_same_newest_event_disturbs_nobody() {
 }
 
 #[test]
-fn who_knew_what_redis_lost_is_behind_at_once_and_who_knew_nothing_with_the_next_event() {
+fn a_client_with_an_entry_that_redis_lost_is_behind_at_once_and_one_without_at_the_next_event() {
     let lost = Cursor { epoch: NonZeroU64::MAX, ms: 9_000, number: 0 };
     for (number, behind) in [(5, true), (0, false)] {
         let mut catch_up = CatchUp::new();
         catch_up.set(Position::At(Cursor { epoch: EPOCH, ms: 1_000, number }));
         assert_eq!(catch_up.followed_by(&Cursor { number: 1, ..lost }), Continuity::Gap);
         assert_eq!((catch_up.compare(&lost), catch_up.wants_reading()), (behind, behind));
-        assert!(!catch_up.compare(&Cursor { epoch: EPOCH, ..lost }), "it has ended by its ttl");
+        assert!(!catch_up.compare(&Cursor { epoch: EPOCH, ..lost }), "it has expired by its ttl");
     }
 }
 
 #[test]
-fn who_came_while_the_history_could_not_be_read_is_behind_as_soon_as_there_is_one() {
+fn a_client_that_connected_while_the_history_was_unreadable_is_behind_once_an_event_is_stored() {
     let mut catch_up = CatchUp::new();
     catch_up.pause();
-    catch_up.wait(None, Bytes::from_static(b"0"));
+    catch_up.add_pending(None, Bytes::from_static(b"0"));
     assert_eq!(catch_up.replay_unread().events.len(), 1);
     let newest = Cursor { epoch: EPOCH, ms: 1_000, number: 1 };
     assert_eq!(catch_up.followed_by(&newest), Continuity::Gap);

@@ -1,5 +1,4 @@
-//! One user's stored notifications and read positions. What the scripts of Redis do with a stream and a hash, number for
-//! number: see `history/scripts/publish.lua` and its neighbours for why.
+//! One user's stored notifications and read positions. Mirrors the Lua scripts in `history/scripts`; see there for why.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU64;
@@ -9,10 +8,10 @@ use compact_str::CompactString;
 use crate::history::store::{Acked, Entry, MAX_DEVICES, Move, PageSize, Publication, ReadFrom, Reading};
 use crate::protocol::{Cursor, UserId, millis};
 
-/// What a position costs beside its device's name, about.
+/// Approximate memory of a read position, without the device's name.
 const POSITION_BYTES: usize = 64;
 
-/// What a history costs beside what is in it and the user's id, about.
+/// Approximate memory of an empty history, without the user's id.
 const HISTORY_BYTES: usize = 256;
 
 /// A cursor without the epoch, which is the user's.
@@ -32,7 +31,7 @@ impl Position {
     }
 }
 
-/// When it is, and since when what is stored counts, and read positions.
+/// The current time, and the times before which entries and read positions have expired.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
     pub(super) now: u64,
@@ -43,7 +42,7 @@ pub(super) struct Moment {
 #[derive(Debug)]
 struct Stored {
     position: Position,
-    /// The end by its own ttl.
+    /// Expiry by its own ttl.
     until: Option<u64>,
     event: CompactString,
     data: Box<str>,
@@ -57,33 +56,30 @@ impl Stored {
 
 #[derive(Debug)]
 pub(super) struct History {
-    /// Their numbers have no hole.
+    /// Their numbers are consecutive.
     entries: VecDeque<Stored>,
-    /// By device.
     positions: HashMap<String, Position>,
-    /// When a position was given last.
+    /// The time of the last `ack`.
     positions_at: u64,
-    /// What this user had stored up to then may have been let go without a trace.
+    /// Entries of this user stored up to this time may have been evicted with an earlier history.
     lost_upto: u64,
-    /// The number of its last change, among those of all histories.
+    /// The number of its last change, counted across all histories.
     pub(super) change: u64,
     bytes: usize,
 }
 
 impl History {
-    /// Of a user who has none, or had one before `lost_upto`.
     pub(super) fn new(user: &UserId, lost_upto: u64) -> Self {
         let (entries, positions) = (VecDeque::new(), HashMap::new());
         let bytes = HISTORY_BYTES + 2 * user.as_str().len();
         Self { entries, positions, positions_at: 0, lost_upto, change: 0, bytes }
     }
 
-    /// What it costs, about.
+    /// Approximate memory in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// How many are stored.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -92,7 +88,7 @@ impl History {
         self.entries.back().map(|stored| stored.position)
     }
 
-    /// The newest, unless all have ended.
+    /// The newest position, unless all entries have expired.
     pub(super) fn last_kept(&self, at: Moment) -> Option<Position> {
         self.last().filter(|last| last.ms >= at.kept_since)
     }
@@ -106,12 +102,11 @@ impl History {
         self.last_kept(at).unwrap_or(Position { ms: at.now, number: 0 })
     }
 
-    /// Whether nothing in it counts any more.
-    pub(super) fn has_ended(&self, at: Moment) -> bool {
+    pub(super) fn has_expired(&self, at: Moment) -> bool {
         self.last_kept(at).is_none() && self.positions_at < at.positions_since
     }
 
-    /// Stores one more, and lets go of those that are too old or too many.
+    /// Stores an entry, and drops those that have expired or exceed `max_len`.
     pub(super) fn add(&mut self, publication: &Publication<'_>, max_len: usize, at: Moment) -> Position {
         let position = match self.last_kept(at) {
             Some(last) => Position { ms: at.now.max(last.ms), number: last.number + 1 },
@@ -124,14 +119,14 @@ impl History {
         let stored = Stored { position, until, event: publication.event.into(), data: publication.data.into() };
         self.bytes += stored.bytes();
         self.entries.push_back(stored);
-        // One more than is kept: who has seen that one has missed nothing yet.
+        // One more than the maximum: a client that has received only that one has missed nothing.
         let too_many = self.entries.len().saturating_sub(max_len + 1);
         let too_old = self.entries.partition_point(|stored| stored.position.ms < at.kept_since).saturating_sub(1);
         self.drop_oldest(too_many.max(too_old));
         position
     }
 
-    /// Lets go of its oldest until it is so much smaller, but not of the newest; gives how many went.
+    /// Drops the oldest entries to free `excess` bytes, but never the newest; returns how many were dropped.
     pub(super) fn shrink(&mut self, excess: usize) -> usize {
         let target = self.bytes.saturating_sub(excess);
         let before = self.entries.len();
@@ -153,7 +148,7 @@ impl History {
         if whole_from.is_some() && from_position.number < newest.number {
             let (mut left, mut room) = (page.entries, page.bytes);
             let oldest = if *from == ReadFrom::Oldest { at.kept_since } else { 0 };
-            for stored in self.behind(from_position).filter(|stored| stored.position.ms >= oldest) {
+            for stored in self.after(from_position).filter(|stored| stored.position.ms >= oldest) {
                 if left == 0 || room == 0 {
                     break;
                 }
@@ -177,7 +172,7 @@ impl History {
         }
     }
 
-    /// The position asked for, where all that belongs behind it is stored.
+    /// The requested position, if no entry after it is missing.
     fn start(&self, epoch: NonZeroU64, from: &ReadFrom, at: Moment) -> Option<Position> {
         let first = self.first_kept(at);
         let from_the_first = first.is_none_or(|first| first.number == 1);
@@ -206,19 +201,19 @@ impl History {
         self.lost_upto > 0 && self.lost_upto >= ms
     }
 
-    /// Whether nothing is missing behind a position: the next one is there, or there is none and the position is the last.
+    /// Whether no entry after a position is missing: the next one is stored, or the position is the newest.
     fn is_whole(&self, position: Position, at: Moment) -> bool {
         if position.number == 0 && position.ms <= at.kept_since.max(self.lost_upto) {
             return false;
         }
-        match self.behind(position).next().map(|stored| stored.position) {
+        match self.after(position).next().map(|stored| stored.position) {
             Some(next) => next.number == position.number + 1 && next.ms >= at.kept_since,
             None if position.number == 0 => true,
             None => position == self.newest(at),
         }
     }
 
-    fn behind(&self, position: Position) -> impl Iterator<Item = &Stored> {
+    fn after(&self, position: Position) -> impl Iterator<Item = &Stored> {
         let start = match position.number {
             0 => 0,
             _ => self.entries.partition_point(|stored| stored.position <= position),
@@ -236,8 +231,8 @@ impl History {
         newest.number.saturating_sub(read.map_or(first.number - 1, |read| read.number))
     }
 
-    /// What becomes of a read position that somebody gave, where nothing has to change for it.
-    pub(super) fn without_a_move(&self, device: &str, position: Position, how: Move, at: Moment) -> Option<Acked> {
+    /// The outcome of an `ack` that does not move the read position.
+    pub(super) fn ack_without_move(&self, device: &str, position: Position, how: Move, at: Moment) -> Option<Acked> {
         if self.last_kept(at).map_or(position.ms > at.now, |last| position > last) {
             return Some(Acked::Foreign);
         }
@@ -250,7 +245,7 @@ impl History {
         }
     }
 
-    /// Positions end some time after one was given last, be it the same again.
+    /// Read positions expire some time after the last `ack`, even if it repeats the same position.
     pub(super) fn renew_positions(&mut self, at: Moment) {
         self.positions_at = at.now;
     }

@@ -1,4 +1,4 @@
-//! What was published under a key, so that it is published once.
+//! The idempotency keys of recent publications.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,45 +6,45 @@ use std::sync::Arc;
 use crate::history::store::KEY_KEPT;
 use crate::protocol::{Cursor, UserId, millis};
 
-/// Most keys remembered; beyond, the oldest are forgotten early.
+/// At this many keys, the oldest are dropped before they expire.
 const MAX_KEYS: usize = 65_536;
 
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     positions: HashMap<Arc<str>, Option<Cursor>>,
-    /// When each ends, oldest first.
-    ends: VecDeque<(u64, Arc<str>)>,
+    /// When each key expires, oldest first.
+    expiries: VecDeque<(u64, Arc<str>)>,
 }
 
 impl Keys {
-    /// What was published under it; the inner is none for what is not stored.
+    /// The publication with this key: its cursor, or `Some(None)` if it is not stored.
     pub(super) fn get(&mut self, user: &UserId, key: &str, now: u64) -> Option<Option<Cursor>> {
-        while self.ends.front().is_some_and(|(end, _)| *end <= now) {
-            self.forget_oldest();
+        while self.expiries.front().is_some_and(|(expiry, _)| *expiry <= now) {
+            self.drop_oldest();
         }
         self.positions.get(name(user, key).as_str()).copied()
     }
 
-    /// Remembers a new one; whether another had to be forgotten for it.
+    /// Adds a key; returns whether an older one was dropped for it.
     pub(super) fn insert(&mut self, user: &UserId, key: &str, position: Option<Cursor>, now: u64) -> bool {
         let full = self.positions.len() >= MAX_KEYS;
         if full {
-            self.forget_oldest();
+            self.drop_oldest();
         }
         let name: Arc<str> = name(user, key).into();
         self.positions.insert(Arc::clone(&name), position);
-        self.ends.push_back((now + millis(KEY_KEPT), name));
+        self.expiries.push_back((now + millis(KEY_KEPT), name));
         full
     }
 
-    fn forget_oldest(&mut self) {
-        if let Some((_, oldest)) = self.ends.pop_front() {
+    fn drop_oldest(&mut self) {
+        if let Some((_, oldest)) = self.expiries.pop_front() {
             self.positions.remove(&oldest);
         }
     }
 }
 
-/// One text for both: no user id has a line feed.
+/// One text for both: a user id never contains a line feed.
 fn name(user: &UserId, key: &str) -> String {
     format!("{user}\n{key}")
 }
@@ -68,7 +68,7 @@ mod tests {
         let user = UserId::new("42").unwrap();
         let mut keys = Keys::default();
         let lost = (0..MAX_KEYS + 2).filter(|key| keys.insert(&user, &key.to_string(), None, 0)).count();
-        assert_eq!((lost, keys.positions.len(), keys.ends.len()), (2, MAX_KEYS, MAX_KEYS));
+        assert_eq!((lost, keys.positions.len(), keys.expiries.len()), (2, MAX_KEYS, MAX_KEYS));
         assert_eq!((keys.get(&user, "1", 0), keys.get(&user, "2", 0)), (None, Some(None)));
     }
 }

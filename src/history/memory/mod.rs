@@ -1,4 +1,4 @@
-//! The in-memory implementation of the history store, within a bound.
+//! The in-memory implementation of the history store. Its memory is bounded.
 
 mod history;
 mod keys;
@@ -21,10 +21,9 @@ use crate::protocol::{Cursor, UserId, millis, unix_ms, wrap_stored};
 use history::{History, Moment, Position};
 use keys::Keys;
 
-/// Most bytes of all histories together, about; beyond, the one that did not change for longest goes.
+/// Approximate memory of all histories together. Beyond it, the least recently changed history is dropped.
 const MAX_BYTES: usize = 64 << 20;
 
-/// Stores, and passes on what is published, in one order.
 pub struct MemoryHistory {
     histories: Mutex<Histories>,
     backplane: Arc<MemoryBackplane>,
@@ -37,7 +36,6 @@ impl std::fmt::Debug for MemoryHistory {
 }
 
 impl MemoryHistory {
-    /// Nothing is stored yet.
     pub fn new(kept: config::History, backplane: Arc<MemoryBackplane>, metrics: Arc<Metrics>) -> Self {
         Self { histories: Mutex::new(Histories::new(kept, metrics)), backplane }
     }
@@ -47,7 +45,7 @@ impl MemoryHistory {
             if !publication.durable && publication.key.is_none() {
                 return (Some(publication.message().into_owned()), None);
             }
-            // Unlocked before the message is passed on.
+            // Unlocks before the message is passed on.
             match self.histories.lock().publish(user, publication) {
                 Outcome::New { message, position } => (Some(message.into_owned()), position),
                 Outcome::Known { position } => (None, position),
@@ -71,28 +69,26 @@ impl MemoryHistory {
     }
 }
 
-/// The result of a publication.
 enum Outcome<'a> {
-    /// To be published as this message.
+    /// To publish as this message.
     New { message: Cow<'a, str>, position: Option<Cursor> },
-    /// Its key was published before, with this position.
+    /// Its idempotency key was published before, at this position.
     Known { position: Option<Cursor> },
 }
 
 struct Histories {
     kept: config::History,
     max_bytes: usize,
-    /// Makes the users' epochs: those of another process are others.
+    /// Derives the users' epochs, which differ in every process.
     epochs: RandomState,
-    /// Of all durable publications.
     count: u64,
     users: HashMap<UserId, History>,
-    /// The one that did not change for longest first.
+    /// Least recently changed first.
     by_change: BTreeMap<u64, UserId>,
     changes: u64,
     bytes: usize,
-    /// When the newest of the notifications that went with their whole history was stored. Whatever is stored later has a
-    /// later time, so that no earlier cursor is taken for one of a history that began anew.
+    /// The newest time of a notification that was dropped with its whole history. Notifications stored later have a
+    /// later time, so that an earlier cursor never matches an entry of a new history.
     lost_upto: u64,
     keys: Keys,
     metrics: Arc<Metrics>,
@@ -117,7 +113,6 @@ impl Histories {
         }
     }
 
-    /// Stores what is durable, and remembers a key.
     fn publish<'a>(&mut self, user: &UserId, publication: &Publication<'a>) -> Outcome<'a> {
         let at = self.moment();
         if let Some(key) = publication.key
@@ -153,7 +148,6 @@ impl Histories {
         self.look(user, |history| history.read(epoch, from, device, page, at))
     }
 
-    /// Where the newest of each is, in their order.
     fn newest(&self, users: &[UserId]) -> Vec<Cursor> {
         let at = self.moment();
         let none = Position { ms: 0, number: 0 };
@@ -161,11 +155,10 @@ impl Histories {
         users.iter().map(|user| position(user).cursor(self.epoch(user))).collect()
     }
 
-    /// Moves a device's read position.
     fn ack(&mut self, user: &UserId, device: &str, cursor: &Cursor, how: Move) -> Acked {
         let at = self.moment();
         let Some(position) = Position::of(self.epoch(user), cursor) else { return Acked::Foreign };
-        if let Some(settled) = self.look(user, |history| history.without_a_move(device, position, how, at)) {
+        if let Some(settled) = self.look(user, |history| history.ack_without_move(device, position, how, at)) {
             if settled == Acked::Kept {
                 self.change(user, |history| history.renew_positions(at));
             }
@@ -210,13 +203,13 @@ impl Histories {
         outcome
     }
 
-    /// Lets go of what has ended, and of more while all is too much: the one that just changed last, and never whole.
+    /// Drops expired histories, then the least recently changed. The one just changed keeps its newest entry.
     fn make_room(&mut self, at: Moment) {
         while let Some(first) = self.by_change.first_entry() {
             let Some(history) = self.users.get_mut(first.get()) else { break };
             let excess = self.bytes.saturating_sub(self.max_bytes);
-            let (ended, bytes) = (history.has_ended(at), history.bytes());
-            if excess == 0 && !ended {
+            let (expired, bytes) = (history.has_expired(at), history.bytes());
+            if excess == 0 && !expired {
                 break;
             }
             if *first.key() == self.changes {
@@ -232,20 +225,20 @@ impl Histories {
                 self.lost_upto = self.lost_upto.max(last.ms);
                 self.lost("notifications", stored);
             }
-            if !ended {
+            if !expired {
                 self.lost("users", 1);
             }
         }
     }
 
-    /// Counts and logs what went for want of room.
+    /// Counts and logs dropped data.
     fn lost(&self, what: &str, count: usize) {
         if count == 0 {
             return;
         }
         self.metrics.history_dropped.with_label_values(&[what]).inc_by(count as u64);
         if let Some(held_back) = self.losses.admit() {
-            warn!(what, count, held_back, "no room in memory: dropped the oldest of the stored notifications or keys");
+            warn!(what, count, held_back, "in-memory history is full: dropped the oldest notifications or keys");
         }
     }
 }
@@ -271,8 +264,8 @@ mod tests {
     }
 
     #[test]
-    fn no_place_is_given_out_twice_however_fast_histories_go() {
-        // Not even two have room.
+    fn no_position_is_reused_however_fast_histories_are_dropped() {
+        // Room for one history only.
         let mut histories = histories(Duration::from_secs(60), 500);
         let mut positions = HashSet::new();
         for _ in 0..500 {
@@ -283,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_takes_no_room() {
+    fn expired_histories_take_no_memory() {
         let mut histories = histories(Duration::from_millis(5), MAX_BYTES);
         let first = store(&mut histories, "a");
         while store(&mut histories, "b").ms <= first.ms + 5 {}

@@ -2,12 +2,12 @@
 --
 -- KEYS  1 history (HASH epoch, count: of the fleet)   2 the user's stream, entries MS-NUMBER   3 the user's read positions
 --       (HASH device -> cursor)
--- ARGV  1 user   2 device   3 cursor   4 how: forward, or exactly   5 most devices   6 positions are kept for after one was given, in ms
--- Answers kept; foreign, of a cursor of another user or epoch, or ahead of what is stored; or full.
+-- ARGV  1 user   2 device   3 cursor   4 forward or exactly   5 max devices   6 ttl of the read positions in ms
+-- Returns kept; foreign if the cursor is of another user or epoch, or after the newest; full if there are max devices.
 local history, stream, positions = KEYS[1], KEYS[2], KEYS[3]
 local epoch = redis.call('HGET', history, 'epoch')
 epoch = epoch and string.sub(redis.sha1hex(epoch .. ':' .. ARGV[1]), 1, 16)
--- Of this user, and of this epoch.
+-- Parses a cursor of this user and epoch.
 local function own(cursor)
   local of, ms, number = string.match(cursor or '', '^(%x+)-(%d+)-(%d+)$')
   if of == epoch then
@@ -33,7 +33,7 @@ end
 
 local known = redis.call('HGET', positions, ARGV[2])
 if not known and redis.call('HLEN', positions) >= tonumber(ARGV[5]) then
-  -- Those of another epoch are good for nothing.
+  -- Read positions of another epoch are useless.
   local all = redis.call('HGETALL', positions)
   for i = 1, #all, 2 do
     if not own(all[i + 1]) then
@@ -49,7 +49,7 @@ if ARGV[4] == 'forward' and read_ms and (read_ms > ms or (read_ms == ms and read
   redis.call('PEXPIRE', positions, ARGV[6])
   return 'kept'
 end
--- The first write is one that Redis refuses when it is out of memory: nothing is left half done.
+-- Redis refuses this first write when it is out of memory, so no partial change remains.
 redis.call('HSET', positions, ARGV[2], ARGV[3])
 redis.call('PEXPIRE', positions, ARGV[6])
 return 'kept'

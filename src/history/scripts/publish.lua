@@ -1,15 +1,15 @@
--- Stores one notification and publishes it, whole or not at all.
+-- Stores one notification and publishes it, atomically.
 --
--- KEYS  1 history (HASH epoch, count: of the fleet)   2 the user's stream, entries MS-NUMBER   3 the publication's key,
---       where it has one (STRING, its cursor)
--- ARGV  1 user   2 an epoch, should there be none   3 event, as JSON   4 data   5 most entries   6 kept for, in ms
---       7 own ttl in ms, or ''   8 a key is kept for, in ms
--- Answers the cursor, also of a key that was there before.
+-- KEYS  1 history (HASH epoch, count: of the fleet)   2 the user's stream, entries MS-NUMBER   3 the publication's
+--       idempotency key, if any (STRING, its cursor)
+-- ARGV  1 user   2 a fresh epoch, used if Redis has no epoch   3 event, as JSON   4 data   5 max entries
+--       6 ttl of entries in ms   7 the entry's own ttl in ms, or ''   8 ttl of a key in ms
+-- Returns the cursor: that of the earlier publication if the key exists.
 --
--- Invariants: numbers of a stream have no hole, so that whoever knows one sees what is missing; they begin anew only
--- with a new stream, and times never go back. The count goes up by one with each, across all users, in publishing order:
--- an instance that hears one too few knows it. The first write is one that Redis refuses when it is out of memory, and a
--- script that began before it was goes through: nothing is left half done.
+-- Invariants: the numbers of a stream are consecutive, so that a reader detects missing entries; they restart only with
+-- a new stream, and times never go back. The count increases by one with each notification of any user, in publishing
+-- order, so that an instance detects a gap. Redis refuses the first write when it is out of memory, and does not
+-- interrupt a script that has started to write: no partial change remains.
 local history, stream, key = KEYS[1], KEYS[2], KEYS[3]
 if redis.acl_check_cmd then
   local needed = {
@@ -42,18 +42,18 @@ if not epoch then
   epoch = ARGV[2]
   redis.call('HSET', history, 'epoch', epoch)
 end
--- First: should it fail, nothing is stored that nobody would hear of. A count too many only makes instances look.
+-- First: if it fails, no entry is stored unpublished. A count without an entry only makes instances check for a gap.
 local count = redis.call('HINCRBY', history, 'count', 1)
 
-local place = string.format('%.0f-%.0f', ms, number)
-local cursor = string.sub(redis.sha1hex(epoch .. ':' .. ARGV[1]), 1, 16) .. '-' .. place
+local position = string.format('%.0f-%.0f', ms, number)
+local cursor = string.sub(redis.sha1hex(epoch .. ':' .. ARGV[1]), 1, 16) .. '-' .. position
 local entry = { 'event', ARGV[3], 'data', ARGV[4] }
 if ARGV[7] ~= '' then
   entry[5], entry[6] = 'until', string.format('%.0f', ms + tonumber(ARGV[7]))
 end
--- One more than is kept: who has seen that one has missed nothing yet.
+-- One more than the maximum: a client that has received only that one has missed nothing.
 local most = tonumber(ARGV[5]) + 1
-redis.call('XADD', stream, 'MAXLEN', '~', most, place, unpack(entry))
+redis.call('XADD', stream, 'MAXLEN', '~', most, position, unpack(entry))
 if redis.call('XLEN', stream) > most + 150 then
   redis.call('XTRIM', stream, 'MAXLEN', '=', most)
 end

@@ -1,8 +1,8 @@
--- Publishes a message that is not stored, unless its key was published before.
+-- Publishes an ephemeral message, unless its idempotency key was published before.
 --
--- KEYS  1 the publication's key (STRING, its cursor: '' for one that is not stored)
--- ARGV  1 user   2 message   3 a key is kept for, in ms
--- Answers the cursor of what was published first under the key, '' if that was not stored.
+-- KEYS  1 the publication's key (STRING, its cursor, '' if it is not stored)
+-- ARGV  1 user   2 message   3 ttl of a key in ms
+-- Returns the cursor of the first publication with this key, '' if that one is not stored.
 if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', 'user:' .. ARGV[1], '') then
   return redis.error_reply('NOPERM no right to publish on the user\'s channel')
 end

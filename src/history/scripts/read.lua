@@ -1,13 +1,14 @@
--- Reads a user's stored notifications behind some place, and says whether all that belongs there is still stored.
+-- Reads a user's stored notifications after a position, and checks that none of them is missing.
 --
 -- KEYS  1 history (HASH epoch, count: of the fleet)   2 the user's stream, entries MS-NUMBER   3 the user's read positions
 --       (HASH device -> cursor)
--- ARGV  1 user   2 an epoch, should there be none   3 kept for, in ms   4 device   5 most entries   6 most bytes
---       7 from: newest, oldest, after, acked or since   8.. after: epoch, ms, number; acked: device; since: ms
--- Answers the user's epoch; '1' where all is stored, else '0'; the places from, up to which was read, and of the newest;
--- the device's read position, or ''; how many it has not read; then event and data of each, behind its place.
+-- ARGV  1 user   2 a fresh epoch, used if Redis has no epoch   3 ttl of entries in ms   4 device   5 max entries
+--       6 max bytes   7 from: newest, oldest, after, acked or since
+--       8.. after: epoch, ms, number; acked: device; since: ms
+-- Returns the user's epoch; '1' if none is missing, else '0'; the positions of the start, of the page's end and of the
+-- newest; the device's read position, or ''; its unread count; then position, event and data of each entry.
 --
--- What is older than it is kept for counts as gone, also while it is still there.
+-- An entry older than the ttl counts as expired, even if it is still in the stream.
 local history, stream, positions = KEYS[1], KEYS[2], KEYS[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -22,34 +23,35 @@ epoch = string.sub(redis.sha1hex(epoch .. ':' .. ARGV[1]), 1, 16)
 local function at(ms, number)
   return { ms = tonumber(ms), number = tonumber(number) }
 end
-local function text(place)
-  return string.format('%.0f-%.0f', place.ms, place.number)
+local function text(position)
+  return string.format('%.0f-%.0f', position.ms, position.number)
 end
-local function place_of(entry)
+local function position_of(entry)
   return entry and at(string.match(entry[1], '^(%d+)-(%d+)$'))
 end
--- Of this user, and of this epoch.
+-- Parses a cursor of this user and epoch.
 local function own(cursor)
   local of, ms, number = string.match(cursor or '', '^(%x+)-(%d+)-(%d+)$')
   return of == epoch and at(ms, number) or nil
 end
-local function behind(place)
-  return place.number == 0 and '-' or '(' .. text(place)
+local function after(position)
+  return position.number == 0 and '-' or '(' .. text(position)
 end
 
-local first = place_of(redis.call('XRANGE', stream, string.format('%.0f', kept_since), '+', 'COUNT', 1)[1])
-local newest = first and place_of(redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]) or at(now, 0)
+local first = position_of(redis.call('XRANGE', stream, string.format('%.0f', kept_since), '+', 'COUNT', 1)[1])
+local newest = first and position_of(redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]) or at(now, 0)
 
--- Whether nothing is missing behind a place: the next one is there, or there is none and the place is the last.
-local function is_whole(place)
-  local next = place_of(redis.call('XRANGE', stream, behind(place), '+', 'COUNT', 1)[1])
-  if place.number == 0 and place.ms <= kept_since then
+-- Whether no entry after a position is missing: the next one is stored, or the position is the newest.
+local function is_whole(position)
+  local next = position_of(redis.call('XRANGE', stream, after(position), '+', 'COUNT', 1)[1])
+  if position.number == 0 and position.ms <= kept_since then
     return false
   end
   if next then
-    return next.number == place.number + 1 and next.ms >= kept_since and (place.number == 0 or next.ms >= place.ms)
+    return next.number == position.number + 1 and next.ms >= kept_since
+      and (position.number == 0 or next.ms >= position.ms)
   end
-  return place.number == newest.number and (place.number == 0 or place.ms == newest.ms)
+  return position.number == newest.number and (position.number == 0 or position.ms == newest.ms)
 end
 
 local kind = ARGV[7]
@@ -67,7 +69,7 @@ elseif kind == 'acked' then
     from = own(acked)
     whole = from and is_whole(from)
   else
-    -- Before the first that was ever stored, where that is still there.
+    -- From the first notification ever stored, if it is still stored.
     from = at(first and first.ms or now, 0)
     whole = not first or first.number == 1
   end
@@ -75,7 +77,7 @@ else
   local since = math.max(now - tonumber(ARGV[8]), 0)
   local before = nil
   if since >= kept_since then
-    before = place_of(redis.call('XREVRANGE', stream, string.format('(%.0f', since), '-', 'COUNT', 1)[1])
+    before = position_of(redis.call('XREVRANGE', stream, string.format('(%.0f', since), '-', 'COUNT', 1)[1])
   end
   from = before or at(since, 0)
   whole = before ~= nil or not first or first.number == 1
@@ -95,7 +97,7 @@ end
 
 local entries, upto = {}, from
 local left, room = tonumber(ARGV[5]), tonumber(ARGV[6])
-local start = behind(from)
+local start = after(from)
 if kind == 'oldest' then
   start = string.format('%.0f', kept_since)
 end
@@ -127,11 +129,11 @@ while whole and left > 0 and room > 0 and upto.number < newest.number do
     end
     left = left - 1
   end
-  upto = place_of(last) or upto
+  upto = position_of(last) or upto
   if #some == 0 then
     break
   end
-  start = behind(upto)
+  start = after(upto)
 end
 return { epoch, whole and '1' or '0', text(from), text(upto), text(newest), read and text(read) or '', unread,
   unpack(entries) }

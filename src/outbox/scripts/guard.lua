@@ -4,8 +4,8 @@
 -- ARGV  1 token   2 the entry's id
 -- Returns FENCED if the caller does not hold the lease, BEHIND if the entry is not the oldest.
 --
--- Invariants: a relay that was paused past its lease writes nothing when it resumes. Entries leave in order: if one could
--- not be removed, no later entry of the same pipeline is removed; an entry is not removed twice.
+-- Invariants: a relay that was paused past its lease writes nothing when it resumes. Entries leave in order: if one
+-- could not be removed, no later entry of the same pipeline is removed; an entry is not removed twice.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 'FENCED'
 end

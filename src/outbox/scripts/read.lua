@@ -3,8 +3,8 @@
 -- KEYS  1 lock (STRING, the token of the lease)   2 outbox (STREAM)
 -- ARGV  1 token   2 lease in ms   3 max entries   4 max bytes, which one entry may exceed   5 max bytes of data
 --       6 bytes to which names, other values and larger data are truncated   7 max fields: the rest is omitted
--- Returns nil if the caller does not hold the lease; otherwise for each entry its id, '1' if its data was too large, else
--- '0', and its field names and values.
+-- Returns nil if the caller does not hold the lease; otherwise for each entry its id, '1' if its data was too large or
+-- '0' if not, and its field names and values.
 --
 -- A relay that may not delete entries must not start. Redis 7 can check this in advance.
 if redis.acl_check_cmd and not redis.acl_check_cmd('XDEL', KEYS[2], '0') then
