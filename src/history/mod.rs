@@ -41,7 +41,7 @@ const READERS: usize = 64;
 /// Users compared with the store in one batch.
 const COMPARE_BATCH: usize = 500;
 
-/// How long a connecting client waits for its position, and a resuming one, possibly among many, for its first page.
+/// How long a connecting client waits for its position, and a resuming one, in a reconnect storm, for its first page.
 const START_DEADLINE: Duration = Duration::from_secs(3);
 const RESUME_DEADLINE: Duration = Duration::from_secs(10);
 

@@ -1,4 +1,4 @@
--- Returns the fleet's epoch and count. Begins a new epoch if Redis lost counted notifications or cannot count on.
+-- Returns the fleet's epoch and count. Begins a new epoch if Redis lost counted notifications, or its count is invalid.
 --
 -- KEYS  1 history (HASH epoch, count)
 -- ARGV  1 a fresh epoch   2 the epoch that the instance knows, or ''   3 the highest count it knows in that epoch
