@@ -97,6 +97,29 @@ fn the_parser_of_this_test_sees_an_import() {
     assert_eq!(found, ["delivery", "history::redis", "log::init"]);
 }
 
+/// Every path below `src/` that a page names outside fenced code.
+fn named_paths(page: &str) -> BTreeSet<&str> {
+    let prose = page.split("```").step_by(2);
+    let words = prose.flat_map(|text| text.split(|c: char| !(c.is_alphanumeric() || "_/.-".contains(c))));
+    let paths = words.map(|word| word.trim_start_matches("../"));
+    paths.filter(|path| path.starts_with("src/")).map(|path| path.trim_end_matches(['.', '/'])).collect()
+}
+
+#[test]
+fn every_source_path_that_a_page_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let (mut count, top) = (0, ["ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| root.join(name)));
+    for page in pages.chain(top) {
+        for path in named_paths(&fs::read_to_string(&page).unwrap()) {
+            assert!(root.join(path).exists(), "{} names {path}, which does not exist", page.display());
+            count += 1;
+        }
+    }
+    assert!(count > 30, "only {count} paths found: the test no longer sees them");
+}
+
 /// The names in a table's column of tests: of many words, so that nothing else is one.
 fn named_tests(page: &str) -> BTreeSet<&str> {
     let rows = page.lines().filter(|line| line.starts_with('|'));
