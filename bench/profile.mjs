@@ -30,12 +30,12 @@ const KERNEL = [
 ];
 const CODE = [
   ['token', /(auth::|jsonwebtoken|aws_lc|HMAC|sha256|SHA256|subtle)/i],
-  ['presence and Redis commands', /(presence|redis::(aio|client|cmd|pipeline)|backplane::redis::(link|presence|directory))/],
-  ['reading pushes from Redis', /backplane::redis/],
+  ['presence and Redis commands', /(presence|redis::(aio|client|cmd|pipeline|link)|(history|limits)::redis|(outbox|revocation|sessions)::)/],
+  ['reading pushes from Redis', /(redis::(resp|stream|subscriber)::|backplane::)/],
   ['checking JSON', /(is_json|serde_json)/],
   ['encoding', /(protocol::|Encoded)/],
-  ['registry', /(registry::Registry|dashmap)/],
-  ['send queue', /registry::(outbox|send_queue)/],
+  ['registry', /(delivery::registry|dashmap)/],
+  ['send queue', /delivery::/],
   ['router', /router::/],
   ['HTTP', /(hyper|httparse|axum|tower|http::|server::)/],
   ['WebSocket', /(tungstenite|connection::)/],
