@@ -22,7 +22,7 @@ test('with autoConnect false it is idle until connect()', async (t) => {
   assert.equal(sockets.length, 1);
 });
 
-test('an http address becomes a ws one, and a relative one is taken from the page', (t) => {
+test('an http URL becomes a ws URL, and a relative URL is resolved against the page', (t) => {
   const options = { token: () => null, autoConnect: false, WebSocket: FakeSocket };
   assert.throws(() => new Tidings('/ws', options), TypeError);
   assert.throws(() => new Tidings('ftp://host/ws', options), /no WebSocket address/);
@@ -44,7 +44,7 @@ test('an http address becomes a ws one, and a relative one is taken from the pag
     .then(async () => assert.equal(await opened('ws', 'http://shop.test/a/b'), 'ws://shop.test/a/ws'));
 });
 
-test('is live from the welcome on, and hands the welcome over', async (t) => {
+test('is live after the welcome, and passes the welcome to listeners', async (t) => {
   const { client, heard, last } = await start(t);
   assert.equal(client.welcome, null);
   last().welcome({ connection: 'c9' });
@@ -63,7 +63,7 @@ test('the wait is random below a ceiling that doubles and is capped', () => {
   assert.equal(at(5_000, 0.5), 15_000);
 });
 
-test('a connection that cannot be made is tried again, later each time, each with a fresh token', async (t) => {
+test('a failed connect is retried, with longer waits, each time with a fresh token', async (t) => {
   const { heard, sockets, token, pass, last } = await start(t);
   const waits = [];
   for (let attempt = 0; attempt < 9; attempt += 1) {
@@ -96,7 +96,7 @@ test('attempts are counted from zero only after a connection has lasted', async 
 });
 
 for (const code of [4003, 4004, 4011, 4012, 4042]) {
-  test(`a close with ${code} is final and says why`, async (t) => {
+  test(`a close with ${code} is final and reports the reason`, async (t) => {
     const { client, sockets, heard, pass, last } = await startLive(t);
     last().drop(code, 'because');
     assert.deepEqual(client.state, { name: 'closed', code, reason: 'because' });
@@ -147,7 +147,7 @@ test('a refused token (4009) is retried once with a different one, then final', 
   assert.deepEqual(client.state, { name: 'closed', code: 4009, reason: 'revoked' });
 });
 
-test('a refused token (4009) is final at once where the callback has no other', async (t) => {
+test('a refused token (4009) is final at once if the callback returns the same token', async (t) => {
   const { client, sockets, pass, last } = await startLive(t, { token: () => jwt('same') });
   last().drop(4009);
   await pass(500);
@@ -156,7 +156,7 @@ test('a refused token (4009) is final at once where the callback has no other', 
   assert.equal(sockets.length, 1);
 });
 
-test('no welcome within the connect timeout is a failure like any other, a hanging token included', async (t) => {
+test('a missing welcome or token within the connect timeout is an ordinary failure', async (t) => {
   let hang = true;
   const { client, sockets, heard, pass } = await start(t, { token: () => (hang ? new Promise(() => {}) : jwt()) });
   await pass(10_000);
@@ -191,7 +191,7 @@ test('a token callback with no token closes the client', async (t) => {
   assert.equal(sockets.length, 0);
 });
 
-test('what is no JWT is never offered, and no error repeats it', async (t) => {
+test('a token that is not a JWT is never offered, and no error contains it', async (t) => {
   const { client, sockets, heard } = await start(t, { token: () => 'se cret' });
   assert.deepEqual([client.state.name, client.state.code], ['closed', 'bad_token']);
   assert.equal(sockets.length, 0);
@@ -210,7 +210,7 @@ test('an error of the WebSocket constructor ends in closed and does not carry th
   assert.doesNotMatch(heard.error[0].message + heard.error[0].cause + client.state.reason, /bearer/);
 });
 
-test('the token is nowhere to be seen on the client', async (t) => {
+test('the client exposes the token nowhere', async (t) => {
   const { client } = await startLive(t, { token: () => jwt('secret') });
   const { inspect } = await import('node:util');
   assert.ok(!inspect(client, { depth: 9, showHidden: true }).includes(jwt('secret')));
@@ -238,7 +238,7 @@ test('close() while the token is being fetched opens no socket', async (t) => {
   assert.equal(client.state.name, 'closed');
 });
 
-test('a listener may close the client as it becomes live, and hears no more of it', async (t) => {
+test('a listener may close the client as it becomes live, and receives no further events', async (t) => {
   const { client, heard, last } = await start(t);
   client.on('state', ({ name }) => name === 'live' && client.close());
   last().welcome();
@@ -246,7 +246,7 @@ test('a listener may close the client as it becomes live, and hears no more of i
   assert.deepEqual(heard.welcome, []);
 });
 
-test('an option given as undefined is one not given', async (t) => {
+test('an option of undefined counts as missing', async (t) => {
   const { client, sockets } = await start(t, { cursor: undefined, autoConnect: undefined, baseDelayMs: undefined });
   assert.doesNotMatch(sockets[0].url, /resume/);
   sockets[0].drop(1006);

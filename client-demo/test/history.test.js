@@ -1,4 +1,4 @@
-// What a client keeps of a user's history: where it is, what it has acked, and both across pages.
+// A client's position in the user's history: resume, acknowledgements, and both across page loads.
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { Tidings } from '../tidings.js';
@@ -26,7 +26,7 @@ function browser(t, kept = {}, broken = () => {}) {
 
 const tokenOf = (sub) => `x.${Buffer.from(JSON.stringify({ sub, exp: START / 1000 + 3600 })).toString('base64url')}.x`;
 
-test('ack() tells the last durable event that listeners have been given, once a turn', async (t) => {
+test('ack() sends the last durable event that listeners received, once per turn', async (t) => {
   const { client, pass, last } = await startLive(t);
   client.on('notification', () => client.ack());
   for (const number of [1, 2, 3]) last().frame(event(number));
@@ -37,7 +37,7 @@ test('ack() tells the last durable event that listeners have been given, once a 
   assert.deepEqual(last().sent, [{ type: 'ack', id: at(3) }]);
 });
 
-test('acks that follow each other are told now and then, the last of them always', async (t) => {
+test('acks in quick succession are sent at intervals, the last one always', async (t) => {
   const { client, pass, last } = await startLive(t);
   for (let number = 1; number <= 20; number += 1) {
     client.ack(at(number));
@@ -60,7 +60,7 @@ test('an ack never goes back', async (t) => {
   assert.equal(acks(last()).at(-1), at(1, 2_000));
 });
 
-test('ack() with nothing to ack does nothing, and what is no id is refused', async (t) => {
+test('ack() without an event does nothing, and an invalid id is refused', async (t) => {
   const { client, pass, last } = await startLive(t);
   client.ack();
   client.ack(null);
@@ -71,7 +71,7 @@ test('ack() with nothing to ack does nothing, and what is no id is refused', asy
   assert.throws(() => client.ack({ id: at(1) }), TypeError);
 });
 
-test('what is acked while away is told after the next welcome, the furthest only', async (t) => {
+test('an ack while disconnected is sent after the next welcome, the furthest only', async (t) => {
   const { client, pass, last } = await startLive(t);
   last().frame(event(5));
   last().drop(1006);
@@ -85,7 +85,7 @@ test('what is acked while away is told after the next welcome, the furthest only
   assert.deepEqual(acks(last()), [at(5)]);
 });
 
-test('an ack is told again after each welcome: the connection that took it may have been dead', async (t) => {
+test('an ack is sent again after each welcome: the connection that accepted it may have been dead', async (t) => {
   const { client, pass, last } = await startLive(t);
   last().frame(event(5));
   client.ack();
@@ -99,7 +99,7 @@ test('an ack is told again after each welcome: the connection that took it may h
   }
 });
 
-test('an ack that waits is sent before the client leaves, or the page is', async (t) => {
+test('a pending ack is sent before the client closes or the page unloads', async (t) => {
   globalThis.window = new EventTarget();
   t.after(() => delete globalThis.window);
   const { client, last } = await startLive(t);
@@ -112,7 +112,7 @@ test('an ack that waits is sent before the client leaves, or the page is', async
   assert.deepEqual(acks(socket), [at(1), at(2)]);
 });
 
-test('an ack of a history that is no more, or of another user, is forgotten', async (t) => {
+test('an ack in an earlier epoch, or of another user, is dropped', async (t) => {
   for (const welcome of [{ cursor: at(1, 2_000, 'ffff000000000000') }, { user: '43', cursor: at(5) }]) {
     const { client, pass, last } = await startLive(t);
     client.ack(at(5));
@@ -126,7 +126,7 @@ test('an ack of a history that is no more, or of another user, is forgotten', as
   }
 });
 
-test('the cursor moves once the listeners of an event have run, also where one of them throws', async (t) => {
+test('the cursor moves after the listeners of an event have run, even if one of them throws', async (t) => {
   globalThis.reportError = () => {};
   t.after(() => delete globalThis.reportError);
   const kept = browser(t);
@@ -142,14 +142,14 @@ test('the cursor moves once the listeners of an event have run, also where one o
   assert.deepEqual([client.cursor, kept.get(`${KEY} 42`)], [at(2), at(2)]);
 });
 
-test('an event that comes while its listeners run is no second one', async (t) => {
+test('an event that arrives again while its listeners run is a duplicate', async (t) => {
   const { client, heard, last } = await startLive(t);
   client.on('event', () => heard.event.length < 5 && last().frame(event(1)));
   last().frame(event(1));
   assert.deepEqual(heard.event, [1]);
 });
 
-test('a welcome without a cursor takes none away, but is a gap where a resume was asked for', async (t) => {
+test('a welcome without a cursor keeps the cursor, and is a gap after a resume', async (t) => {
   const { client, heard, last } = await start(t, { cursor: at(4) });
   last().welcome({ cursor: null });
   assert.equal(client.cursor, at(4));
@@ -172,13 +172,13 @@ for (const [code, delay] of [[4102, 250], [4205, 500]]) {
   });
 }
 
-test('the unread count of the welcome is handed over', async (t) => {
+test('the unread count of the welcome is passed to listeners', async (t) => {
   const { client, last } = await start(t);
   last().welcome({ unread: 3 });
   assert.equal(client.welcome.unread, 3);
 });
 
-test('a device is named in the address, and a name that the gateway would refuse is refused here', async (t) => {
+test('a device is named in the URL, and a name that the gateway would refuse is refused here', async (t) => {
   const { sockets } = await start(t, { device: 'work & home', url: 'wss://gateway.test/ws?a=1' });
   assert.deepEqual([asked(sockets[0], 'device'), asked(sockets[0], 'a')], ['work & home', '1']);
   const options = { token: () => null, autoConnect: false, WebSocket: FakeSocket };
@@ -188,7 +188,7 @@ test('a device is named in the address, and a name that the gateway would refuse
   for (const device of ['x'.repeat(64), 'ä'.repeat(32)]) new Tidings('wss://gateway.test/ws', { ...options, device });
 });
 
-test('resume acked begins behind what the device has acked, and goes on from the own cursor', async (t) => {
+test('resume acked starts after the read position of the device, and continues from the cursor', async (t) => {
   const { client, heard, pass, last } = await start(t, { resume: 'acked' });
   assert.equal(asked(last()), 'acked');
   last().drop(1006);
@@ -203,7 +203,7 @@ test('resume acked begins behind what the device has acked, and goes on from the
   assert.deepEqual(heard.gap, []);
 });
 
-test('resume acked that is not recovered is a gap from nowhere known', async (t) => {
+test('resume acked that is not recovered is a gap without a start', async (t) => {
   const { client, heard, last } = await start(t, { resume: 'acked' });
   last().welcome({ cursor: at(9) });
   assert.deepEqual(heard.gap, [{ since: null, cursor: at(9) }]);
@@ -211,7 +211,7 @@ test('resume acked that is not recovered is a gap from nowhere known', async (t)
   assert.throws(() => new Tidings('wss://h/ws', { token: () => null, resume: at(9) }), /options.resume/);
 });
 
-test('a stored cursor is where the next page of the same user resumes', async (t) => {
+test('the next page of the same user resumes from the stored cursor', async (t) => {
   const kept = browser(t);
   const first = await start(t, { storageKey: 'tidings' });
   assert.equal(asked(first.last()), null);
@@ -231,7 +231,7 @@ test('a stored cursor is where the next page of the same user resumes', async (t
   }
 });
 
-test('a user with a number or foreign letters for a name finds the own cursor', async (t) => {
+test('a user id that is a number or contains non-ASCII letters finds its cursor', async (t) => {
   for (const [sub, user] of [[7, '7'], ['Grüße €', 'Grüße €']]) {
     browser(t, { [`${KEY} ${user}`]: at(4) });
     const { client, sockets, pass, last } = await start(t, { storageKey: 'tidings', token: () => tokenOf(sub) });
@@ -242,7 +242,7 @@ test('a user with a number or foreign letters for a name finds the own cursor', 
   }
 });
 
-test('another user\'s cursor is no gap to a page that never had anything', async (t) => {
+test('another user\'s cursor is not a gap for a page that received no event', async (t) => {
   const kept = browser(t, { [`${KEY} 42`]: at(4) });
   const { client, heard, sockets, last } = await start(t, { storageKey: 'tidings' }); // Its token says 42.
   assert.equal(asked(last()), at(4));
@@ -254,7 +254,7 @@ test('another user\'s cursor is no gap to a page that never had anything', async
 });
 
 for (const guessed of [undefined, '42']) {
-  test(`a user known only from the welcome resumes from the own cursor, after ${guessed ?? 'nobody'}'s`, async (t) => {
+  test(`a user known only from the welcome resumes from the right cursor, not ${guessed}'s`, async (t) => {
     const kept = browser(t, { [`${KEY} 42`]: at(4), [`${KEY} 43`]: at(9, 1, 'bb'), [`${KEY} undefined`]: at(1) });
     const { client, heard, sockets, pass, last } = await start(t, {
       storageKey: 'tidings', token: () => tokenOf(guessed),
@@ -273,7 +273,7 @@ for (const guessed of [undefined, '42']) {
   });
 }
 
-test('a token callback that goes from user to user is not hammered with', async (t) => {
+test('a token callback that alternates between users is not called in a tight loop', async (t) => {
   browser(t, { [`${KEY} 1`]: at(1, 1, 'a1'), [`${KEY} 2`]: at(2, 2, 'a2') });
   const { sockets, pass, last } = await start(t, { storageKey: 'tidings', token: () => tokenOf('1') });
   const waits = [];
@@ -287,7 +287,7 @@ test('a token callback that goes from user to user is not hammered with', async 
   assert.deepEqual(waits, [250, 750, 1_250, 2_250, 4_250]);
 });
 
-test('a switch of user takes nothing of the other along', async (t) => {
+test('a switch of user keeps no state of the other user', async (t) => {
   const { client, heard, pass, last } = await startLive(t);
   last().frame(event(5));
   last().drop(1006);
@@ -329,7 +329,7 @@ test('tabs that share a cursor never move it back', async (t) => {
   assert.equal(kept.get(`${KEY} 42`), at(2, 900, 'another epoch'));
 });
 
-test('a stored cursor that is none is asked for, answered, and replaced', async (t) => {
+test('an invalid stored cursor is sent, reported as a gap, and replaced', async (t) => {
   const kept = browser(t, { [`${KEY} 42`]: 'garbage' });
   const { heard, last } = await start(t, { storageKey: 'tidings' });
   assert.equal(asked(last()), 'garbage');
@@ -339,7 +339,7 @@ test('a stored cursor that is none is asked for, answered, and replaced', async 
 });
 
 for (const part of ['get', 'set']) {
-  test(`a storage that cannot ${part} is told once and harms nothing`, async (t) => {
+  test(`a storage that cannot ${part} is reported once and affects nothing else`, async (t) => {
     const full = new Error('full');
     browser(t, {}, (doing) => {
       if (doing === part) throw full;
@@ -355,7 +355,7 @@ for (const part of ['get', 'set']) {
   });
 }
 
-test('a browser that forbids its storage is one whose storage fails', async (t) => {
+test('a browser that forbids its storage counts as failing storage', async (t) => {
   browser(t);
   Object.defineProperty(globalThis, 'localStorage', { get: () => { throw new Error('denied'); }, configurable: true });
   const { heard, last } = await startLive(t, { storageKey: 'tidings' });
@@ -363,7 +363,7 @@ test('a browser that forbids its storage is one whose storage fails', async (t) 
   assert.deepEqual(heard.error.map(({ cause }) => cause.message), ['denied']);
 });
 
-test('without a storage key nothing is stored, and a given cursor goes before a stored one', async (t) => {
+test('without a storage key nothing is stored, and a given cursor takes precedence over a stored one', async (t) => {
   const kept = browser(t, { [`${KEY} 42`]: at(4) });
   const plain = await startLive(t);
   plain.last().frame(event(9));

@@ -14,7 +14,7 @@ test('an event reaches the listeners of its name and of `event`, with its frame'
   assert.deepEqual(got, [['order.paid', { n: 1 }, 'order.paid'], ['event', { n: 1 }, 'order.paid']]);
 });
 
-test('a published event cannot pass for one of the client itself', async (t) => {
+test('a published event cannot imitate an event of the client', async (t) => {
   const { heard, last } = await startLive(t);
   const states = heard.state.length;
   for (const name of ['state', 'error', 'welcome', 'reconnect', 'gap', 'event']) last().frame(event(1, { event: name }));
@@ -23,7 +23,7 @@ test('a published event cannot pass for one of the client itself', async (t) => 
   assert.equal(heard.event.length, 6);
 });
 
-test('on() returns what unsubscribes, off() does too, also from within a listener', async (t) => {
+test('on() returns a function that unsubscribes, off() unsubscribes too, also within a listener', async (t) => {
   const { client, last } = await startLive(t);
   const got = [];
   const second = () => got.push('second');
@@ -60,14 +60,14 @@ test('a ping is answered with a pong', async (t) => {
   assert.deepEqual(last().sent, [{ type: 'pong' }]);
 });
 
-test('an error frame is an Error with its code, and the connection lives on', async (t) => {
+test('an error frame becomes an Error with its code, and the connection stays open', async (t) => {
   const { client, heard, last } = await startLive(t);
   last().frame({ type: 'error', code: 4101, message: 'slow down' });
   assert.deepEqual([heard.error[0].code, heard.error[0].message], [4101, 'slow down']);
   assert.equal(client.state.name, 'live');
 });
 
-test('a frame that is none is said, one of an unknown type is ignored', async (t) => {
+test('an invalid frame is reported as an error, a frame of an unknown type is ignored', async (t) => {
   const { client, heard, last } = await startLive(t);
   last().frame('not json');
   last().frame('null');
@@ -77,7 +77,7 @@ test('a frame that is none is said, one of an unknown type is ignored', async (t
   assert.equal(client.state.name, 'live');
 });
 
-test('a gateway that says nothing for its heartbeat and a grace is left', async (t) => {
+test('a silent gateway is disconnected after the heartbeat and a grace period', async (t) => {
   const { client, sockets, heard, pass, last } = await start(t);
   last().welcome({ heartbeat_ms: 25_000 });
   await pass(39_999);
@@ -91,7 +91,7 @@ test('a gateway that says nothing for its heartbeat and a grace is left', async 
   assert.equal(sockets.length, 2);
 });
 
-test('a reconnect frame is followed after after_ms, with no two connections heard at once', async (t) => {
+test('a reconnect frame is followed after after_ms, and never two connections deliver at once', async (t) => {
   const { client, sockets, heard, pass, last } = await startLive(t);
   const [old] = sockets;
   last().frame({ type: 'reconnect', after_ms: 7_000 });
@@ -132,7 +132,7 @@ test('a close that is final stays final after a reconnect frame', async (t) => {
   assert.equal(sockets.length, 1);
 });
 
-test('a gateway that asks for a reconnect again and again is not hammered', async (t) => {
+test('a gateway that requests reconnects repeatedly is not reconnected to in a tight loop', async (t) => {
   const { sockets, pass, last } = await start(t);
   for (const wait of [0, 500, 1_000, 2_000, 4_000]) {
     const before = sockets.length;
@@ -156,7 +156,7 @@ test('a token is replaced at 80% of what is left of it, 10 s before its end, or 
   assert.equal(refreshDelay(`x.${Buffer.from('{"sub":"ä€"}').toString('base64url')}.x`, START), null);
 });
 
-test('a fresh token is sent before the old one ends, and planned anew once it is taken', async (t) => {
+test('a fresh token is sent before the old one expires, and then the next refresh is planned', async (t) => {
   let now = START;
   let count = 0;
   const token = () => jwt(`t${(count += 1)}`, 100_000, now);
@@ -195,7 +195,7 @@ test('a refresh that fails or is refused is tried again while the old token last
   assert.equal(client.state.name, 'live');
 });
 
-test('a token that outlives what a timer can count overflows none', async (t) => {
+test('a token that expires beyond the range of a timer overflows no timer', async (t) => {
   const life = 40 * 24 * 3_600_000;
   const countable = 2 ** 31 - 1;
   const { token, pass, last } = await start(t, { token: () => jwt('old', life) });
@@ -219,7 +219,7 @@ test('the cursor is kept, and a reconnect resumes from it', async (t) => {
   assert.equal(new URL(last().url).searchParams.get('resume'), 'k/2&');
 });
 
-test('a recovered resume keeps the cursor until each event has come', async (t) => {
+test('a recovered resume keeps the cursor until each event has arrived', async (t) => {
   const { client, heard, pass, last } = await start(t, { cursor: 'k-1' });
   assert.match(last().url, /resume=k-1/);
   last().welcome({ cursor: 'k-9', recovered: true });
@@ -238,12 +238,12 @@ test('a resume that was not recovered is a gap, and goes on from the new cursor'
   assert.equal(client.cursor, 'k-9');
 });
 
-test('a first connection is no gap', async (t) => {
+test('a first connection is not a gap', async (t) => {
   const { heard } = await startLive(t);
   assert.deepEqual(heard.gap, []);
 });
 
-test('an event is delivered once per id, from a memory that has a bound', async (t) => {
+test('an event is delivered once per id, and the remembered ids are bounded', async (t) => {
   const { heard, last } = await startLive(t, { rememberedIds: 2 });
   for (const id of ['a', 'a', 'b', 'a', 'c', 'a']) last().frame(event(id, { id }));
   assert.deepEqual(heard.notification, ['a', 'b', 'c', 'a']); // `a` was forgotten for `c`.
@@ -284,7 +284,7 @@ test('a network that returns ends a wait at once', async (t) => {
   assert.equal(sockets.length, 2);
 });
 
-test('a closed client leaves nothing behind on the window', async (t) => {
+test('a closed client leaves no listener on the window', async (t) => {
   const target = new EventTarget();
   globalThis.window = target;
   t.after(() => delete globalThis.window);
@@ -301,7 +301,7 @@ test('a closed client leaves nothing behind on the window', async (t) => {
   assert.deepEqual([names(added), names(removed)], [[...three, ...three], [...three, ...three]]);
 });
 
-test('after a sleep of the machine, what its timers missed is made up for', async (t) => {
+test('after a sleep of the machine, missed timers are made up for', async (t) => {
   globalThis.window = new EventTarget();
   t.after(() => delete globalThis.window);
   const { client, sockets, token, last } = await startLive(t);

@@ -1,13 +1,13 @@
-// A WebSocket that does what a test says, and tokens to open it with.
+// A fake WebSocket that tests control, and tokens for it.
 import { mock } from 'node:test';
 import { Tidings } from '../tidings.js';
 
 export const START = 1_800_000_000_000;
 
-/** Everything that is only waiting for promises has happened once this resolves (setImmediate is never mocked). */
+/** Resolves after all pending promises have been processed (setImmediate is never mocked). */
 export const settled = () => new Promise((resolve) => setImmediate(resolve));
 
-/** A JWT of no key: the client never verifies one. `name` makes it differ from another. */
+/** An unsigned JWT: the client never verifies one. `name` makes tokens distinct. */
 export function jwt(name = 'a', lifeMs = 3_600_000, now = START) {
   const part = (value) => Buffer.from(JSON.stringify(value)).toString('base64url');
   return `${part({ alg: 'HS256' })}.${part({ sub: '42', jti: name, exp: (now + lifeMs) / 1000 })}.sig`;
@@ -33,7 +33,7 @@ export class FakeSocket {
     this.readyState = 2;
   }
 
-  /** What the gateway does. */
+  /** The actions of the gateway. */
   frame(frame) {
     this.readyState = 1;
     this.onmessage?.({ data: typeof frame === 'string' ? frame : JSON.stringify(frame) });
@@ -52,7 +52,7 @@ export class FakeSocket {
 
 let mocking = false;
 
-/** Mocked timers and clock, a client on fake sockets, and a record of what it said. */
+/** Mocked timers and clock, a client on fake sockets, and a record of its events. */
 export async function start(t, options = {}) {
   if (!mocking) mock.timers.enable({ apis: ['setTimeout', 'Date'], now: START });
   mocking = true;

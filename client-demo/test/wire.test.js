@@ -1,4 +1,4 @@
-// Over a real WebSocket: the framing, the subprotocol and the close codes as they are on the wire.
+// Over a real WebSocket: framing, subprotocol and close codes on the wire.
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import test from 'node:test';
@@ -61,7 +61,7 @@ test('on the wire: a drain moves the client to a new connection, which resumes',
   await left;
 });
 
-test('on the wire: close codes decide', async (t) => {
+test('on the wire: the close code decides on a retry', async (t) => {
   const { connect, accepted } = await serve(t);
   const client = connect();
   (await accepted()).socket.close(4203, 'too slow');
