@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { scenario, signIn, until } from './support.mjs';
 
-scenario('one PUBLISH reaches a browser on each of two instances, and the set tells who is online', async (stage) => {
+scenario('one PUBLISH reaches a browser on each of two instances, and the set contains the online users', async (stage) => {
   const redis = await stage.redis();
   const isOnline = async () => (await redis.cli('sismember', 'online_users', '42')) === '1';
   const presence = await redis.subscribe('presence');
@@ -15,7 +15,7 @@ scenario('one PUBLISH reaches a browser on each of two instances, and the set te
     pages.push({ page, mine: await signIn(page, '42') });
     await until('online', isOnline);
   }
-  await redis.cli('publish', 'user:43', '{"hello":"somebody else"}');
+  await redis.cli('publish', 'user:43', '{"hello":"another user"}');
   assert.equal(await redis.cli('publish', 'user:42', '{"hello":"world"}'), '2');
   for (const { mine } of pages) {
     await mine.row('"hello": "world"');

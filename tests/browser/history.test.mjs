@@ -1,11 +1,11 @@
-// Stored notifications in the browser: what was missed comes on return, what is unread is counted, a reload resumes.
+// Durable notifications in the browser: missed ones are replayed, unread ones are counted, a reload resumes.
 import assert from 'node:assert/strict';
 import { panel, scenario, signIn, until } from './support.mjs';
 
 const numbered = (from, to) => Array.from({ length: to - from + 1 }, (_, at) => `Number ${from + at}.`);
 
 for (const backplane of ['in memory', 'in Redis']) {
-  scenario(`a network that is switched off and on loses nothing that is stored ${backplane}`, async (stage) => {
+  scenario(`a network that is switched off and on loses no durable notification ${backplane}`, async (stage) => {
     const gateway = await stage.gateway({ redis: backplane === 'in Redis' ? await stage.redis() : undefined });
     const page = await stage.page(gateway.url);
     const mine = await signIn(page, '42');
@@ -41,7 +41,7 @@ for (const backplane of ['in memory', 'in Redis']) {
   });
 }
 
-scenario('what is unread is counted, listed by the next page, and gone once it is marked read', async (stage) => {
+scenario('unread notifications are counted, listed by the next page, and gone once marked read', async (stage) => {
   const gateway = await stage.gateway();
   for (const title of numbered(1, 3)) await gateway.store('ada', title);
   const page = await stage.page(gateway.url);
@@ -70,7 +70,7 @@ scenario('what is unread is counted, listed by the next page, and gone once it i
   assert.deepEqual(await ada.titles(), ['Number 5.']);
 });
 
-scenario('a history that lost something says so, and goes on', async (stage) => {
+scenario('a gap in the history is reported, and delivery continues', async (stage) => {
   const redis = await stage.redis();
   const gateway = await stage.gateway({ redis });
   const page = await stage.page(gateway.url);
@@ -91,7 +91,7 @@ scenario('a history that lost something says so, and goes on', async (stage) => 
   assert.deepEqual(await mine.titles(), ['Number 6.', ...numbered(1, 3).reverse()]);
 });
 
-scenario('the form stores, also for who is not there, under a name and for a while', async (stage) => {
+scenario('the form stores, also for an offline user, with an event name and a ttl', async (stage) => {
   const redis = await stage.redis();
   const gateway = await stage.gateway({ redis });
   const page = await stage.page(gateway.url);
@@ -120,7 +120,7 @@ scenario('the form stores, also for who is not there, under a name and for a whi
   await ada.unread(1);
 });
 
-/** A client of a page's own, that keeps its cursor in the browser; `got` is what it was given. */
+/** A separate client of the page, which stores its cursor in the browser; `got` is what it received. */
 const keepsCursor = async (page, user) => {
   await page.evaluate(async (name) => {
     const { Tidings } = await import('/demo/tidings.js');
@@ -153,7 +153,7 @@ scenario('a reload resumes from what the browser keeps, for each user and for al
   await gateway.store('42', 'third');
 
   await page.goto(gateway.url);
-  await keepsCursor(page, '43'); // Somebody else in between.
+  await keepsCursor(page, '43'); // Another user in between.
   await gateway.store('43', 'theirs');
   await gets(page, 'theirs');
 

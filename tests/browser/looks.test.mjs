@@ -1,4 +1,4 @@
-// The demo page on a phone, in the dark, and for who has no mouse.
+// The demo page on a phone, in dark mode, and with only a keyboard.
 import assert from 'node:assert/strict';
 import { panel, scenario, signIn } from './support.mjs';
 
@@ -39,7 +39,7 @@ const faintTexts = (page) => page.evaluate(() => {
 });
 
 for (const colorScheme of ['light', 'dark']) {
-  scenario(`a phone in ${colorScheme} mode shows everything readably, nothing sideways`, async (stage) => {
+  scenario(`a phone in ${colorScheme} mode shows everything readably, without sideways scrolling`, async (stage) => {
     const gateway = await stage.gateway();
     const page = await stage.page(gateway.url, { ...PHONE, colorScheme, reducedMotion: 'reduce' });
     assert.equal(await overflow(page), 0, 'signed out');
@@ -63,7 +63,7 @@ for (const colorScheme of ['light', 'dark']) {
   });
 }
 
-scenario('a phone shows what is unread and what came back, nothing sideways', async (stage) => {
+scenario('a phone shows unread and replayed notifications, without sideways scrolling', async (stage) => {
   const gateway = await stage.gateway();
   const page = await stage.page(gateway.url, { ...PHONE, reducedMotion: 'reduce' });
   const mine = await signIn(page, LONG.slice(0, 200));

@@ -1,8 +1,8 @@
-// The demo page when its instance goes away and comes back.
+// The demo page while its instance is stopped and restarted.
 import assert from 'node:assert/strict';
 import { online, scenario, signIn } from './support.mjs';
 
-/** What a browser says by itself about a server that does not answer, or answers that it is stopping. */
+/** The browser's own messages about a server that does not answer, or that is stopping. */
 const OUTAGE = /^(WebSocket connection to|Failed to load resource: (net::ERR_|.* status of 503))/;
 
 async function comesBack(stage, signal, expected) {
@@ -27,8 +27,8 @@ async function comesBack(stage, signal, expected) {
   await online(page, '42');
 }
 
-scenario('a killed instance is waited for, with a countdown, and found again', (stage) =>
+scenario('the page waits for a killed instance, with a countdown, and reconnects', (stage) =>
   comesBack(stage, 'SIGKILL', 'SIGKILL'));
 
-scenario('an instance that stops sends its page away, and is found again', (stage) =>
+scenario('an instance that stops closes the connection, and the page reconnects', (stage) =>
   comesBack(stage, 'SIGTERM', 0));

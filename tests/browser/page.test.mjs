@@ -1,14 +1,14 @@
-// The demo page on one instance that keeps everything in memory.
+// The demo page on one instance with the memory backplane.
 import assert from 'node:assert/strict';
 import { online, panel, PINGED, scenario, signIn, until } from './support.mjs';
 
-scenario('a user signs in and gets what is published to them, and nothing else', async (stage) => {
+scenario('a user signs in and receives their own notifications, and no others', async (stage) => {
   const gateway = await stage.gateway();
   const page = await stage.page(gateway.url);
   const mine = await signIn(page, '42');
   assert.equal(await page.getByTestId('state').textContent(), 'Live');
 
-  await gateway.publish('43', { title: 'For somebody else' });
+  await gateway.publish('43', { title: 'For another user' });
   await gateway.publish('42', { title: 'From a terminal', body: 'tidings publish' });
   await mine.row('From a terminal');
   await page.getByTestId('toast').filter({ hasText: 'From a terminaltidings publish' }).waitFor();
@@ -25,7 +25,7 @@ scenario('a user signs in and gets what is published to them, and nothing else',
   assert.equal(JSON.stringify(JSON.parse(shown)), '{"title":"From the form","n":[1,2.5,null,true],"a":{}}');
 });
 
-scenario('the form says what is wrong with the data, and publishes nothing', async (stage) => {
+scenario('the form reports invalid data, and publishes nothing', async (stage) => {
   const gateway = await stage.gateway();
   const page = await stage.page(gateway.url);
   const mine = await signIn(page, '42');
@@ -38,12 +38,12 @@ scenario('the form says what is wrong with the data, and publishes nothing', asy
   await mine.row('good');
   await result.filter({ hasText: 'Published to 42.' }).waitFor();
   assert.deepEqual(await mine.titles(), ['good']);
-  await page.getByTestId('publish-user').fill('nobody');
+  await page.getByTestId('publish-user').fill('absent');
   await page.getByTestId('publish-send').click();
-  await result.filter({ hasText: 'nobody is not online' }).waitFor();
+  await result.filter({ hasText: 'absent is not online' }).waitFor();
 });
 
-scenario('data is shown as text, whatever is in it', async (stage) => {
+scenario('any data is shown as text', async (stage) => {
   const gateway = await stage.gateway();
   const page = await stage.page(gateway.url);
   const nasty = '<img src=x onerror="window.ran=1"><script>window.ran=1</script><b>bold</b>';
@@ -66,7 +66,7 @@ scenario('data is shown as text, whatever is in it', async (stage) => {
   assert.equal(await page.evaluate(() => window.ran), undefined);
 });
 
-scenario('data nested without end harms nobody', async (stage) => {
+scenario('deeply nested data does not break the page', async (stage) => {
   const gateway = await stage.gateway();
   const page = await stage.page(gateway.url);
   const mine = await signIn(page, '42');
@@ -79,7 +79,7 @@ scenario('data nested without end harms nobody', async (stage) => {
   assert.deepEqual(await mine.titles(), ['after it', 'Notification', 'Notification']);
 });
 
-scenario('the content security policy is sent, and stops what is put into the page', async (stage) => {
+scenario('the content security policy is sent, and blocks injected code', async (stage) => {
   const gateway = await stage.gateway();
   const page = await stage.page(gateway.url, { mayLog: /Content Security Policy/ });
   const policy = (await page.reload()).headers()['content-security-policy'];
@@ -96,7 +96,7 @@ scenario('the content security policy is sent, and stops what is put into the pa
   assert.equal(await page.evaluate(() => window.ran), undefined);
 });
 
-scenario('who is online changes as users come and go', async (stage) => {
+scenario('the online users change as users connect and disconnect', async (stage) => {
   const gateway = await stage.gateway();
   const watching = await stage.page(gateway.url);
   await online(watching);
@@ -116,7 +116,7 @@ scenario('who is online changes as users come and go', async (stage) => {
   await online(watching);
 });
 
-scenario('two users side by side get only their own, also after a reload', async (stage) => {
+scenario('two users side by side receive only their own notifications, also after a reload', async (stage) => {
   const gateway = await stage.gateway();
   const page = await stage.page(`${gateway.url}?user=ada`);
   const ada = panel(page, 'ada');
@@ -141,7 +141,7 @@ scenario('two users side by side get only their own, also after a reload', async
   }
 });
 
-scenario('a page with nothing to say answers each ping and keeps its connection', async (stage) => {
+scenario('an idle page answers each ping and keeps its connection', async (stage) => {
   const gateway = await stage.gateway({ set: PINGED });
   const page = await stage.page(gateway.url);
   const opened = page.waitForEvent('websocket');

@@ -1,8 +1,8 @@
-// Pages without our client, served by somebody else: a few lines of plain JavaScript.
+// Pages without the SDK, served by another web server: a few lines of plain JavaScript.
 import assert from 'node:assert/strict';
 import { ELSEWHERE, PINGED, scenario, SECRET, token, until } from './support.mjs';
 
-/** Everything a page needs to say; `log` is what the test reads. */
+/** The whole script of a page; the test reads `log`. */
 const plainPage = (gateway, jwt) => `<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
 <title>plain</title><script>
   const log = [];
@@ -37,7 +37,7 @@ scenario('ten lines of plain JavaScript on another site get events and stay conn
   assert.equal(await page.evaluate(() => ws.readyState), 1);
 });
 
-scenario('a page that answers no ping is left with 4201', async (stage) => {
+scenario('a page that answers no ping is closed with 4201', async (stage) => {
   const gateway = await stage.gateway({ secret: SECRET, set: ['server.heartbeat=200ms', 'server.pong_timeout=200ms'] });
   const mute = plainPage(gateway, await token('42')).replace('ws.send(', 'void (');
   const page = await stage.page(`http://localhost:${await stage.site(mute)}/`);
@@ -45,7 +45,7 @@ scenario('a page that answers no ping is left with 4201', async (stage) => {
   assert.deepEqual(await ofType(page, 'close'), [{ type: 'close', code: 4201 }]);
 });
 
-scenario('an instance that stops says so, and closes with 4200', async (stage) => {
+scenario('an instance that stops announces it, and closes with 4200', async (stage) => {
   const gateway = await stage.gateway({ secret: SECRET });
   const port = await stage.site(plainPage(gateway, await token('42')));
   const page = await stage.page(`http://localhost:${port}/`);
@@ -58,7 +58,7 @@ scenario('an instance that stops says so, and closes with 4200', async (stage) =
   ]);
 });
 
-scenario('format=raw is for a page that only does JSON.parse', async (stage) => {
+scenario('format=raw serves a page that only runs JSON.parse', async (stage) => {
   const gateway = await stage.gateway({ secret: SECRET });
   const page = await stage.page(`http://localhost:${await stage.site('<link rel="icon" href="data:,">')}/`);
   await page.evaluate(({ url, protocol }) => new Promise((resolve, reject) => {
@@ -68,7 +68,7 @@ scenario('format=raw is for a page that only does JSON.parse', async (stage) => 
     ws.onerror = () => reject(new Error('not connected'));
     ws.onmessage = ({ data }) => window.got.push(JSON.parse(data));
   }), { url: `ws://${gateway.public}/ws?format=raw`, protocol: `bearer.${await token('42')}` });
-  // Without a welcome nothing says when the subscription stands: the first of these may come too early.
+  // Without a welcome, the page does not know when it is registered: the first of these may be too early.
   await until('something arrives', async () => {
     await gateway.publish('42', { hello: 'world' });
     return page.evaluate(() => window.got.length > 0);

@@ -1,4 +1,4 @@
-// What the browser tests stand on: the real binary, a real redis-server, a real Chromium. A Stage owns what it started.
+// Support of the browser tests: the real binary, a real redis-server, a real Chromium. A Stage stops what it started.
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -24,7 +24,7 @@ const run = promisify(execFile);
 /** A secret that a gateway may share with `tidings token`. Without one, each start makes up its own. */
 export const SECRET = 'a secret of the browser tests, and of nothing else';
 
-/** A page there may claim to be from elsewhere: the browser finds this host on loopback. */
+/** The host of pages of another origin: the browser resolves it to loopback. */
 export const ELSEWHERE = 'evil.example';
 
 /** Keys for many pings soon. A page that answers none is left within the test; one on a busy machine has its time. */
@@ -35,12 +35,12 @@ const BROWSER_ARGS = [
   '--disable-component-update', '--disable-sync', `--host-resolver-rules=MAP ${ELSEWHERE} 127.0.0.1`,
 ];
 
-// Whatever way this process ends, what it started ends too.
+// However this process ends, the processes that it started end too.
 const children = new Set();
 process.on('exit', () => children.forEach((child) => child.kill('SIGKILL')));
 for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));
 
-/** Waits until a condition holds. For what nobody announces; everything else is awaited. */
+/** Polls until a condition holds, where no event announces it; everything else is awaited. */
 export async function until(what, condition) {
   for (const deadline = Date.now() + DEADLINE_MS; Date.now() < deadline; await pause(25)) {
     if (await condition()) return;
@@ -48,7 +48,7 @@ export async function until(what, condition) {
   assert.fail(`not in time: ${what}`);
 }
 
-/** Nothing that is configured outside reaches the tests. */
+/** The environment of the caller does not affect the tests. */
 const inherited = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('TIDINGS_')));
 
 function start(command, args, env = {}) {
@@ -97,12 +97,12 @@ export class Stage {
   #undo = [];
   #complaints = [];
 
-  /** Ends what was started, the last first. */
+  /** Stops everything that was started, in reverse order. */
   async close() {
     while (this.#undo.length > 0) await this.#undo.pop()();
   }
 
-  /** That no page had anything to complain of: no error, no warning, nothing its policy forbids. */
+  /** Asserts that no page logged an error, a warning or a violation of its policy. */
   assertQuiet() {
     assert.deepEqual(this.#complaints, []);
   }
@@ -113,7 +113,7 @@ export class Stage {
     return folder;
   }
 
-  /** A redis-server of its own; `cli` is one command to it, `subscribe` gives what has been said on a channel since. */
+  /** A dedicated redis-server; `cli` runs one command, `subscribe` returns the messages on a channel since. */
   async redis() {
     const port = await freePort();
     const args = ['--port', port, '--bind', '127.0.0.1', '--save', '', '--dir', await this.#folder()];
@@ -131,8 +131,8 @@ export class Stage {
   }
 
   /**
-   * An instance, and the calls of a backend. `listen` may name the address of one that is gone, `set` holds keys; `missed`
-   * is how many messages it has heard that were for nobody who is there.
+   * An instance, and the calls of a backend. `listen` may be the address of an earlier one, `set` holds keys; `missed`
+   * is the number of messages that it received for users without a connection.
    */
   async gateway({ redis, secret, set = [], listen = '127.0.0.1:0' } = {}) {
     const readyFile = path.join(await this.#folder(), 'ready');
@@ -171,7 +171,7 @@ export class Stage {
     };
   }
 
-  /** A web server of somebody else, with one page; returns its port. */
+  /** A web server of another origin, with one page; returns its port. */
   async site(html) {
     const server = createServer((_, response) => response.setHeader('Content-Type', 'text/html').end(html));
     server.listen(0, '127.0.0.1');
@@ -180,7 +180,7 @@ export class Stage {
     return server.address().port;
   }
 
-  /** A page in a browser profile of its own. `mayLog` is what it may complain of. */
+  /** A page in its own browser profile. `mayLog` matches the messages that it may log. */
   async page(url, { mayLog, ...options } = {}) {
     const context = await (await theBrowser()).newContext(options);
     this.#undo.push(() => context.close());
@@ -200,12 +200,12 @@ export class Stage {
   }
 }
 
-/** A token as a backend makes it, for a gateway that has this secret. */
+/** A token as a backend creates it, for a gateway with this secret. */
 export const token = (user) => answer(BINARY, ['token', user], { TIDINGS_AUTH__HMAC_SECRET: SECRET });
 
 let closesBrowser = false;
 
-/** A test with a stage. Everything on it is gone at its end, also when it failed or ran out of time. */
+/** A test with a stage, which is cleared at its end, also after a failure or a timeout. */
 export function scenario(name, play) {
   if (!closesBrowser) after(closeBrowser);
   closesBrowser = true;
@@ -217,7 +217,7 @@ export function scenario(name, play) {
   });
 }
 
-/** The panel of one user on the demo page, and what is in it. */
+/** The panel of one user on the demo page, and its contents. */
 export function panel(page, user) {
   const node = page.locator('.panel').and(page.locator(`[data-user=${JSON.stringify(user)}]`));
   const rows = node.getByTestId('notification');
