@@ -1,4 +1,4 @@
-# `make` alone lists what there is to do.
+# `make` alone lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help run check test lint advisories structure schemathesis fmt demo bench bench-instructions bench-profile
 
@@ -8,7 +8,7 @@ target_dir := $(abspath $(or $(CARGO_TARGET_DIR),target))
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## one instance for this machine, no set-up: http://127.0.0.1:8080
+run: ## one local instance, no setup: http://127.0.0.1:8080
 	cargo run --release -- serve --dev
 
 check: ## the quick checks, without a browser or Redis: format, clippy, unit tests, prose
@@ -17,7 +17,7 @@ check: ## the quick checks, without a browser or Redis: format, clippy, unit tes
 	cargo test --workspace --lib --bins
 	scripts/prose
 
-test: ## install what is missing, then every test: Rust, SDK, browser
+test: ## install missing dependencies, then run every test: Rust, SDK, browser
 	scripts/setup
 	cargo test
 	cd client-demo && npm test
@@ -35,20 +35,20 @@ advisories: ## security advisories of the dependencies; skipped if the database 
 structure: ## lines of the Rust code, lengths of its files and functions (ARGS=--check: fail beyond the limits)
 	scripts/structure $(ARGS)
 
-schemathesis: ## requests to the admin listener, good and bad, as docs/openapi.json describes them
+schemathesis: ## valid and invalid requests to the admin listener, generated from docs/openapi.json
 	scripts/schemathesis
 
 fmt: ## format the Rust sources
 	cargo fmt
 
-demo: ## two instances on a Redis of their own; Ctrl-C stops all
+demo: ## two instances on a dedicated Redis; Ctrl-C stops all
 	@scripts/demo
 
-bench: ## every benchmark, into docs/benchmarks (ARGS=--quick: only whether it works)
+bench: ## every benchmark, into docs/benchmarks (ARGS=--quick: a smoke test)
 	node bench/run.mjs $(ARGS)
 
 bench-instructions: ## instruction counts of the hot path (ARGS=--check: fail where one grew by 5 %)
 	node bench/instructions.mjs $(ARGS)
 
-bench-profile: ## where the CPU goes: flame graphs of handshakes and of unicast
+bench-profile: ## CPU profiles: flame graphs of handshakes and of unicast
 	node bench/profile.mjs
