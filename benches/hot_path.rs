@@ -1,12 +1,12 @@
-//! What one delivery passes through, step by step: `cargo bench --bench hot_path`.
+//! The steps of one delivery, one by one: `cargo bench --bench hot_path`.
 
-mod house;
+mod fixture;
 
 use std::error::Error;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use house::{BOUND, House, payload, pushes};
+use fixture::{BOUND, Fixture, payload, pushes};
 use tidings::internals::{
     BackplaneEvent, ConnectionHandle, Dialect, Encoded, Event, Pushed, Registry, Router, count_replies, is_json,
 };
@@ -41,10 +41,10 @@ fn lookups(criterion: &mut Criterion, registry: &Registry) {
     group.finish();
 }
 
-fn outbox(criterion: &mut Criterion, handle: &ConnectionHandle) {
+fn send_queue(criterion: &mut Criterion, handle: &ConnectionHandle) {
     let data = payload();
     let frame = Encoded::new(Event { name: "notification", data: &data, cursor: None }).frame(Dialect::TidingsV1);
-    criterion.bench_function("outbox/push and write", |bencher| {
+    criterion.bench_function("send queue/push and write", |bencher| {
         bencher.iter(|| {
             assert_ne!(handle.queue.push(frame.clone(), None, &BOUND), Pushed::Closed);
             handle.queue.flush();
@@ -73,13 +73,13 @@ fn routes(criterion: &mut Criterion, router: &Router) {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let house = House::new()?;
+    let fixture = Fixture::new()?;
     let mut criterion = Criterion::default().configure_from_args();
     replies(&mut criterion);
     frames(&mut criterion);
-    lookups(&mut criterion, &house.registry);
-    outbox(&mut criterion, &house.handle);
-    routes(&mut criterion, &house.router);
+    lookups(&mut criterion, &fixture.registry);
+    send_queue(&mut criterion, &fixture.handle);
+    routes(&mut criterion, &fixture.router);
     criterion.final_summary();
     Ok(())
 }

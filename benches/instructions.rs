@@ -1,39 +1,39 @@
-//! Instructions of what one delivery passes through, counted by Valgrind: the same on a noisy machine as on a quiet one.
+//! The instructions of the steps of one delivery, counted by Valgrind: the same on a noisy machine as on a quiet one.
 //!
-//! `make bench-instructions` writes them to docs/benchmarks. Each benchmark does a thing [`TIMES`] times. Instructions of
-//! the kernel are not counted.
+//! `make bench-instructions` writes them to docs/benchmarks. Each benchmark repeats its step [`TIMES`] times. The kernel's
+//! instructions are not counted.
 
 #![allow(missing_docs, reason = "the macros below make undocumented items")]
-#![allow(clippy::expect_used, reason = "there is no benchmark without what it measures in")]
+#![allow(clippy::expect_used, reason = "no benchmark runs without its fixture")]
 
-mod house;
+mod fixture;
 
 use std::hint::black_box;
 
+use fixture::{BOUND, Fixture, payload, pushes};
 use gungraun::prelude::*;
-use house::{BOUND, House, payload, pushes};
 use tidings::internals::{BackplaneEvent, Dialect, Encoded, Event, Router, count_replies, is_json};
 
-/// So that what a hash or an allocation costs by chance evens out.
+/// Averages out the random cost of a hash or an allocation.
 const TIMES: u32 = 100;
 
 struct Setting {
-    house: House,
-    /// Of users who are here.
+    fixture: Fixture,
+    /// Of users with a connection here.
     channels: Vec<String>,
-    /// Of users who are elsewhere.
+    /// Of users without a connection here.
     other_channels: Vec<String>,
     data: String,
 }
 
 fn setting() -> Setting {
-    let house = House::new().expect("a house");
+    let fixture = Fixture::new().expect("the fixture");
     let channels: Vec<String> = (0..TIMES).map(|number| format!("user:{}", number * 97)).collect();
     let other_channels = channels.iter().map(|channel| format!("{channel}-elsewhere")).collect();
-    let setting = Setting { house, channels, other_channels, data: payload() };
-    // What is made at first use has been made when it counts.
-    route(&setting.house.router, "user:0", &setting.data);
-    setting.house.router.take(BackplaneEvent::Pause);
+    let setting = Setting { fixture, channels, other_channels, data: payload() };
+    // State that is created at first use exists before the measurement.
+    route(&setting.fixture.router, "user:0", &setting.data);
+    setting.fixture.router.take(BackplaneEvent::Pause);
     setting
 }
 
@@ -53,7 +53,7 @@ fn parse(read: Vec<u8>) -> Vec<u8> {
 #[bench::hit(setting())]
 fn lookup_hit(setting: Setting) -> Setting {
     for channel in &setting.channels {
-        setting.house.registry.with(black_box(&channel["user:".len()..]), |handles| black_box(handles).len());
+        setting.fixture.registry.with(black_box(&channel["user:".len()..]), |handles| black_box(handles).len());
     }
     setting
 }
@@ -62,7 +62,7 @@ fn lookup_hit(setting: Setting) -> Setting {
 #[bench::miss(setting())]
 fn lookup_miss(setting: Setting) -> Setting {
     for channel in &setting.other_channels {
-        setting.house.registry.with(black_box(&channel["user:".len()..]), |handles| black_box(handles).len());
+        setting.fixture.registry.with(black_box(&channel["user:".len()..]), |handles| black_box(handles).len());
     }
     setting
 }
@@ -91,12 +91,12 @@ fn encode(data: String) -> String {
 #[library_benchmark]
 #[bench::and_flush(setting())]
 fn push(setting: Setting) -> Setting {
-    let outbox = &setting.house.handle.queue;
+    let queue = &setting.fixture.handle.queue;
     let frame =
         Encoded::new(Event { name: "notification", data: &setting.data, cursor: None }).frame(Dialect::TidingsV1);
     for _ in 0..TIMES {
-        black_box(outbox.push(frame.clone(), None, &BOUND));
-        outbox.flush();
+        black_box(queue.push(frame.clone(), None, &BOUND));
+        queue.flush();
     }
     setting
 }
@@ -105,8 +105,8 @@ fn push(setting: Setting) -> Setting {
 #[bench::hit(setting())]
 fn route_hit(setting: Setting) -> Setting {
     for channel in &setting.channels {
-        route(&setting.house.router, channel, &setting.data);
-        setting.house.router.take(BackplaneEvent::Pause);
+        route(&setting.fixture.router, channel, &setting.data);
+        setting.fixture.router.take(BackplaneEvent::Pause);
     }
     setting
 }
@@ -115,9 +115,9 @@ fn route_hit(setting: Setting) -> Setting {
 #[bench::miss(setting())]
 fn route_miss(setting: Setting) -> Setting {
     for channel in &setting.other_channels {
-        route(&setting.house.router, channel, &setting.data);
+        route(&setting.fixture.router, channel, &setting.data);
     }
-    setting.house.router.take(BackplaneEvent::Pause);
+    setting.fixture.router.take(BackplaneEvent::Pause);
     setting
 }
 

@@ -1,6 +1,6 @@
 //! Sends every message back, over the read and write path of a real connection: `cargo run --example echo -- 127.0.0.1:9001`.
 //!
-//! For conformance suites and fuzzers, which send large messages: the limits are raised, everything else is as served.
+//! For conformance suites and fuzzers, which send large messages: the limits are raised, the rest is unchanged.
 
 #![allow(clippy::print_stdout, reason = "says where it listens")]
 
@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     run(listener).await
 }
 
-/// Echoes every connection that comes, for ever.
+/// Echoes the messages of every connection, until the process ends.
 pub(crate) async fn run(listener: TcpListener) -> Result<(), Box<dyn Error>> {
     let flags = RAISED.map(|(key, value)| ("--set".into(), key.into(), value.into())).to_vec();
     let gateway = Gateway::start(Config::load(Layers { dev: true, flags, ..Layers::default() })?)?;
@@ -48,14 +48,14 @@ pub(crate) async fn run(listener: TcpListener) -> Result<(), Box<dyn Error>> {
 }
 
 async fn serve(context: Arc<Context>, mut socket: TcpStream) {
-    // A suite that leaves half-way has its reasons.
+    // A test suite may disconnect during the handshake on purpose.
     if let Ok(early) = upgrade(&mut socket).await {
         let socket = Socket::Plain(socket);
         Connection::open(context, socket, early, Dialect::Plain, AdmissionPermits::default()).await.echo().await;
     }
 }
 
-/// The least handshake (RFC 6455, section 4.2): gives what the client sent on its heels.
+/// A minimal handshake (RFC 6455, section 4.2). Returns the bytes that the client sent directly after it.
 async fn upgrade(socket: &mut TcpStream) -> io::Result<Vec<u8>> {
     socket.set_nodelay(true)?;
     let mut head = Vec::new();

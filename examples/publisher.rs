@@ -1,4 +1,4 @@
-//! Publishes one ephemeral and one durable notification, with nothing but a Redis client:
+//! Publishes one ephemeral and one durable notification, with only a Redis client:
 //! `cargo run --example publisher -- redis://127.0.0.1:6379 42`.
 //!
 //! Run it beside `cargo run -- serve --dev --redis-url redis://127.0.0.1:6379`. The arguments are the URL and the user.

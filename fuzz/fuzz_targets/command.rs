@@ -1,4 +1,4 @@
-//! What backends command on the control channel.
+//! The commands of backends on the control channel.
 #![no_main]
 
 #[allow(dead_code)]

@@ -1,8 +1,8 @@
-//! What stands before the data of a message on a user's channel.
+//! The envelope before the data of a message on a user's channel.
 #![no_main]
 
 #[allow(dead_code)]
 #[path = "../../tests/properties/checks.rs"]
 mod checks;
 
-libfuzzer_sys::fuzz_target!(|text: &str| checks::stamp(text));
+libfuzzer_sys::fuzz_target!(|text: &str| checks::envelope(text));

@@ -1,4 +1,4 @@
-//! What proxies and clients say of a client's address.
+//! The headers in which proxies and clients state a client's address.
 #![no_main]
 
 #[allow(dead_code)]

@@ -1,4 +1,4 @@
-//! What Redis pushes to a subscriber.
+//! The pushes of Redis to a subscriber.
 #![no_main]
 
 #[allow(dead_code)]

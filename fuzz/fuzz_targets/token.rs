@@ -1,4 +1,4 @@
-//! Tokens as they come, and claims that are signed first.
+//! Arbitrary tokens, and arbitrary claims that are signed first.
 #![no_main]
 
 #[allow(dead_code)]

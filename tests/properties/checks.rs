@@ -1,5 +1,5 @@
-//! What must hold for any input, whoever made it. Shared by the random tests, which run everywhere, and the fuzz targets
-//! (`fuzz/`), which run for long: a new reader gets a function here, a line there.
+//! Checks that hold for any input. The random tests, which run everywhere, and the fuzz targets (`fuzz/`), which run for
+//! long, share them: a new parser gets a function here and a line in each.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -32,13 +32,13 @@ pub fn resp(bytes: &[u8]) {
             Err(_) => return,
             Ok(None) => {
                 let whole = redis::parse_redis_value(rest).is_ok();
-                assert!(!whole, "more is asked for than {:?}", String::from_utf8_lossy(rest));
+                assert!(!whole, "it requires more than {:?}", String::from_utf8_lossy(rest));
                 return;
             }
             Ok(Some((reply, consumed))) => {
                 assert!(consumed > 0 && consumed <= rest.len());
                 let (whole, after) = rest.split_at(consumed);
-                assert_eq!(resp::read(&whole[..consumed - 1], usize::MAX), Ok(None), "less would do");
+                assert_eq!(resp::read(&whole[..consumed - 1], usize::MAX), Ok(None), "fewer bytes would be sufficient");
                 same_reply(&reply, whole);
                 passed_over(whole);
                 rest = after;
@@ -97,7 +97,7 @@ fn passed_over(whole: &[u8]) {
     }
 }
 
-/// A client's frame says what serde_json reads in it, and only what is none is refused.
+/// A client's frame is parsed as serde_json reads it, and only an invalid one is refused.
 pub fn client_frame(text: &str) {
     let parsed = ClientFrame::parse(text);
     let Ok(Fields(fields)) = serde_json::from_str(text) else {
@@ -114,7 +114,7 @@ pub fn client_frame(text: &str) {
     };
     let known = ["type", "token", "id", "resume", "device"];
     let readable = known.iter().all(|name| matches!(values(name).as_slice(), [] | [Some(_)]));
-    // Null is as good as absent, and no text at all is a cursor that nobody gave out.
+    // Null counts as absent, and a value that is not a string as a cursor that was never issued.
     let given = |name: &str| values(name).into_iter().flatten().find(|value| !value.is_null());
     let start = || {
         let resume = given("resume").map(|value| value.as_str().unwrap_or_default().to_owned());
@@ -139,16 +139,16 @@ pub fn client_frame(text: &str) {
     }
 }
 
-/// A stamp that is read says again, written as the scripts write it, what stood there; a cursor is read only as written.
-pub fn stamp(text: &str) {
+/// A parsed envelope, written as the scripts write it, gives the same text; a cursor is accepted only in that form.
+pub fn envelope(text: &str) {
     if let Ok(cursor) = text.parse::<Cursor>() {
         assert_eq!(cursor.to_string(), text);
     }
     let Some(Envelope { stored, event, data }) = Envelope::parse(text) else { return };
-    let place = stored.map_or_else(String::new, |(count, cursor)| format!("{count} {cursor} "));
-    let rest = text.strip_prefix(&format!("~{place}")).unwrap_or_else(|| panic!("{place}: {text}"));
+    let stored = stored.map_or_else(String::new, |(count, cursor)| format!("{count} {cursor} "));
+    let rest = text.strip_prefix(&format!("~{stored}")).unwrap_or_else(|| panic!("{stored}: {text}"));
     let name = rest.strip_suffix(&format!(" {data}")).unwrap_or_else(|| panic!("{data}: {text}"));
-    // However its characters are escaped, it is the one JSON text that stands there.
+    // Any escaping of its characters is allowed, but it must be exactly one JSON string.
     assert_eq!(serde_json::from_str::<String>(name).unwrap(), event, "{text}");
 }
 
@@ -223,7 +223,7 @@ pub fn server_text(text: &str) {
     assert_eq!(client.read().unwrap(), Message::text("next"));
 }
 
-/// A command does what serde_json reads in it, and what is none does nothing.
+/// A command is parsed as serde_json reads it, and an invalid one has no effect.
 pub fn command(message: &[u8]) {
     let shown = String::from_utf8_lossy(message);
     let expected = serde_json::from_slice(message).ok().and_then(|Fields(commands)| {
@@ -306,18 +306,18 @@ pub fn forwarded(lines: &str) {
         let found = client_address(proxy, &headers, trusted);
         assert!([client, proxy].contains(&found), "{found}: {lines:?}");
         if other.is_empty() && one.is_ascii() && !one.contains('"') {
-            assert_eq!(found, client, "what is left of it is not looked at: {lines:?}");
+            assert_eq!(found, client, "hops to the left of the client are ignored: {lines:?}");
         }
         assert_eq!(client_address(client, &headers, trusted), client, "no proxy: {lines:?}");
     }
 }
 
-/// A PROXY header is taken as the protocol lays it out, with not a byte beyond it. Gives whether it was one.
+/// A PROXY header is parsed as the protocol specifies, without a byte after it. Returns whether it was valid.
 pub fn proxy_header(bytes: &[u8]) -> bool {
     let mut rest = bytes;
     let read = match pin!(read_header(&mut rest)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(read) => read,
-        Poll::Pending => panic!("what is there is waited for"),
+        Poll::Pending => panic!("a read of available bytes is pending"),
     };
     let Ok(client) = read else { return false };
     let header = &bytes[..bytes.len() - rest.len()];
@@ -327,7 +327,7 @@ pub fn proxy_header(bytes: &[u8]) -> bool {
         (0x21, 1) => Some(SocketAddr::from((<[u8; 4]>::try_from(&header[16..20]).unwrap(), number(24)))),
         (0x21, 2) => Some(SocketAddr::from((<[u8; 16]>::try_from(&header[16..32]).unwrap(), number(48)))),
         (0x20 | 0x21, 0..=3) => None,
-        _ => panic!("{header:?} is none"),
+        _ => panic!("not a header: {header:?}"),
     };
     assert_eq!(client, expected, "{header:?}");
     true

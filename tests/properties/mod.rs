@@ -1,4 +1,4 @@
-//! Everything that reads what others wrote, against any input, with another implementation as the judge where there is one.
+//! Every parser of foreign input, with random input, and compared with another implementation where there is one.
 
 mod checks;
 
@@ -94,7 +94,7 @@ fn command() -> impl Strategy<Value = String> {
     (vec(one, 2), few).prop_map(|(commands, few)| format!("{{{}}}", commands[..few].join(",")))
 }
 
-/// A PROXY header, most of it as it should be.
+/// A mostly valid PROXY header.
 fn proxy_header() -> impl Strategy<Value = Vec<u8>> {
     let command = prop_oneof![4 => Just(0x21), 1 => Just(0x20), 1 => any::<u8>()];
     let family = prop_oneof![6 => (0..4_u8, 0..3_u8).prop_map(|(family, kind)| family << 4 | kind), 1 => any::<u8>()];
@@ -163,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn a_stamp_says_what_is_written_in_it(
+    fn an_envelope_is_parsed_as_it_is_written(
         parts in vec(prop_oneof![
             Just("~".to_owned()), Just(" ".to_owned()), Just("a1b2c3d4e5f60718-1795000000123-17".to_owned()),
             Just("\"paid\"".to_owned()), Just("\"\\u00e9\\\"\"".to_owned()), "[0-9]{1,21}", "[ -~]{0,6}",
@@ -173,10 +173,10 @@ proptest! {
         name in any::<String>(),
         data in any::<String>(),
     ) {
-        checks::stamp(&parts.concat());
+        checks::envelope(&parts.concat());
         let name = serde_json::to_string(&name).unwrap();
-        let place = if whole { format!("{count} a1b2c3d4e5f60718-1795000000123-17 ") } else { String::new() };
-        checks::stamp(&format!("~{place}{name} {data}"));
+        let stored = if whole { format!("{count} a1b2c3d4e5f60718-1795000000123-17 ") } else { String::new() };
+        checks::envelope(&format!("~{stored}{name} {data}"));
     }
 
     #[test]
@@ -193,7 +193,7 @@ fn a_text_of_any_length_of_head_is_read_by_a_client_as_it_was_meant() {
     }
 }
 
-/// What holds only where something is taken would hold of nothing, were everything refused.
+/// Without accepted input, checks of accepted input would pass vacuously.
 #[test]
 fn good_input_is_taken() {
     checks::resp(b"*4\r\n$8\r\npmessage\r\n$6\r\nuser:*\r\n$7\r\nuser:42\r\n$2\r\n{}\r\n+OK\r\n");
@@ -204,7 +204,7 @@ fn good_input_is_taken() {
     assert!(checks::proxy_header(v4) && !checks::proxy_header(&v4[..27]));
     checks::command(br#"{"disconnect":{"user":"42","connection":null}}"#);
     checks::command(br#"{"revoke":{"jti":"a","until":1795000000.5}}"#);
-    checks::stamp(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#);
+    checks::envelope(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#);
     assert!(Envelope::parse(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#).is_some());
     checks::page_cursor("7.61C3a9");
     checks::cookies("theme=dark; connect.sid=s%3Aa.b; q=\"quoted\"; flag");
