@@ -1,4 +1,4 @@
-//! The admin listener: what backends call and operators watch.
+//! The admin listener: the API of backends, and the health and metrics for operators.
 
 use serde_json::json;
 
@@ -226,7 +226,7 @@ async fn the_probes_tell_alive_from_ready_on_both_listeners() {
         assert!(why.to_string().contains("redis"), "{why}");
     }
     let (status, _) = gateway.post(gateway.admin, NOTIFY, r#"{"data":1}"#).await;
-    assert_eq!(status, 503, "what was not published is not accepted");
+    assert_eq!(status, 503, "a notification that was not published is not accepted");
 }
 
 #[tokio::test]

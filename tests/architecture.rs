@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 9] = [
     &["outbox"],
     &["router", "connection"],
     &["server"],
-    // The root of the crate: what is public, and what only tests see.
+    // The root of the crate: the public interface, and the one for tests.
     &["gateway", "cli", "lib", "main", "internals"],
 ];
 
@@ -72,7 +72,7 @@ fn each_module_imports_only_from_the_layers_below_it() {
     let count = each_import(|file, module, import| {
         assert!(layer(&import[0]) < layer(module), "src/{} imports crate::{}", file.display(), import.join("::"));
     });
-    assert!(count > 100, "only {count} imports found: the test does not see them any more");
+    assert!(count > 100, "only {count} imports found: the test no longer sees them");
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn every_source_path_that_a_page_names_exists() {
     assert!(count > 30, "only {count} paths found: the test no longer sees them");
 }
 
-/// The names in a table's column of tests: of many words, so that nothing else is one.
+/// The names in a table's column of tests; a name has at least four words, which tells it from other code.
 fn named_tests(page: &str) -> BTreeSet<&str> {
     let rows = page.lines().filter(|line| line.starts_with('|'));
     let columns = rows.filter_map(|row| row.split(" | ").nth(2));
@@ -143,7 +143,7 @@ fn every_test_that_a_page_names_is_there() {
         let named = named_tests(text);
         assert!(named.len() > least, "{page}: only {named:?}");
         for name in named {
-            assert!(tests.contains(&format!("fn {name}(")), "{page} names {name}, which is no test");
+            assert!(tests.contains(&format!("fn {name}(")), "{page} names {name}, which is not a test");
         }
     }
 }

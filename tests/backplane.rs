@@ -1,4 +1,4 @@
-//! What every backplane owes, held against each of them: memory and Redis.
+//! The contract of the backplane, tested with both implementations: memory and Redis.
 
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ async fn start(options: Options) -> Gateway {
     options.set("presence.offline_delay", "100ms").start().await
 }
 
-/// Every check, each in a home of its own.
+/// Every check, each with its own backplane.
 async fn checks(home: impl AsyncFn() -> Home) {
     a_notification_reaches_every_connection_and_nobody_else(&home().await.0).await;
     notifications_keep_their_order(&home().await.0).await;
@@ -47,7 +47,7 @@ async fn a_notification_reaches_every_connection_and_nobody_else(gateway: &Gatew
     let mut other = Client::connect(gateway, "43").await;
     publish(gateway, "42", r#"{"for":"42"}"#).await;
     publish(gateway, "43", r#"{"for":"43"}"#).await;
-    publish(gateway, "nobody", "1").await;
+    publish(gateway, "absent", "1").await;
     for connection in &mut connections {
         assert_eq!(connection.event().await["for"], "42");
     }
@@ -136,7 +136,7 @@ async fn presence_is_a_snapshot_and_then_each_change(gateway: &Gateway) {
     assert_eq!(snapshot, json!({"users": ["2"], "online": 1}));
     other.close().await;
     change(&mut stream, "2", "offline").await;
-    eventually("nobody is left", async || {
+    eventually("no user is online", async || {
         EventStream::open(gateway, "/demo/presence").await.next().await.1 == json!({"users": [], "online": 0})
     })
     .await;

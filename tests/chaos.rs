@@ -1,15 +1,16 @@
-//! Thousands of connections on three instances and one Redis, all of which fail in every way they can; then, within the
-//! limits of the contract, presence is exactly who is connected.
+//! Thousands of connections on three instances and one Redis, all of which fail in every known way. Afterwards, within
+//! the delays of the contract, presence contains exactly the connected users.
 //!
-//! A run is repeated by `CHAOS_SEED` (as far as a real network repeats) and lengthened by `CHAOS_SECONDS`.
+//! `CHAOS_SEED` repeats a run (as far as a real network allows), `CHAOS_SECONDS` sets its length.
 //!
-//! What a subscriber to `presence` must do, and this one does: fold every event; and where its own subscription was
-//! lost, subscribe again, wait the 5 s in which the set becomes exact again, and begin from SMEMBERS, with all events
-//! since the new subscription on top. Instances return their users in silence, so a set read earlier may miss some.
+//! The subscriber to `presence` in this test does what docs/presence.md requires: it applies every event. After it lost
+//! its own subscription, it subscribes again, waits the 5 s within which the set becomes exact again, reads SMEMBERS, and
+//! applies all events since the new subscription. Instances add their users back without events, so a set that is read
+//! earlier may lack some.
 //!
-//! What nobody can know is kept out: when Redis loses everything within `presence.lease` + 2 s of an instance's death or
-//! pause, the news of that instance's users is lost with it, and likewise when an instance dies in the 5 s after, before
-//! it has returned its users. So the test keeps these apart. In those 5 s a coming may be told twice.
+//! The test avoids what no instance can know: if Redis loses all data within `presence.lease` + 2 s of an instance's death
+//! or pause, the events of that instance's users are lost with it; likewise if an instance dies in the 5 s after, before it
+//! has added its users back. In those 5 s, an online event may be published twice.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -35,13 +36,13 @@ const MOST_CONNECTIONS: usize = 3_300;
 const LEASE: Duration = Duration::from_secs(2);
 const OFFLINE_DELAY: Duration = Duration::from_millis(300);
 
-/// Until who was on a dead instance is offline.
+/// Until the users of a dead instance are offline.
 const REAPED: Duration = Duration::from_secs(4);
 
 /// Until the set is exact after Redis lost its data.
 const RETURNED: Duration = Duration::from_secs(5);
 
-/// How long after such a loss a coming may be told twice: as long, and a second to notice.
+/// How long after such a loss an online event may be published twice: as long, and a second to notice.
 const REPEATS_FOR_MS: u64 = 6_000;
 
 /// Everybody who plays.
@@ -171,7 +172,7 @@ impl Crowd {
         self.opened += 1;
     }
 
-    fn anybody(&mut self) -> String {
+    fn any_user(&mut self) -> String {
         format!("u{}", self.rng.usize(0..USERS))
     }
 
@@ -179,7 +180,7 @@ impl Crowd {
         while !self.world.over.load(Ordering::SeqCst) {
             self.tabs.retain(|(_, leave)| !leave.is_cancelled());
             for _ in 0..self.rng.usize(1..8) {
-                let user = self.anybody();
+                let user = self.any_user();
                 let many = self.tabs.len();
                 if many < MOST_CONNECTIONS && self.rng.usize(0..2 * CONNECTIONS) > many {
                     self.open(user);
@@ -197,7 +198,7 @@ impl Crowd {
     }
 }
 
-/// Hears every event, through every loss of its own subscription.
+/// Receives every event, and subscribes again whenever its subscription is lost.
 async fn subscriber(world: Arc<World>, redis_url: String) {
     let client = redis::Client::open(redis_url).unwrap();
     let mut first = true;
@@ -209,7 +210,7 @@ async fn subscriber(world: Arc<World>, redis_url: String) {
         if subscription.subscribe("presence").await.is_err() {
             continue;
         }
-        // At the very beginning nobody is online.
+        // At the beginning no user is online.
         let base = std::mem::take(&mut first).then(BTreeSet::new);
         world.fold.lock().begin_again(base);
         let exact_at = Instant::now() + RETURNED;
@@ -409,20 +410,20 @@ async fn all_is_true(world: &World, chaos: &Chaos) -> (usize, u64) {
         chaos.redis.online().await.into_iter().collect::<BTreeSet<_>>() == online
     })
     .await;
-    eventually_within(left(), "the folded events are who is connected", async || {
+    eventually_within(left(), "the events give the connected users", async || {
         world.fold.lock().online().as_ref() == Some(&online)
     })
     .await;
-    eventually_within(left(), "the keys agree", async || keys_agree(&chaos.redis).await).await;
+    eventually_within(left(), "the keys are consistent", async || keys_agree(&chaos.redis).await).await;
     for gateway in &chaos.instances {
-        eventually_within(left(), "the connections are those of the clients", async || {
+        eventually_within(left(), "the numbers of connections are those of the clients", async || {
             connections(gateway).await == truth
         })
         .await;
         let (_, count) = gateway.get(gateway.admin, "/v1/presence/count").await;
         assert_eq!(serde_json::from_str::<Value>(&count).unwrap()["online"], online.len());
     }
-    assert_eq!(self::truth(world), truth, "nobody lost a connection meanwhile");
+    assert_eq!(self::truth(world), truth, "no client lost its connection meanwhile");
     (online.len(), truth.values().sum())
 }
 
@@ -451,7 +452,7 @@ async fn presence_is_exact_again_after_chaos() {
     let (users, connections) = all_is_true(&world, &chaos).await;
     let fold = world.fold.lock();
     println!("{users} users on {connections} connections, {} events", fold.events);
-    assert!(fold.repeated.is_empty(), "told twice: {:?}", fold.repeated);
+    assert!(fold.repeated.is_empty(), "published twice: {:?}", fold.repeated);
     // Only who came to a second instance before the first had returned them: not everybody.
     let repeated = fold.repeated_in_return;
     assert!(repeated < USERS / 10, "{repeated} users told twice after Redis lost everything");

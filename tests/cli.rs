@@ -1,4 +1,4 @@
-//! The command line: what each command does, says and exits with, and what none of them ever shows.
+//! The command line: each command's effect, output and exit code; and that no command prints a secret.
 
 use std::os::unix::fs::MetadataExt;
 use std::process::{Output, Stdio};
@@ -16,7 +16,7 @@ use crate::support::{
 
 const SECRET_VARIABLE: (&str, &str) = ("TIDINGS_AUTH__HMAC_SECRET", SECRET);
 
-/// What must never be shown, wherever it is given.
+/// A secret that must never be printed, wherever it is given.
 const HIDDEN: &str = "hunter2";
 
 struct Done {
@@ -35,7 +35,7 @@ async fn run(args: &[&str], env: &[(&str, &str)]) -> Done {
 }
 
 /// A port that refuses connections for as long as the socket lives: bound, and not listening.
-fn nobody() -> (TcpSocket, String) {
+fn closed_port() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let address = socket.local_addr().unwrap().to_string();
@@ -48,7 +48,7 @@ fn write(dir: &TempDir, name: &str, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Runs something wrong: it exits 2, names each of these on standard error, says nothing else, and shows no secret.
+/// Runs an invalid command: it exits 2, names each of these on standard error, prints nothing else and no secret.
 async fn is_refused(args: &[&str], env: &[(&str, &str)], named: &[&str]) {
     let done = run(args, env).await;
     assert_eq!(done.code, 2, "{args:?} {env:?}: {}{}", done.stdout, done.stderr);
@@ -56,7 +56,7 @@ async fn is_refused(args: &[&str], env: &[(&str, &str)], named: &[&str]) {
         assert!(done.stderr.contains(part), "{part:?} is not named: {args:?} {env:?}: {}", done.stderr);
     }
     assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
-    assert!(!(done.stdout + &done.stderr).contains(HIDDEN), "a secret shows: {args:?} {env:?}: {}", done.stderr);
+    assert!(!(done.stdout + &done.stderr).contains(HIDDEN), "a secret was printed: {args:?} {env:?}: {}", done.stderr);
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn without_a_way_to_verify_a_token_nothing_starts_and_the_keys_that_would_
 #[tokio::test]
 async fn what_is_unknown_or_wrong_is_refused_by_name_before_any_socket_is_opened() {
     let dir = TempDir::new().unwrap();
-    // Would be exit status 1, did it come so far as to listen.
+    // If it tried to listen, the exit status would be 1.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let unknown = write(&dir, "unknown.toml", "[server]\nlistn = \"127.0.0.1:1\"\n");
@@ -171,7 +171,7 @@ async fn a_file_that_a_key_names_is_looked_for_before_any_socket_is_opened() {
 #[tokio::test]
 async fn authorities_that_cannot_be_used_are_refused_before_any_socket_is_opened() {
     let (dir, authority) = (TempDir::new().unwrap(), Authority::new());
-    // Would be exit status 1, did it come so far as to listen.
+    // If it tried to listen, the exit status would be 1.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let [_, key] = authority.certificate(&["127.0.0.1"]);
@@ -193,7 +193,7 @@ async fn authorities_that_cannot_be_used_are_refused_before_any_socket_is_opened
             is_refused(&args, &[SECRET_VARIABLE], &["redis.ca_file", &file, why, "expected a PEM file"]).await;
         }
     }
-    // What is found wrong only where it is used is no less a wrong configuration.
+    // A value that is found invalid only where it is used is an invalid configuration too.
     let setting = format!("redis.ca_file={}", authority.ca_file().display());
     let plain = ["--redis-url", "redis://127.0.0.1:1", "--set", &setting];
     for command in [&["serve", "--listen", &taken][..], &["publish", "42", "{}"]] {
@@ -268,9 +268,9 @@ async fn a_development_instance_listens_on_loopback_only() {
 async fn what_cannot_be_done_exits_with_1() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    let (_socket, nobody) = nobody();
-    let (admin, redis) = (format!("http://{nobody}"), format!("redis://app:{HIDDEN}@{nobody}"));
-    let admin_with_password = format!("http://ops:{HIDDEN}@{nobody}");
+    let (_socket, closed) = closed_port();
+    let (admin, redis) = (format!("http://{closed}"), format!("redis://app:{HIDDEN}@{closed}"));
+    let admin_with_password = format!("http://ops:{HIDDEN}@{closed}");
     let guarded = Options::dev().set("admin.api_key", "key").start().await;
     let guarded = format!("http://{}", guarded.admin);
     for (args, named) in [
@@ -278,14 +278,14 @@ async fn what_cannot_be_done_exits_with_1() {
         (&["serve", "--dev", "--listen", "127.0.0.1:0", "--admin-listen", &taken], &taken),
         (&["publish", "42", "{}", "--redis-url", &redis], "Redis"),
         (&["publish", "42", "{}", "--admin", &admin], &admin),
-        (&["publish", "42", "{}", "--admin", &admin_with_password], &nobody),
+        (&["publish", "42", "{}", "--admin", &admin_with_password], &closed),
         (&["publish", "42", "{}", "--admin", &guarded], "401"),
     ] {
         let done = run(args, &[]).await;
         assert_eq!(done.code, 1, "{args:?}: {}", done.stderr);
         assert!(done.stderr.contains(named), "{args:?}: {}", done.stderr);
         assert!(!done.stderr.contains(HIDDEN), "{args:?}: {}", done.stderr);
-        assert_eq!(done.stdout, "", "nothing was done, so nothing is said");
+        assert_eq!(done.stdout, "", "nothing was done, so nothing is printed");
     }
 }
 
@@ -435,7 +435,7 @@ async fn token_prints_a_token_that_works_and_lives_as_long_as_asked_for_and_noth
     }
 }
 
-/// Users whose id has to be encoded in a path, and what is published for them, which must arrive as it is written.
+/// Users whose id must be encoded in a path, and their payloads, which must arrive unchanged.
 const AWKWARD: [(&str, &str); 9] = [
     ("42", "{}"),
     ("a/b?c", r#"{"n":1}"#),
@@ -477,7 +477,7 @@ async fn publish_reaches_the_user_through_an_admin_listener_with_and_without_a_k
         (&guarded, &[("TIDINGS_ADMIN__API_KEY", "key")]),
         (&named, &[("TIDINGS_ADMIN__API_KEYS__SHOP", "shop's")]),
     ] {
-        // A Redis that is configured but not meant.
+        // A Redis that is configured but must not be used.
         let env = [env, &[("TIDINGS_REDIS__URL", "redis://127.0.0.1:1")]].concat();
         for (user, data) in AWKWARD {
             let mut client = Client::connect(gateway, user).await;
@@ -564,10 +564,10 @@ async fn the_ready_file_appears_whole_once_both_listeners_accept_even_with_redis
     let dir = TempDir::new().unwrap();
     let path = write(&dir, "ready.json", "of an earlier run");
     let inode = |path: &str| std::fs::metadata(path).unwrap().ino();
-    let (before, (_socket, nobody)) = (inode(&path), nobody());
+    let (before, (_socket, closed)) = (inode(&path), closed_port());
     let mut serve = command(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
     serve
-        .args(["--redis-url", &format!("redis://{nobody}"), "--ready-file", &path])
+        .args(["--redis-url", &format!("redis://{closed}"), "--ready-file", &path])
         .envs([SECRET_VARIABLE])
         .stderr(Stdio::null());
     let mut child = serve.spawn().unwrap();
@@ -646,10 +646,10 @@ async fn one_signal_stops_cleanly_and_a_second_at_once() {
     }
     gateway.signal("TERM");
     let ended = tokio::time::timeout(Duration::from_secs(5), gateway.exit()).await.expect("at once");
-    assert_eq!(ended.code(), Some(1), "a stop that was cut short is no clean one");
+    assert_eq!(ended.code(), Some(1), "a forced stop is not a clean one");
 }
 
-/// Brings a token to every place that takes one, good and bad, and gives what was brought.
+/// Sends valid and invalid tokens to every place that accepts one, and returns them.
 async fn use_tokens(gateway: &Gateway) -> Vec<String> {
     let bad = |place: &str| format!("{place}.of.hunter2");
     let hello = |token: &str| json!({"type": "hello", "token": token}).to_string();
@@ -694,7 +694,7 @@ async fn no_token_secret_or_payload_is_ever_logged() {
 
     let mut client = Client::connect(&gateway, "42").await;
     for payload in [r#""published hunter2""#, "no json: hunter2", r#""too large to pass: hunter2 hunter2""#] {
-        // A payload that is no JSON is nothing the command would publish.
+        // The command does not publish a payload that is not JSON.
         let mut connection = redis::Client::open(&*url).unwrap().get_multiplexed_async_connection().await.unwrap();
         redis::cmd("PUBLISH").arg("user:42").arg(payload).exec_async(&mut connection).await.unwrap();
     }
@@ -715,7 +715,7 @@ async fn no_token_secret_or_payload_is_ever_logged() {
             assert!(token.split('.').all(|part| !line.contains(part)), "a part of a token: {line}");
         }
     }
-    assert!(shown.contains("DEBUG"), "the log was not as talkative as asked for: {shown}");
+    assert!(shown.contains("DEBUG"), "the log is less verbose than configured: {shown}");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! RFC 6455, case by case, against `examples/echo.rs`: the read and write path of every connection.
 //!
-//! The sections are those of Autobahn's suite; docs/conformance.md says what of it is covered here.
+//! The sections are those of Autobahn's suite; docs/conformance.md lists those that are covered here.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -286,7 +286,7 @@ impl Case {
         let (mut read, mut write) = socket.split();
         let talk = async {
             for bytes in sent {
-                // Behind the server's close, nobody may be there any more.
+                // After the server's close, the socket may be gone.
                 write.write_all(&bytes).await.ok();
             }
             if matches!(end, End::Goodbye) {

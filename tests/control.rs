@@ -1,4 +1,4 @@
-//! What a backend commands on `tidings:control` is obeyed by every instance; a revoked token stays out.
+//! Every instance executes the commands of backends on `tidings:control`; a revoked token is refused.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ async fn command(redis: &RedisServer, command: &Value) -> u64 {
 
 async fn revoke(redis: &RedisServer, jti: &str, until: u64) {
     let heard = command(redis, &json!({"revoke": {"jti": jti, "until": until}})).await;
-    assert!(heard > 0, "some instance hears it");
+    assert!(heard > 0, "some instance receives it");
 }
 
 /// A good token for an hour, with this `jti`.
@@ -53,7 +53,7 @@ async fn a_user_is_disconnected_on_every_instance_and_nobody_else() {
     let mut users =
         [Client::connect(&one, "42").await, Client::connect(&one, "42").await, Client::connect(&two, "42").await];
     let (mut other, mut prefixed) = (Client::connect(&one, "43").await, Client::connect(&two, "tenant:42").await);
-    assert_eq!(command(&redis, &json!({"disconnect": {"user": "42"}})).await, 2, "every instance hears it");
+    assert_eq!(command(&redis, &json!({"disconnect": {"user": "42"}})).await, 2, "every instance receives it");
     for client in &mut users {
         assert_eq!(client.close_code().await, 4011);
     }
@@ -102,7 +102,7 @@ async fn a_revoked_token_is_closed_everywhere_and_let_in_nowhere() {
     redis.publish("42", "1").await;
     assert_eq!((other.event().await, nameless.event().await), (1.into(), 1.into()));
 
-    // Also by an instance that never heard of it.
+    // An instance that did not receive the command refuses it too.
     let key = async || redis.command::<Option<f64>>(&["ZSCORE", "tidings:revoked", "a-stolen-token"]).await;
     eventually("it is kept", async || key().await.is_some()).await;
     let late = Gateway::redis(&redis).await;
@@ -182,14 +182,14 @@ async fn a_revocation_ends_when_it_was_said_to() {
     let gateway = Gateway::redis(&redis).await;
     let (token, until) = (named("42", "for-a-while"), now() + 3);
     revoke(&redis, "for-a-while", until).await;
-    // Not over yet for an instance with a leeway of a day, or with a slow clock; and what nobody can still have.
+    // Not over yet for an instance with a leeway of a day, or with a slow clock; and a token that has expired for all.
     revoke(&redis, "over-here", now() - 3_600).await;
     revoke(&redis, "long-over", now() - 90_000).await;
     assert!(!gets_in(&gateway, &token).await || now() >= until);
     eventually("it is good again", async || gets_in(&gateway, &token).await).await;
     assert!(now() >= until);
     let kept: Vec<String> = redis.command(&["ZRANGE", "tidings:revoked", "0", "-1"]).await;
-    assert_eq!(kept, ["over-here", "for-a-while"], "what is long over is not kept");
+    assert_eq!(kept, ["over-here", "for-a-while"], "a revocation that is long over is not kept");
 
     // The token itself ended with it: then also in the leeway that it would have.
     let ended = sign(&json!({"sub": "42", "exp": now() - 1, "jti": "ended"}));
@@ -204,7 +204,7 @@ async fn what_was_revoked_while_an_instance_did_not_hear_is_learnt_when_it_does(
     let gateway = Gateway::redis(&redis).await;
     let token = named("42", "missed");
     let (mut client, mut other) = (connect(&gateway, &token).await, Client::connect(&gateway, "43").await);
-    // As an instance that heard it has kept it.
+    // As an instance that received it has stored it.
     let until = (now() + 600).to_string();
     let () = redis.command(&["ZADD", "tidings:revoked", &until, "missed"]).await;
     let () = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
@@ -301,7 +301,7 @@ async fn what_is_no_command_is_counted_told_and_harms_nobody() {
     assert_eq!(control_messages(&gateway, "disconnect").await + control_messages(&gateway, "revoke").await, 0.0);
     let log = gateway.log();
     assert!(log.contains("control message dropped") && !log.contains("innocent"), "{log}");
-    // A second later the next line may come, and names what is not known.
+    // A second later the next line may be logged; it names the unknown command.
     eventually("the log names it", async || {
         command(&redis, &json!({"explode": {"user": "42"}})).await;
         gateway.log().contains(r#"unknown command "explode""#)

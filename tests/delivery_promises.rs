@@ -1,4 +1,4 @@
-//! What the contract promises of delivery, a test for each; docs/delivery.md names them, and those in other files.
+//! One test for each promise of delivery; docs/delivery.md names these tests, and those in other files.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ async fn what_is_only_published_comes_at_most_once_and_is_stored_nowhere() {
     client.close().await;
     gateway.connections(0).await;
     redis.publish("42", "101").await;
-    // The instance hears it while nobody is there.
+    // The instance receives it while the user has no connection.
     eventually("it is missed", async || gateway.metric("tidings_messages_missed_total").await == 1.0).await;
     let (mut client, welcome) = Client::resume(&gateway, "42", text(&welcome["cursor"])).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
@@ -54,7 +54,7 @@ async fn every_stored_event_reaches_a_client_that_resumes_in_order_each_id_once(
         for number in 0..COUNT {
             let (id, data) = client.stored_event().await;
             assert_eq!(data, number);
-            // Leaves in the middle of it, with or without a word, and comes back elsewhere.
+            // Disconnects in the middle, with or without a close frame, and resumes on another instance.
             if number % 10 == 9 {
                 let elsewhere = &gateways[usize::from(number % 20 == 9)];
                 let (back, welcome) = Client::resume(elsewhere, "42", &id).await;
@@ -154,9 +154,9 @@ async fn each_key_is_published_once_to_a_user_however_it_comes() {
     assert_eq!((first.status, first.json()), (again.status, again.json()));
     let batch = gateway.ask_admin("POST", "/v1/notifications", &key, many).await;
     assert_eq!((batch.status, batch.json()), (202, json!({"accepted": 2, "failed": []})));
-    let outbox = ["XADD", "tidings:outbox", "*", "user", "42", "data"];
-    let _: String = redis.command(&[&outbox[..], &["3", "key", "k-1"]].concat()).await;
-    let _: String = redis.command(&[&outbox[..], &["4"]].concat()).await;
+    let add = ["XADD", "tidings:outbox", "*", "user", "42", "data"];
+    let _: String = redis.command(&[&add[..], &["3", "key", "k-1"]].concat()).await;
+    let _: String = redis.command(&[&add[..], &["4"]].concat()).await;
     assert_eq!((client.event().await, client.event().await), (1.into(), 4.into()));
     assert_eq!(gateway.listed("43", 100).await.len(), 1, "a key is of one user");
 }
@@ -166,8 +166,8 @@ async fn one_users_entries_of_the_outbox_keep_their_order_and_carry_what_they_sa
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
     let mut client = Client::connect(&gateway, "42").await;
-    let outbox = ["XADD", "tidings:outbox", "*", "user", "42"];
-    let _: String = redis.command(&[&outbox[..], &["data", r#"{ "n" : 1.0 }"#, "event", "order.paid"]].concat()).await;
+    let add = ["XADD", "tidings:outbox", "*", "user", "42"];
+    let _: String = redis.command(&[&add[..], &["data", r#"{ "n" : 1.0 }"#, "event", "order.paid"]].concat()).await;
     redis.store_all("42", (0..200).map(|number| number.to_string())).await;
     let frame = client.text().await;
     let told: Value = serde_json::from_str(&frame).unwrap();
@@ -182,18 +182,18 @@ async fn one_users_entries_of_the_outbox_keep_their_order_and_carry_what_they_sa
 async fn what_is_stored_while_an_instance_is_deaf_arrives_within_2_s_of_its_subscription() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::start(redis.port());
-    let deaf = Options::redis_at(&proxy.url()).start().await;
+    let unsubscribed = Options::redis_at(&proxy.url()).start().await;
     let other = Gateway::redis(&redis).await;
     let users: Vec<_> = (0..50).map(|user| format!("u{user}")).collect();
-    let mut clients = join_all(users.iter().map(|user| Client::connect(&deaf, user))).await;
+    let mut clients = join_all(users.iter().map(|user| Client::connect(&unsubscribed, user))).await;
     proxy.refuse();
-    deaf.not_ready().await;
+    unsubscribed.not_ready().await;
     for user in &users {
         other.store(user, 1).await;
         other.store(user, 2).await;
     }
     proxy.heal();
-    deaf.ready().await;
+    unsubscribed.ready().await;
     let all = clients.iter_mut().map(async |client| (client.stored_event().await.1, client.stored_event().await.1));
     let all = timeout(Duration::from_secs(2), join_all(all)).await.expect("within 2 s");
     assert!(all.iter().all(|events| *events == (json!(1), json!(2))), "{all:?}");

@@ -1,4 +1,4 @@
-//! What docs/deploy.md and the files under deploy/ give, the program takes.
+//! The program accepts the configurations in docs/deploy.md and in the files under deploy/.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -79,7 +79,7 @@ async fn every_variable_of_the_manifest_is_accepted() {
 
 #[test]
 fn every_stop_has_time_for_the_drain() {
-    // `drain.window` as it is by default, and what docs/operations.md asks for beyond it.
+    // The default `drain.window`, and the additional time that docs/operations.md requires.
     const LEAST_SECONDS: u32 = 20;
     for (file, before) in [
         (include_str!("../deploy/kubernetes/tidings.yaml"), "terminationGracePeriodSeconds: "),

@@ -1,4 +1,4 @@
-//! What a connection that waits costs.
+//! The memory of an idle connection.
 
 use futures::future::join_all;
 

@@ -1,4 +1,4 @@
-//! Who is let in, who is refused, and what a refusal says.
+//! Which handshakes are accepted, which are refused, and the response to each refusal.
 
 use std::time::Duration;
 
@@ -135,7 +135,7 @@ async fn a_bad_token_is_401_with_www_authenticate() {
     }
     let expired = refused(gateway.public, "/ws", &[("Authorization", &bearer(&token_for("42", -60)))]).await;
     let bad = refused(gateway.public, "/ws", &[("Authorization", "Bearer bad")]).await;
-    assert_ne!(expired.code, bad.code, "a client can tell that a fresh token would do");
+    assert_ne!(expired.code, bad.code, "the client is informed that a fresh token would be accepted");
 }
 
 #[tokio::test]
@@ -377,7 +377,7 @@ async fn an_instance_that_drains_refuses_with_503_and_retry_after() {
         let after = answer.headers["retry-after"].to_str().unwrap();
         assert!(after.parse::<u32>().is_ok(), "seconds: {after}");
     }
-    assert_eq!(gateway.ask_public("GET", "/ws", &[], "").await.error().0, 426, "what is no upgrade stays none");
+    assert_eq!(gateway.ask_public("GET", "/ws", &[], "").await.error().0, 426, "no upgrade without the headers");
     assert_eq!(gateway.get(gateway.public, "/healthz").await.0, 200);
 }
 

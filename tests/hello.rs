@@ -1,4 +1,4 @@
-//! A client whose handshake carried no token says who it is in its first frame, in time.
+//! A client whose handshake carried no token authenticates in its first frame, before a deadline.
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -62,9 +62,9 @@ async fn a_client_that_says_no_hello_in_time_is_closed_with_4012() {
     // Pings are no hello, however many: each is answered, and none buys time.
     let mut chatty = Client::anonymous(&gateway).await;
     let code = loop {
-        chatty.send_message(Message::Ping("still here".into())).await;
+        chatty.send_message(Message::Ping("the connection is open".into())).await;
         match chatty.message().await {
-            Some(Message::Pong(pong)) => assert_eq!(pong, "still here"),
+            Some(Message::Pong(pong)) => assert_eq!(pong, "the connection is open"),
             Some(Message::Close(Some(frame))) => break u16::from(frame.code),
             other => panic!("a pong or the close was expected, not {other:?}"),
         }

@@ -74,7 +74,7 @@ async fn pages_of_any_length_are_all_that_is_stored() {
         assert_eq!(gateway.page("42", &format!("after={newest}")).await, (Vec::new(), None));
         publish(&gateway, "42", ["\"later\"".to_owned()]).await;
         let (later, _) = gateway.page("42", &format!("after={newest}")).await;
-        assert_eq!((later.len(), later[0].data.as_str()), (1, "\"later\""), "the last id is a place to go on from");
+        assert_eq!((later.len(), later[0].data.as_str()), (1, "\"later\""), "the last id is a cursor to continue from");
     }
 }
 
@@ -261,7 +261,7 @@ async fn a_user_has_read_positions_of_sixteen_devices_and_no_more() {
         }
         let answer = put_position(&gateway, &position("another"), &all[0].id).await;
         assert_eq!(answer.error(), (409, "too_many_devices".to_owned()));
-        assert_eq!(put_position(&gateway, &position("7"), &all[0].id).await.status, 200, "one that is there moves");
+        assert_eq!(put_position(&gateway, &position("7"), &all[0].id).await.status, 200, "an existing position moves");
     }
 }
 

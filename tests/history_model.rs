@@ -1,4 +1,4 @@
-//! Random publishing, reading and acknowledging against a plain model: a list a user.
+//! Random publishing, reading and acknowledging against a simple model: one list for each user.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What every backplane owes of stored notifications, held against each of them: memory and Redis.
+//! The contract of the history store, tested with both implementations: memory and Redis.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// In memory, or under a prefix of its own in this Redis.
+    /// In memory, or under its own prefix in this Redis.
     pub fn new(redis: Option<&Arc<RedisServer>>, settings: &[(&str, &str)]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("store{}:", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -83,7 +83,7 @@ impl Store {
     /// The data behind a place; none where some of it is gone.
     async fn behind(&self, user: &str, place: Cursor) -> Option<Vec<String>> {
         let reading = self.read(user, ReadFrom::After(place)).await;
-        assert!(reading.whole || reading.entries.is_empty(), "nothing is given in part");
+        assert!(reading.whole || reading.entries.is_empty(), "nothing is returned in part");
         assert_eq!(reading.from, if reading.whole { place } else { reading.newest });
         reading.whole.then(|| reading.entries.into_iter().map(|entry| entry.data).collect())
     }
@@ -111,7 +111,7 @@ impl Store {
         self.history.read_position(&UserId::new(user).unwrap(), device).await.unwrap()
     }
 
-    /// What is heard on users' channels, from now on.
+    /// Records the messages on users' channels from now on.
     async fn hear(&self, shutdown: &Shutdown) -> Arc<Mutex<Vec<String>>> {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&heard);
@@ -141,7 +141,7 @@ async fn redis_keeps_the_contract_of_the_store() {
     checks(|settings| Store::new(Some(&redis), settings)).await;
 }
 
-/// Every check, each in a store of its own.
+/// Every check, each in its own store.
 async fn checks(store: impl Fn(&[(&str, &str)]) -> Store) {
     numbers_have_no_hole_and_times_never_go_back(&store(&[])).await;
     what_is_heard_is_what_is_stored_in_one_order(&store(&[])).await;
@@ -198,7 +198,7 @@ async fn what_is_heard_is_what_is_stored_in_one_order(store: &Store) {
     for publication in kinds.into_iter().chain(kinds) {
         places.push(store.publish("42", publication).await.unwrap());
     }
-    eventually("the last is heard", async || heard.lock().len() == 8).await;
+    eventually("the last is received", async || heard.lock().len() == 8).await;
     let text = |at: usize| places[at].unwrap().to_string();
     let count = |count: u32, at: usize| format!("~{count} {}", text(at));
     let expected = [
@@ -214,7 +214,7 @@ async fn what_is_heard_is_what_is_stored_in_one_order(store: &Store) {
     assert_eq!(*heard.lock(), expected);
     assert_eq!(places[9], places[4]);
 
-    // Of many at once, what is heard is in the order of the numbers, and the count has no hole either.
+    // Of many at once, the received messages are in the order of the numbers, and the count has no gap either.
     let publishing = (0..50).map(|_| {
         let history = Arc::clone(&store.history);
         let users: Vec<_> = (0..20).map(|user| UserId::new(&format!("many{user}")).unwrap()).collect();
@@ -222,7 +222,7 @@ async fn what_is_heard_is_what_is_stored_in_one_order(store: &Store) {
         tokio::spawn(async move { history.publish(&users, &durable("null")).await })
     });
     join_all(publishing).await;
-    eventually("all are heard", async || heard.lock().len() == 1_008).await;
+    eventually("all are received", async || heard.lock().len() == 1_008).await;
     let heard = std::mem::take(&mut *heard.lock());
     let stamps: Vec<_> = heard[8..].iter().map(|text| Envelope::parse(text).unwrap().stored.unwrap()).collect();
     assert_eq!(stamps.iter().map(|(count, _)| *count).collect::<Vec<_>>(), (4..1_004).collect::<Vec<_>>());
@@ -278,7 +278,7 @@ async fn who_has_the_newest_misses_nothing(store: &Store) {
     assert!(reading.whole && reading.entries.is_empty() && reading.is_complete());
     assert_eq!((reading.from, reading.upto, reading.newest), (places[2], places[2], places[2]));
     let ahead = Cursor { number: 4, ..places[2] };
-    assert!(!store.is_whole_behind("42", ahead).await, "what was never given out");
+    assert!(!store.is_whole_behind("42", ahead).await, "a cursor that was never issued");
     assert!(!store.is_whole_behind("42", Cursor { ms: places[2].ms + 1, ..places[2] }).await);
 }
 
@@ -305,20 +305,20 @@ async fn what_is_older_than_ttl_is_gone_and_said_to_be(store: &Store) {
     assert!(store.is_whole_behind("42", first).await);
     eventually("the end", async || !store.is_whole_behind("42", first).await).await;
     eventually("nothing is left", async || store.read("42", ReadFrom::Oldest).await.entries.is_empty()).await;
-    // Whoever comes with an earlier place cannot know what else there was.
+    // A client with an earlier position cannot know what else was stored.
     eventually("it has ended", async || store.here("42").await.number == 0).await;
     assert!(!store.is_whole_behind("42", second).await && !store.is_whole_behind("42", start).await);
     assert_eq!(store.read("42", ReadFrom::Newest).await.unread, 0);
 
-    // Numbers begin anew, and nobody takes an earlier cursor for one of these.
+    // Numbers start over, and an earlier cursor is not accepted as one of these.
     eventually("a new beginning", async || {
         store.history.newest(&[UserId::new("42").unwrap()]).await.unwrap()[0].number == 0
     })
     .await;
     let start_anew = store.here("42").await;
-    let anew = store.store("42", "3").await;
-    assert_eq!((anew.number, anew.epoch), (1, first.epoch));
-    assert!(anew.ms > second.ms);
+    let renewed = store.store("42", "3").await;
+    assert_eq!((renewed.number, renewed.epoch), (1, first.epoch));
+    assert!(renewed.ms > second.ms);
     for earlier in [start, first, second] {
         assert!(!store.is_whole_behind("42", earlier).await);
     }
@@ -562,9 +562,9 @@ async fn a_lost_memory_makes_every_cursor_foreign(store: &Store) {
     assert!(!fresh.is_whole_behind("42", place).await && !fresh.is_whole_behind("42", start).await);
     assert_eq!(fresh.ack("42", "phone", place).await, Acked::Foreign);
     assert_eq!(fresh.position("42", "phone").await.cursor, None);
-    let anew = fresh.store("42", "2").await;
-    assert_eq!(anew.number, 1);
-    assert_ne!(anew.epoch, place.epoch);
+    let renewed = fresh.store("42", "2").await;
+    assert_eq!(renewed.number, 1);
+    assert_ne!(renewed.epoch, place.epoch);
     assert!(!fresh.is_whole_behind("42", place).await && !fresh.is_whole_behind("42", start).await);
 }
 
@@ -592,16 +592,16 @@ async fn when_memory_is_full_the_history_longest_unchanged_goes_and_no_earlier_c
     }
     let acked = |device: &str| store.read_as("42", ReadFrom::Acked(device.into()), "phone", ALL);
     assert!(!acked("phone").await.whole && !store.read("42", ReadFrom::Since(Duration::from_secs(60))).await.whole);
-    assert!(!store.is_whole_behind("43", never).await, "nobody knows that there was nothing");
+    assert!(!store.is_whole_behind("43", never).await, "it is unknown that nothing was stored");
 
     let here = store.here("42").await;
     assert!(here.ms > kept.ms && store.is_whole_behind("42", here).await);
-    let anew = store.store("42", "4").await;
-    assert!(anew.number == 1 && anew.ms > places[2].ms);
+    let renewed = store.store("42", "4").await;
+    assert!(renewed.number == 1 && renewed.ms > places[2].ms);
     for earlier in [start, places[0], places[1], places[2]] {
         assert!(!store.is_whole_behind("42", earlier).await);
     }
-    assert!(!acked("other").await.whole, "what it never read is gone");
+    assert!(!acked("other").await.whole, "it never read what is gone");
     assert_eq!(store.behind("42", here).await.unwrap(), ["4"]);
     assert_eq!(store.behind("45", kept).await.unwrap(), ["2"]);
 

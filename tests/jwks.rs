@@ -1,4 +1,5 @@
-//! The key set of an issuer: fetched from the configured URL alone, kept while it is away, fetched anew for new keys.
+//! The key set of an issuer: fetched only from the configured URL, kept while it is unavailable, fetched again for new
+//! keys.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64;
@@ -81,7 +82,7 @@ async fn the_keys_of_a_set_let_in_their_own_tokens_and_no_others() {
         ec.clone().named("a").token("42"),
         pss.clone().named("b").token("42"),
         Issuer::new("ES512").named("b").token("42"),
-        // A shared secret in a key set is anybody's.
+        // A shared secret in a key set is known to any client.
         jsonwebtoken::encode(
             &jsonwebtoken::Header { kid: Some("g".into()), ..jsonwebtoken::Header::default() },
             &json!({"sub": "42", "exp": now() + 60}),
@@ -101,7 +102,7 @@ async fn a_new_key_is_picked_up_with_its_first_token_and_an_old_one_is_forgotten
     let gateway = on(&server).start().await;
     assert!(let_in(&gateway, &old.token("42")).await);
     server.publish(Publishes::Keys(key_set(&[&new])));
-    assert!(let_in(&gateway, &old.token("42")).await, "nobody asked for anything newer");
+    assert!(let_in(&gateway, &old.token("42")).await, "no token required a newer key set");
     assert!(let_in(&gateway, &new.token("42")).await);
     assert!(!let_in(&gateway, &old.token("42")).await);
     assert_eq!(server.requests(), 2);
@@ -138,7 +139,7 @@ async fn the_old_keys_are_kept_while_the_url_is_down_and_new_ones_come_when_it_i
     assert!(refreshes(&gateway, "unreachable").await >= 1.0);
     assert!(let_in(&gateway, &old.token("42")).await);
     assert!(gateway.log().contains("auth.jwks_url"), "{}", gateway.log());
-    // It tries again by itself: nobody's token is needed for that.
+    // It tries again by itself, without a token that triggers it.
     server.publish(Publishes::Keys(key_set(&[&old, &new])));
     eventually("the new set", async || refreshes(&gateway, "ok").await >= 2.0).await;
     assert!(let_in(&gateway, &new.token("42")).await && let_in(&gateway, &old.token("42")).await);
@@ -162,7 +163,7 @@ async fn who_comes_before_the_first_set_waits_for_the_one_fetch() {
 async fn before_the_first_set() -> bool {
     let issuer = Issuer::new("RS256").named("ours");
     let server = KeyServer::start(Publishes::Nothing).await;
-    // Ready all the same: what is down elsewhere must not keep it from its other users.
+    // Ready nevertheless: another server's outage must not affect its other users.
     let gateway = on(&server).start().await;
     let tokens: Vec<String> = (0..10).map(|number| issuer.token(&number.to_string())).collect();
     let early = join_all(tokens.iter().map(|token| status(&gateway, token)));
@@ -198,7 +199,7 @@ async fn without_any_set_a_token_is_not_called_bad_but_sent_to_try_again() {
     assert_eq!((&error["type"], &error["code"]), (&"error".into(), &4100.into()), "{error}");
     gateway.post(gateway.admin, "/v1/users/42/notifications", r#"{"data":"alive"}"#).await;
     assert_eq!(client.event().await, "alive");
-    // What no key set could mend is bad at once.
+    // A token that no key set could make valid is bad at once.
     for token in ["no.such.token".to_owned(), issuer.sign(&json!({"alg": "none"}), &json!({}))] {
         assert_eq!(status(&gateway, &token).await, (401, "bad_token".into()));
     }

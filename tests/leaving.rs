@@ -1,4 +1,4 @@
-//! Everybody moves to another instance: in order from one that stops, in a crowd from one that died.
+//! All clients move to another instance: paced from one that stops, all at once from one that died.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -41,11 +41,11 @@ async fn an_instance_that_stops_hands_its_clients_over_evenly() {
     let mut leaving = options.set("log.level", "debug").set("log.format", "json").start().await;
     let staying = Gateway::redis(&redis).await;
     let clients = connect(&leaving, count).await;
-    eventually("everybody is online", async || online(&redis).await == count).await;
+    eventually("all users are online", async || online(&redis).await == count).await;
 
     leaving.signal("TERM");
     let moves = clients.into_iter().map(async |(user, mut light)| {
-        let after = light.asked_away().await.expect("every client is told when");
+        let after = light.asked_away().await.expect("a reconnect frame for every client");
         light.live().await;
         let connection = std::mem::take(&mut light.connection);
         drop(light);
@@ -57,7 +57,7 @@ async fn an_instance_that_stops_hands_its_clients_over_evenly() {
     staying.connections(count as u64).await;
     assert_eq!(online(&redis).await, count);
 
-    // What they were told leaves no burst above twice the mean, in any slot.
+    // The announced delays leave no burst above twice the mean, in any slot.
     let mut slots = [0; SLOTS];
     for (_, after, _) in &moved {
         assert!(*after <= WINDOW, "{after:?}");
@@ -72,11 +72,11 @@ async fn an_instance_that_stops_hands_its_clients_over_evenly() {
     moved.sort_by_key(|(_, after, _)| *after);
     for (turn, (connection, after, _)) in moved.iter().enumerate() {
         let off = turns[connection].abs_diff(turn);
-        assert!(off <= mean, "told {after:?}, the {turn}th, closed as the {}th", turns[connection]);
+        assert!(off <= mean, "announced {after:?}, the {turn}th, closed as the {}th", turns[connection]);
     }
 }
 
-/// The connections that a log in JSON tells the end of, in order.
+/// The connections whose end a JSON log records, in order.
 fn closings(log: &str) -> impl Iterator<Item = String> {
     let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines.filter_map(|line| {
@@ -104,7 +104,7 @@ async fn the_clients_of_a_killed_instance_are_all_back_within_a_minute() {
     let (mut doomed, survivor) = (Gateway::redis(&redis).await, Gateway::redis(&redis).await);
     let clients = connect(&doomed, count).await;
     let mut resident = Client::connect(&survivor, "resident").await;
-    eventually("everybody is online", async || online(&redis).await == count + 1).await;
+    eventually("all users are online", async || online(&redis).await == count + 1).await;
 
     doomed.kill().await;
     let returns = clients.into_iter().map(async |(user, mut light)| {
@@ -113,7 +113,7 @@ async fn the_clients_of_a_killed_instance_are_all_back_within_a_minute() {
         come_back(&survivor, &user).await
     });
     let crowd = timeout(Duration::from_secs(60), join_all(returns));
-    // Who was there all the while hears everything, in order.
+    // A client that stays connected receives everything, in order.
     let undisturbed = async {
         for number in 0.. {
             redis.publish("resident", &number.to_string()).await;
@@ -123,7 +123,7 @@ async fn the_clients_of_a_killed_instance_are_all_back_within_a_minute() {
     };
     let back = tokio::select! {
         back = crowd => back.expect("all are back within a minute"),
-        () = undisturbed => unreachable!("it goes on for ever"),
+        () = undisturbed => unreachable!("it never ends"),
     };
     assert_eq!(back.len(), count);
     survivor.connections(count as u64 + 1).await;

@@ -28,7 +28,7 @@ async fn connect(gateway: &Gateway, user: &str) -> Result<Client, Refused> {
     connect_from(gateway, user, &[]).await
 }
 
-/// As a proxy of ours passes it on.
+/// As a trusted proxy forwards it.
 async fn connect_as(gateway: &Gateway, address: &str) -> Result<Client, Refused> {
     connect_from(gateway, "42", &[("X-Forwarded-For", address)]).await
 }
@@ -95,7 +95,7 @@ async fn one_address_has_so_many_connections_and_another_its_own() {
         .start()
         .await;
     let first = connect_as(&gateway, "192.0.2.1").await.unwrap();
-    // The same, written otherwise.
+    // The same address in another notation.
     let _second = connect_as(&gateway, "::ffff:192.0.2.1").await.unwrap();
     assert_refused(connect_as(&gateway, "192.0.2.1").await, 429, "max_connections_per_ip");
     assert_refused(connect_as(&gateway, "6.6.6.6, 192.0.2.1").await, 429, "max_connections_per_ip");
@@ -118,7 +118,7 @@ async fn who_has_a_whole_64_of_ipv6_has_one_limit() {
 
 #[tokio::test]
 async fn a_client_s_own_word_on_its_address_is_nothing() {
-    // No proxy is trusted: every header is the client's invention.
+    // No proxy is trusted: a client can forge every header.
     let gateway = Options::dev().set("limits.max_connections_per_ip", "1").start().await;
     let _first = connect_as(&gateway, "192.0.2.1").await.unwrap();
     for header in [("X-Forwarded-For", "192.0.2.2"), ("Forwarded", "for=192.0.2.3"), ("X-Real-IP", "192.0.2.4")] {
@@ -164,7 +164,7 @@ async fn who_takes_the_place_of_a_connection_need_not_wait_for_its_goodbye() {
     old.write(&masked(0x82, b"x")).await;
     // The client never answers the close frame.
     assert_eq!(old.bytes::<1>().await, [0x88]);
-    let _next = connect(&gateway, "42").await.expect("the slot is free");
+    let _next = connect(&gateway, "42").await.expect("the permit is free");
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn a_stopped_instance_s_slots_are_free_at_its_exit() {
     let _client = Client::connect(&leaving, "42").await;
     leaving.signal("TERM");
     assert!(leaving.exit().await.success());
-    let _moved = connect(&other, "42").await.expect("the slot is free");
+    let _moved = connect(&other, "42").await.expect("the permit is free");
 }
 
 #[tokio::test]
@@ -212,7 +212,7 @@ async fn a_paused_instance_takes_nobody_s_slot_when_it_wakes_and_loses_no_client
     assert_eq!(successor.frame().await["type"], "welcome");
     paused.signal("CONT");
     paused.ready().await;
-    // Both live on: one more than the limit, because nobody is thrown out.
+    // Both stay open: one more than the limit, because no connection is closed for it.
     eventually("both are counted", async || holders(&redis, "42").await == 2).await;
     redis.publish("42", "1").await;
     assert_eq!(sleeper.event().await, 1);
@@ -222,7 +222,7 @@ async fn a_paused_instance_takes_nobody_s_slot_when_it_wakes_and_loses_no_client
     assert_refused(connect(&paused, "42").await, 429, "max_connections_per_user");
 }
 
-/// How many live instances hold a slot of this user.
+/// How many live instances hold a permit of this user.
 async fn holders(redis: &RedisServer, user: &str) -> usize {
     let live: Vec<String> = redis.command(&["ZRANGE", "{tidings:slots}:holders", "0", "-1"]).await;
     let held = live.iter().map(async |holder| {
@@ -242,7 +242,7 @@ async fn slots_are_counted_again_after_redis_lost_everything() {
     for gateway in [one, other] {
         assert_refused(connect(gateway, "42").await, 429, "max_connections_per_user");
     }
-    // And after one instance's part of it was deleted by hand.
+    // And after an operator deleted one instance's part of it.
     let keys: Vec<String> = redis.command(&["KEYS", "{tidings:slots}:held:*"]).await;
     let _: u32 = redis.command(&["DEL", &keys[0]]).await;
     eventually_within(5 * SECOND, "it is back", async || holders(&redis, "42").await == 2).await;
@@ -258,7 +258,7 @@ async fn without_redis_each_instance_counts_alone_and_refuses_nobody_else() {
     let begun = Instant::now();
     let _second = Client::connect(one, "42").await;
     let third = Client::connect(other, "42").await;
-    assert!(begun.elapsed() < 5 * SECOND, "nobody waits long for what does not answer");
+    assert!(begun.elapsed() < 5 * SECOND, "no client waits long for a Redis that does not answer");
     assert_refused(connect(one, "42").await, 429, "max_connections_per_user");
     let unshared = "tidings_limits_unshared_total{limit=\"max_connections_per_user\"}";
     assert!(one.metric(unshared).await >= 1.0);
@@ -283,11 +283,11 @@ async fn a_lost_answer_costs_nobody_a_slot() {
     proxy.cut();
     proxy.heal();
     client.close().await;
-    // What was granted without being heard of is not held until the end of a lease.
+    // A permit whose grant was not received is not held until the lease expires.
     let _next = connect_within(PATIENCE, &other, "42").await;
 }
 
-/// What instances share, as one of them uses it.
+/// The store of the fleet's limits, as an instance uses it.
 fn fleet(redis: &RedisServer) -> RedisLimits {
     let flags = vec![("--set".into(), "redis.url".into(), redis.url())];
     let config = Config::load(Layers { flags, ..Layers::default() }).unwrap();
@@ -299,13 +299,13 @@ fn fleet(redis: &RedisServer) -> RedisLimits {
 async fn a_holder_is_heard_while_its_lease_runs_and_not_once_another_took_its_place() {
     let redis = RedisServer::start().await;
     let fleet = &fleet(&redis);
-    let wish = Claim { user: UserId::new("42").unwrap(), has: 0, wants: 3 };
+    let claim_of = Claim { user: UserId::new("42").unwrap(), has: 0, wants: 3 };
     let claim = async |holder: &str, size| {
-        let granted = fleet.claim(holder, size, 2, std::slice::from_ref(&wish)).await.unwrap();
+        let granted = fleet.claim(holder, size, 2, std::slice::from_ref(&claim_of)).await.unwrap();
         granted.map(|granted| (granted.size, granted.permits))
     };
     let lease = async || redis.command::<f64>(&["ZSCORE", "{tidings:slots}:holders", "first"]).await;
-    assert_eq!(claim("nobody", 0).await, None);
+    assert_eq!(claim("unknown", 0).await, None);
     fleet.hold("first", None).await.unwrap();
     let begun = lease().await;
     eventually("the lease is renewed", async || {
@@ -313,12 +313,12 @@ async fn a_holder_is_heard_while_its_lease_runs_and_not_once_another_took_its_pl
         lease().await > begun
     })
     .await;
-    assert_eq!(claim("first", 0).await, Some((1, vec![2])), "as far as there is room");
+    assert_eq!(claim("first", 0).await, Some((1, vec![2])), "as many permits as are free");
     let left: u64 = redis.command(&["PTTL", "{tidings:slots}:held:first"]).await;
     assert!(left <= 70_000, "it goes by itself: {left}");
 
     fleet.hold("second", Some("first")).await.unwrap();
-    // What was on its way under the earlier name, and comes late.
+    // A request under the earlier name that arrives late.
     assert_eq!(claim("first", 1).await, None);
     assert_eq!(claim("first", 0).await, None);
     assert_eq!(claim("second", 0).await, Some((1, vec![2])));
@@ -329,10 +329,10 @@ async fn a_silent_redis_delays_a_handshake_by_little() {
     let redis = RedisServer::start().await;
     let gateway = per_user(Options::redis(&redis), 2).set("limits.connects_per_second_per_user", "1000").start().await;
     redis.freeze();
-    // All of them wait for the same answer, which never comes; and then the limit holds on this instance.
+    // All of them wait for the same answer, which never arrives; then the limit applies to this instance.
     let racers = join_all((0..10).map(|_| connect(&gateway, "42"))).await;
     assert_eq!(racers.iter().filter(|racer| racer.is_ok()).count(), 2);
-    // Nobody waits again and again for what has not answered before.
+    // Clients do not wait again and again for a Redis that has not answered before.
     within("many come", async {
         for user in 0..40 {
             Client::connect(&gateway, &user.to_string()).await;
@@ -412,7 +412,7 @@ async fn a_rate_holds_for_all_instances_together() {
         }
         assert!(admitted >= 4);
     }
-    // What was counted is forgotten.
+    // The counters expire.
     eventually_within(4 * SECOND, "no counter is left", async || {
         redis.command::<Vec<String>>(&["KEYS", "tidings:rate:*"]).await.is_empty()
     })
@@ -495,7 +495,7 @@ async fn without_limits_a_handshake_asks_redis_nothing() {
 
 // How much.
 
-/// Writes until the connection is closed, and gives the code.
+/// Writes until the connection is closed, and returns the code.
 async fn flood(gateway: &Gateway, what: &str, bytes: &[u8]) -> u16 {
     let mut client = Client::connect(gateway, "42").await;
     // What is written after the close may meet a reset.
@@ -534,7 +534,7 @@ async fn by_default_a_hundred_frames_a_second_are_fine_and_many_more_at_once_are
     let mut client = Client::connect(&gateway, "42").await;
     client.write(&ping.repeat(9_000)).await;
     client.send(r#"{"type":"ask"}"#).await;
-    assert_eq!(client.frame().await["type"], "error", "it is still heard");
+    assert_eq!(client.frame().await["type"], "error", "its frames are still read");
     assert_eq!(flood(&gateway, "pings", &ping.repeat(12_000)).await, 4101);
 }
 
@@ -574,7 +574,7 @@ async fn a_burst_and_then_what_the_rate_allows_is_fine() {
         tokio::time::sleep(SECOND / 10).await;
     }
     client.send(r#"{"type":"ask"}"#).await;
-    assert_eq!(client.frame().await["type"], "error", "it is still heard");
+    assert_eq!(client.frame().await["type"], "error", "its frames are still read");
 }
 
 #[tokio::test]
@@ -612,10 +612,10 @@ async fn many_slow_clients_share_one_bound() {
             return;
         }
     }
-    panic!("nobody was given up");
+    panic!("no client was given up");
 }
 
-// Who it is.
+// The client's address.
 
 /// A PROXY protocol header of version 2 for a client at this IPv4 address.
 fn proxy_header(address: [u8; 4]) -> Vec<u8> {
@@ -627,7 +627,7 @@ async fn behind(gateway: &Gateway, header: &[u8]) -> (String, TcpStream) {
     behind_with(gateway, header, b"").await
 }
 
-/// As [`behind`], with more on the heels of the handshake.
+/// As [`behind`], with more bytes directly after the handshake.
 async fn behind_with(gateway: &Gateway, header: &[u8], more: &[u8]) -> (String, TcpStream) {
     let mut socket = TcpStream::connect(gateway.public).await.unwrap();
     let request = format!(
@@ -716,7 +716,7 @@ async fn a_handshake_ends_at_its_deadline_whatever_it_waits_for() {
         .start()
         .await;
     proxy.blackhole(Whose::All, Way::Both);
-    let refused = connect(&gateway, "42").await.err().expect("the lookup takes longer than there is");
+    let refused = connect(&gateway, "42").await.err().expect("the lookup takes longer than the deadline");
     assert_eq!((refused.status, refused.code.as_str()), (503, "timeout"));
 }
 
@@ -757,7 +757,7 @@ async fn when_file_descriptors_run_out_those_who_are_there_stay_and_others_come_
     let gateway = Options::redis(&redis).ulimit("-n 80").start().await;
     assert!(gateway.log().contains("limit=80"), "{}", gateway.log());
     let mut clients = Vec::new();
-    // Open TCP connections until one is turned away.
+    // Open TCP connections until one is refused.
     let turned_away = async |gateway: &Gateway| limited(gateway, "file_descriptors").await;
     while turned_away(&gateway).await == 0.0 {
         match try_connect(&gateway, "42").await {
@@ -769,10 +769,10 @@ async fn when_file_descriptors_run_out_those_who_are_there_stay_and_others_come_
     assert!(clients.len() > 20, "only {} came in", clients.len());
     eventually("it is counted", async || turned_away(&gateway).await > 0.0).await;
     let sockets: Vec<_> = join_all((0..100).map(|_| TcpStream::connect(gateway.public))).await;
-    // The reserve is there: for operators, and for Redis, which has to be connected to anew.
+    // The reserve is left: for operators, and for a new connection to Redis.
     let _: u32 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
     eventually("it was lost", async || gateway.metric("tidings_backplane_gaps_total").await > 0.0).await;
-    eventually("it hears again", async || gateway.metric("tidings_backplane_up").await == 1.0).await;
+    eventually("it is subscribed again", async || gateway.metric("tidings_backplane_up").await == 1.0).await;
     redis.publish("42", "1").await;
     for client in &mut clients {
         assert_eq!(client.event().await, 1);

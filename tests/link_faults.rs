@@ -1,4 +1,4 @@
-//! Every way in which Redis, or the way to it, fails: found, counted and told by its kind, and mended by itself.
+//! Every failure of Redis, or of the link to it, is detected, counted and logged by its kind, and recovered from.
 
 use std::time::{Duration, Instant};
 
@@ -196,7 +196,7 @@ async fn a_subscription_that_redis_dropped_for_its_backlog_is_made_anew_and_coun
     let mut client = Client::connect(&gateway, "42").await;
     gateway.signal("STOP");
     let megabyte = format!("\"{}\"", "x".repeat(1_000_000));
-    redis.publish_all("nobody", std::iter::repeat_n(megabyte, 40)).await;
+    redis.publish_all("absent", std::iter::repeat_n(megabyte, 40)).await;
     eventually("redis has dropped it", async || redis.links_of(&gateway.instance, "subscriber").await.is_empty()).await;
     gateway.signal("CONT");
     delivered_within(Duration::from_secs(5), &redis, &mut client).await;
@@ -219,7 +219,7 @@ async fn kept_out(redis: &RedisServer, credentials: &str, kind: &str, cure: &[&s
     if kind != "NOPERM" {
         assert!(!publishes(&gateway).await);
     }
-    eventually("it goes on trying", async || errors(&gateway, kind).await >= 8.0).await;
+    eventually("it keeps trying", async || errors(&gateway, kind).await >= 8.0).await;
     for other in ["connection", "refused", "timeout", "silent", "malformed"] {
         assert_eq!(errors(&gateway, other).await, 0.0, "{kind} was counted as {other}: {}", gateway.log());
     }
@@ -244,7 +244,7 @@ fn bounded(gateway: &Gateway, since: Instant) {
     assert!(lines("not subscribed to redis") <= 2 * seconds + 6, "in {seconds} s: {log}");
 }
 
-/// Redis with a password, and a user who may do only what is said.
+/// Redis with a password, and a user with only the given rights.
 async fn guarded(rules: &[&str]) -> RedisServer {
     let redis = RedisServer::start_with(&["--requirepass", "right"]).await;
     let user = ["ACL", "SETUSER", "app", "on", ">hunter2"];
@@ -284,7 +284,7 @@ async fn presence_waits(redis: &RedisServer, url: &str, kind: &str, cause: &[&[&
     told(&gateway, kind).await;
     // For longer than the lease, so that it is lost.
     let failures = errors(&gateway, kind).await;
-    eventually("it goes on trying", async || errors(&gateway, kind).await >= failures + 5.0).await;
+    eventually("it keeps trying", async || errors(&gateway, kind).await >= failures + 5.0).await;
     redis.publish("42", "1").await;
     redis.publish("44", "1").await;
     assert_eq!((before.event().await, meanwhile.event().await), (1.into(), 1.into()));
@@ -314,7 +314,7 @@ async fn missing_rights_to_the_commands_keep_presence_until_they_are_given() {
     let set = |rule| ["ACL", "SETUSER", "app", rule];
     presence_waits(&redis, &url, "NOPERM", &[&set("-@scripting")], &[&set("+@scripting")]).await;
     presence_waits(&redis, &url, "NOPERM", &[&set("resetkeys")], &[&set("~*")]).await;
-    // What a script may not do, Redis 7.0 tells without the code.
+    // For a command that a script may not run, Redis 7.0 replies without the code.
     presence_waits(&redis, &url, "NOPERM", &[&set("-hset")], &[&set("+hset")]).await;
 }
 
@@ -325,7 +325,7 @@ async fn no_change_of_presence_is_written_that_could_not_be_told() {
     let mut events = redis.subscribe("presence").await;
     let clients = join_all(["42", "43", "44"].map(|user| Client::connect(&gateway, user))).await;
     told(&gateway, "NOPERM").await;
-    eventually("it goes on trying", async || errors(&gateway, "NOPERM").await >= 5.0).await;
+    eventually("it keeps trying", async || errors(&gateway, "NOPERM").await >= 5.0).await;
     assert!(redis.online().await.is_empty());
     assert_eq!(errors(&gateway, "refused").await, 0.0, "{}", gateway.log());
     let () = redis.command(&["ACL", "SETUSER", "app", "&presence"]).await;
@@ -343,9 +343,9 @@ async fn no_change_of_presence_is_written_that_could_not_be_told() {
 #[tokio::test]
 async fn a_replica_keeps_presence_until_it_is_a_primary_again() {
     let redis = RedisServer::start().await;
-    let nobody = Proxy::start(redis.port());
-    nobody.refuse();
-    let primary = nobody.url();
+    let refusing = Proxy::start(redis.port());
+    refusing.refuse();
+    let primary = refusing.url();
     let port = primary.rsplit_once(':').unwrap().1;
     let (cause, cure) = (["REPLICAOF", "127.0.0.1", port], ["REPLICAOF", "NO", "ONE"]);
     presence_waits(&redis, &redis.url(), "READONLY", &[&cause], &[&cure]).await;

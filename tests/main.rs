@@ -1,4 +1,4 @@
-//! The promises of tidings, one file each, held against real processes and a real Redis.
+//! The promises of tidings, by topic, tested with real processes and a real Redis.
 #![allow(unreachable_pub, reason = "the support modules are one crate with the tests")]
 #![allow(
     clippy::unwrap_used,

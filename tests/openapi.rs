@@ -1,4 +1,4 @@
-//! `docs/openapi.json` is what the admin listener does. `support/openapi.rs` holds every answer of the suite to it.
+//! `docs/openapi.json` describes the admin listener. `support/openapi.rs` checks every response of the suite against it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,7 +20,7 @@ async fn every_path_has_the_methods_that_the_document_says_and_no_other() {
         let mut allowed = described.clone();
         let target = path.replace("{id}", "42");
         for method in METHODS {
-            // What is refused for its body, or done, is there.
+            // A response that refuses the body, or that confirms the request, means that the route exists.
             let answer = gateway.ask_admin(&method.to_uppercase(), &target, &[], "").await;
             assert_eq!(answer.status != 405, described.contains(method), "{method} {path}: {answer:?}");
             if answer.status == 405 {
@@ -78,7 +78,7 @@ fn every_code_of_the_document_is_one_of_the_server_s_and_in_the_operators_page()
     let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/server");
     let source: String = sources(&server).iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
     for code in found {
-        assert!(source.contains(&format!("\"{code}\"")), "{code} is none");
+        assert!(source.contains(&format!("\"{code}\"")), "no response has {code}");
         assert!(include_str!("../docs/operations.md").contains(&format!("`{code}`")), "{code} is not explained");
     }
 }

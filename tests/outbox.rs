@@ -1,5 +1,5 @@
-//! Backends add notifications to a stream, and instances see to the rest: stored, published, each once and in its order,
-//! whoever dies.
+//! Backends add notifications to a stream; instances store and publish each once and in order, even if any of them is
+//! killed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -20,13 +20,13 @@ const REJECTED: &str = "tidings:outbox:rejected";
 
 const OOM: &str = "tidings_backplane_errors_total{kind=\"OOM\"}";
 
-/// Those of an entry.
+/// The fields of an entry.
 type Fields = Vec<(String, Vec<u8>)>;
 
-/// Which entry of which user.
+/// The user and the number of an entry.
 type Numbered = (usize, u64);
 
-/// What is published on users' channels.
+/// The messages published on users' channels.
 struct Published {
     messages: PubSubStream,
     /// Channel and payload of each so far, as far as they were waited for.
@@ -62,15 +62,15 @@ impl Published {
         let mut numbers: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for expected in 1..=count {
             let (channel, payload) = self.next().await;
-            let stamped = Envelope::parse(&payload).unwrap();
-            assert_eq!(stamped.stored.unwrap().0, expected, "the count has no hole");
-            numbers.entry(channel.replace("user:", "")).or_default().push(stamped.data.parse().unwrap());
+            let envelope = Envelope::parse(&payload).unwrap();
+            assert_eq!(envelope.stored.unwrap().0, expected, "the count has no hole");
+            numbers.entry(channel.replace("user:", "")).or_default().push(envelope.data.parse().unwrap());
         }
         numbers
     }
 }
 
-/// Adds one entry; gives its id.
+/// Adds one entry; returns its id.
 async fn add(redis: &RedisServer, fields: &[&str]) -> String {
     redis.command(&[&["XADD", OUTBOX, "*"], fields].concat()).await
 }
@@ -141,7 +141,7 @@ impl Writer {
     }
 }
 
-/// Another for each run of this name, unless one is to be repeated.
+/// A new seed for each run, unless a run is to be repeated.
 fn seed() -> u64 {
     std::env::var("OUTBOX_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap())
 }
@@ -177,7 +177,7 @@ async fn relaying(redis: &RedisServer, gateways: &[Gateway]) -> usize {
     found.unwrap()
 }
 
-/// The lease in the test's own hand: nobody relays until it is given back.
+/// The test holds the lease: no instance relays until it is released.
 async fn hold_up(redis: &RedisServer) {
     let () = redis.command(&["SET", LOCK, "a-test"]).await;
 }
@@ -196,13 +196,16 @@ async fn an_entry_of_the_outbox_is_stored_and_then_delivered() {
 
     let (channel, payload) = published.next().await;
     assert_eq!(channel, "user:tenant:42");
-    let stamped = Envelope::parse(&payload).unwrap();
-    let (sequence, first) = stamped.stored.unwrap();
-    assert_eq!((sequence, first.number, stamped.event.as_str(), stamped.data), (1, 1, "notification", "{\"n\": 1.0}"));
+    let envelope = Envelope::parse(&payload).unwrap();
+    let (sequence, first) = envelope.stored.unwrap();
+    assert_eq!(
+        (sequence, first.number, envelope.event.as_str(), envelope.data),
+        (1, 1, "notification", "{\"n\": 1.0}")
+    );
     let (_, payload) = published.next().await;
-    let stamped = Envelope::parse(&payload).unwrap();
-    let (sequence, second) = stamped.stored.unwrap();
-    assert_eq!((sequence, second.number, stamped.event.as_str(), stamped.data), (2, 2, "a \"b\"", "\"é\""));
+    let envelope = Envelope::parse(&payload).unwrap();
+    let (sequence, second) = envelope.stored.unwrap();
+    assert_eq!((sequence, second.number, envelope.event.as_str(), envelope.data), (2, 2, "a \"b\"", "\"é\""));
 
     let stored = stored(&redis, "tenant:42").await;
     assert_eq!((stored[0]["event"].as_str(), stored[0]["data"].as_str()), ("\"notification\"", "{\"n\": 1.0}"));
@@ -235,7 +238,7 @@ async fn entries_keep_their_order_and_come_once_while_relaying_instances_are_kil
         let relaying = relaying(&redis, &gateways).await;
         let mut victim = gateways.remove(relaying);
         writer.add(&redis, 1_000).await;
-        // It is at work at the moment of its death.
+        // It is relaying when it is killed.
         published.hear(writer.random.usize(1..900)).await;
         victim.kill().await;
         println!("killed while {} entries wait", redis.command::<u64>(&["XLEN", OUTBOX]).await);
@@ -269,7 +272,7 @@ async fn an_instance_that_was_paused_while_relaying_repeats_nothing_when_it_wake
     assert_eq!(holder(&redis).await.as_ref(), Some(&other.instance));
 }
 
-/// The scripts, as an instance puts them together.
+/// The scripts, as an instance assembles them.
 const RELAY: &str = concat!(
     "local function publish(KEYS, ARGV)\n",
     include_str!("../src/history/scripts/publish.lua"),
@@ -301,7 +304,7 @@ async fn whoever_lost_the_lease_writes_nothing_and_whoever_has_it_takes_only_the
         redis.command::<Option<Vec<Vec<String>>>>(&words).await
     };
 
-    // Nobody has the lease, then another.
+    // No instance has the lease, then another has it.
     for _ in 0..2 {
         assert_eq!(relay("mine", &first).await, "FENCED");
         assert_eq!(reject("mine", &first).await, "FENCED");
@@ -362,14 +365,14 @@ async fn a_key_is_published_once_to_a_user_whichever_way_it_comes() {
     }
     emptied(&redis, OUTBOX).await;
     assert_eq!(publish("8", true, "by-hand").await, first);
-    assert_eq!(publish("9", true, "k").await.unwrap().number, 2, "where the one of the outbox is");
+    assert_eq!(publish("9", true, "k").await.unwrap().number, 2, "the position of the outbox entry");
     publish("10", true, "last").await;
 
     let mut heard = Vec::new();
     while heard.last().is_none_or(|(_, data)| data != "10") {
         let (channel, payload) = published.next().await;
-        // What is not stored has no stamp.
-        let data = Envelope::parse(&payload).map_or(payload.as_str(), |stamped| stamped.data).to_owned();
+        // An ephemeral notification has no envelope.
+        let data = Envelope::parse(&payload).map_or(payload.as_str(), |envelope| envelope.data).to_owned();
         heard.push((channel, data));
     }
     let expected = [("user:42", "1"), ("user:42", "2"), ("user:42", "5"), ("user:43", "7"), ("user:42", "10")];
@@ -545,7 +548,7 @@ async fn requests_that_a_stopped_redis_answers_too_late_repeat_nothing() {
         writer.add(&redis, 1_500).await;
         published.hear(writer.random.usize(1..900)).await;
         redis.freeze();
-        eventually("nobody waits for it any more", async || timeouts().await > before + 1.0).await;
+        eventually("the relay no longer waits for it", async || timeouts().await > before + 1.0).await;
         redis.thaw();
         emptied(&redis, OUTBOX).await;
     }

@@ -1,4 +1,4 @@
-//! What only Linux has is gated, so that the library and the binary type-check elsewhere.
+//! Code that only Linux supports is gated, so that the library and the binary type-check on other systems.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! `online_users` holds exactly the users with a connection on a living instance, and `presence` tells each change.
+//! `online_users` contains exactly the users with a connection on a live instance; `presence` publishes each change.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ async fn told(events: &mut Subscription, expected: &[&str]) {
     }
 }
 
-/// A user who comes and goes: when that is told, whatever else was due before it has been told too.
+/// A user who connects and disconnects: once these events are published, all earlier ones have been published too.
 async fn marker(gateway: &Gateway, events: &mut Subscription) {
     let client = Client::connect(gateway, "marker").await;
     told(events, &["+marker"]).await;
@@ -81,7 +81,7 @@ async fn a_reload_within_the_delay_is_not_told() {
     for other in ["1", "2", "3"] {
         page.close().await;
         eventually("the page is gone", async || gateway.metric("tidings_users").await == others.len() as f64).await;
-        // What comes afterwards is told, so the end of the page has been seen by then.
+        // A later event is published, so the end of the page has been processed by then.
         others.push(Client::connect(&gateway, other).await);
         told(&mut events, &[&format!("+{other}")]).await;
         page = Client::connect(&gateway, "42").await;
@@ -237,7 +237,7 @@ async fn passed(events: &mut Subscription, user: &str, status: &str) {
     while next(events).await != (user.to_owned(), status.to_owned()) {}
 }
 
-/// Deletes one key by hand: the set is exact afterwards, and so it is when everybody has left.
+/// Deletes one key: the set becomes exact again, and stays exact until all users have left.
 async fn repaired_without(key: &str) {
     let redis = RedisServer::start().await;
     let (one, other) = two(&redis).await;
@@ -264,7 +264,7 @@ async fn repaired_without(key: &str) {
     eventually_within(30 * SECOND, &exact("two are online"), async || redis.online().await == ["42", "43"]).await;
     there.close().await;
     single.close().await;
-    eventually_within(30 * SECOND, &exact("nobody is"), async || redis.online().await.is_empty()).await;
+    eventually_within(30 * SECOND, &exact("no user is"), async || redis.online().await.is_empty()).await;
 }
 
 #[tokio::test]
@@ -327,7 +327,7 @@ async fn any_user_id_comes_through_the_set_and_the_events_unchanged() {
     }
 }
 
-/// What there is in Redis with an instance's name in it.
+/// The keys in Redis whose names contain an instance.
 async fn keys_of(redis: &RedisServer, gateway: &Gateway) -> Vec<String> {
     let mut names: Vec<String> = redis.command(&["KEYS", "*"]).await;
     names.extend(redis.command::<Vec<String>>(&["ZRANGE", "{online_users}:instances", "0", "-1"]).await);
@@ -359,7 +359,7 @@ async fn a_graceful_stop_gives_presence_up_at_once_and_leaves_no_key_behind() {
     assert_eq!(gone, ["leaver", "single"].map(|user| (user.to_owned(), "offline".to_owned())));
     other.signal("TERM");
     other.exit().await;
-    // What is left is the fleet's, not an instance's: who was last seen when, and the name of this memory.
+    // The remaining keys belong to the fleet, not to an instance: last seen times, and the epoch.
     let mut left: Vec<String> = redis.command(&["KEYS", "*"]).await;
     left.sort();
     let presence = ["epoch", "last_seen", "total"].map(|name| format!("{{online_users}}:{name}"));

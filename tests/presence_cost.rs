@@ -1,4 +1,4 @@
-//! Presence costs Redis by the instance and by the batch, not by the connection.
+//! The cost of presence in Redis grows with instances and batches, not with connections.
 
 use std::net::SocketAddr;
 use std::ops::Range;

@@ -65,8 +65,8 @@ async fn one_user_is_online_offline_or_was_never_seen() {
     let redis = RedisServer::start().await;
     for options in [Options::dev(), Options::redis(&redis)] {
         let gateway = quick(options).start().await;
-        let nobody = json!({"user": "42", "online": false, "connections": 0, "last_seen": null});
-        assert_eq!(presence(&gateway, "42").await, nobody);
+        let absent = json!({"user": "42", "online": false, "connections": 0, "last_seen": null});
+        assert_eq!(presence(&gateway, "42").await, absent);
         let came = now_ms();
         let phone = Client::connect(&gateway, "42").await;
         eventually_connections(&gateway, "42", 1).await;
@@ -98,7 +98,7 @@ async fn connections_are_counted_across_the_fleet_by_whomever_is_asked() {
     for gateway in [one, other] {
         eventually_connections(gateway, "tenant:42%2F%C3%A9", 3).await;
         let [info, other_info] = [get(one, "/v1/info").await, get(other, "/v1/info").await];
-        assert_eq!((&info["connections"], &other_info["connections"]), (&json!(2), &json!(1)), "each tells its own");
+        assert_eq!((&info["connections"], &other_info["connections"]), (&json!(2), &json!(1)), "each reports its own");
     }
     for (left, client) in [2, 1].into_iter().zip(clients) {
         client.close().await;
@@ -138,7 +138,7 @@ async fn many_users_are_answered_in_the_order_asked() {
         let _second = Client::connect(&gateway, "42").await;
         eventually_connections(&gateway, "42", 2).await;
         eventually_connections(&gateway, "%C3%A9%20%E2%98%82", 1).await;
-        let asked = ["nobody", "42", "é ☂", "nobody", "42"];
+        let asked = ["absent", "42", "é ☂", "absent", "42"];
         let answered = ask_many(&gateway, &asked).await;
         let brief: Vec<_> = answered.iter().map(|one| (&one["user"], &one["online"], &one["connections"])).collect();
         let expected = [false, true, true, false, true].map(Value::from);
@@ -221,17 +221,17 @@ async fn pages(gateway: &Gateway, limits: &[usize]) -> Vec<String> {
     all
 }
 
-/// Connects everybody of these names who is not yet, some at a time.
+/// Connects each of these users who is not connected yet, some at a time.
 async fn grow(gateway: &Gateway, clients: &mut Vec<Client>, names: &[String]) {
     for some in names[clients.len()..].chunks(50) {
         clients.extend(join_all(some.iter().map(|name| Client::connect(gateway, name))).await);
     }
     let count = names.len();
-    eventually("everybody is counted", async || get(gateway, "/v1/presence/count").await == json!({"online": count}))
+    eventually("all users are counted", async || get(gateway, "/v1/presence/count").await == json!({"online": count}))
         .await;
 }
 
-/// Whatever the limits, the pages are the set, and nobody is in it twice.
+/// With any page limits, the pages together are the set, without duplicates.
 async fn pages_are_the_set(gateway: &Gateway, names: &[String]) {
     let expected: BTreeSet<&String> = names.iter().collect();
     // A limit of one is many requests.
@@ -239,7 +239,7 @@ async fn pages_are_the_set(gateway: &Gateway, names: &[String]) {
     for limits in [&[smallest][..], &[100], &[1_000], &[1_000, smallest], &[smallest, 100, 13]] {
         let all = pages(gateway, limits).await;
         assert_eq!(all.iter().collect::<BTreeSet<_>>(), expected, "{} users, limits {limits:?}", names.len());
-        assert_eq!(all.len(), names.len(), "somebody came twice with limits {limits:?}");
+        assert_eq!(all.len(), names.len(), "a user appears twice with limits {limits:?}");
     }
 }
 
@@ -317,7 +317,11 @@ async fn info_lists_every_other_instance_that_lives() {
     .await;
     stopping.signal("TERM");
     stopping.exit().await;
-    assert_eq!(others().await.0, BTreeSet::from([doomed.instance.clone()]), "one that stopped is gone at once");
+    assert_eq!(
+        others().await.0,
+        BTreeSet::from([doomed.instance.clone()]),
+        "an instance that stopped is removed at once"
+    );
     doomed.kill().await;
     eventually_within(LEASE + SECOND, "a dead one is gone after its lease", async || others().await.0.is_empty()).await;
     assert_eq!(get(&Gateway::dev().await, "/v1/info").await["instances"], json!([]));
@@ -376,7 +380,7 @@ async fn while_redis_is_away_every_question_is_answered_503_in_time() {
         if path == "/v1/info" {
             let info = answer.json();
             assert_eq!((answer.status, &info["instances"]), (200, &Value::Null), "{info}");
-            assert_eq!(info["connections"], 1, "what it knows itself it tells");
+            assert_eq!(info["connections"], 1, "it reports its own count without Redis");
         } else {
             assert_eq!(answer.error(), (503, "backplane_down".to_owned()), "{method} {path}");
         }

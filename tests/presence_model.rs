@@ -1,26 +1,27 @@
-//! The presence scripts against a model: random runs of everything that can go wrong, checked after every request.
+//! The presence scripts against a model: random runs with every known failure, checked after every request.
 //!
 //! Three instances with the real ledger follow the protocol of `src/presence` on a real redis-server, while requests and
-//! answers are lost, old requests arrive late or again, instances crash, pause past their lease and stop half-way, Redis
-//! loses everything, reaping and repairing are interrupted, and a hand deletes keys. A reference model knows who is
-//! connected where. Leases end by hand, so nothing sleeps.
+//! replies are lost, old requests arrive late or again, instances crash, pause past their lease and stop half-way, Redis
+//! loses all data, reaping and repairing are interrupted, and an operator deletes keys. A reference model records the
+//! connections of each instance. The test ends leases itself, so nothing sleeps.
 //!
-//! After every request: each answer, and what became of the held users, is what the protocol says; GONE, GAP and DUP
-//! changed nothing and told nothing; `count`, `total` and the plain set are what the held hashes say; a user's events
-//! alternate; and folded from the beginning they are the set, together with whoever is about to return in silence. From
-//! a key deleted by hand to the next whole audit, only the answers and the alternation are checked. At the end of each
-//! run the fleet is left alone and must come to hold exactly who is connected, with how many connections.
+//! After every request: each reply, and its effect on the held users, follows the protocol; GONE, GAP and DUP changed and
+//! published nothing; `count`, `total` and the plain set agree with the held hashes; a user's events alternate; and all
+//! events since the beginning, applied in order, give the set, together with the users who are about to be added back
+//! without an event. From the deletion of a key to the next whole audit, only the replies and the alternation are checked.
+//! At the end of each run the fleet runs undisturbed and must then hold exactly the connected users, with their numbers of
+//! connections.
 //!
-//! Exempt, since Redis was the only one to know:
-//! * when Redis loses everything: who was told to be online but is held by nobody who can return them (a crash not yet
-//!   reaped: the news of the going is lost; an answer under way: the news is told twice), and who was told to have gone
-//!   while an instance, paused past its lease, does not know it yet and will return them;
-//! * a crash before the return in silence: nobody tells that those users went;
-//! * until an instance has returned a user, another may tell of the same user's coming a second time;
-//! * while `count` is deleted, a going may be told twice, and where more keys are deleted with it, nobody may know.
+//! Exempt, because only Redis had the information:
+//! * when Redis loses all data: users who were published as online but whom no instance can add back (after a crash that
+//!   is not yet reaped, the offline event is lost; with a reply under way, an event is published twice), and users who
+//!   were published as offline while an instance, paused past its lease, does not know it yet and will add them back;
+//! * after a crash before users are added back: no instance publishes that those users went offline;
+//! * until an instance has added a user back, another may publish the same online event a second time;
+//! * while `count` is deleted, an offline event may be published twice; if more keys are deleted with it, it may be lost.
 //!
-//! A run is repeated by `PRESENCE_MODEL_SEED`, and `PRESENCE_MODEL_CASES` makes more of them. [`MUTANTS`] are the faults
-//! that it is known to find; a test puts each into its script and sees it found.
+//! `PRESENCE_MODEL_SEED` repeats a run, `PRESENCE_MODEL_CASES` sets the number of runs. [`MUTANTS`] are faults that the
+//! model detects; a test applies each to its script and expects a failure.
 
 mod fleet;
 mod instance;
@@ -67,7 +68,7 @@ pub enum Step {
     Crash { slot: usize },
     /// SIGTERM, which may be cut short: so many rounds of giving up, of so many users each.
     Stop { slot: usize, step: usize, rounds: usize },
-    /// A pause past the lease, for one who lives; time, for one who is dead.
+    /// A pause past the lease, for a live incarnation; time, for a dead one.
     LeaseEnds { which: usize },
     /// One step of reaping, of so many users.
     ReapSome { which: usize, step: usize },
@@ -77,11 +78,11 @@ pub enum Step {
     Late { which: usize, ahead: bool },
     /// Redis loses everything.
     FlushAll,
-    /// A step of somebody's audit.
+    /// One step of an audit, by any instance.
     Repair { users: usize, last: bool },
     /// A whole audit.
     Audit,
-    /// A hand deletes a key.
+    /// An operator deletes a key.
     Delete { key: usize },
 }
 
@@ -139,7 +140,7 @@ impl ReferenceStateMachine for Model {
     }
 }
 
-/// Runs the model so many times; gives what was found.
+/// Runs the model this many times; returns the failure, if any.
 fn explore(url: &str, cases: u32, seed: u64, mutant: Option<&Mutant>) -> Result<(), String> {
     let shrinks = if mutant.is_some() { 0 } else { 2_000 };
     let config = Config {
@@ -191,7 +192,7 @@ if sequence ~= last + 1 then",
     mutant("a missing batch is not missed", "apply", "sequence ~= last + 1", "sequence < last"),
     mutant("the sequence is not kept", "apply", "redis.call('HSET', KEYS[2], incarnation, sequence)", ""),
     mutant("the lease is not renewed", "apply", "redis.call('ZADD', KEYS[1], now + ARGV[2], incarnation)", ""),
-    mutant("held stays for ever", "apply", "redis.call('PEXPIRE', KEYS[3], ARGV[2] + 86400000)", ""),
+    mutant("held never expires", "apply", "redis.call('PEXPIRE', KEYS[3], ARGV[2] + 86400000)", ""),
     mutant("who is held already is counted again", "apply", "user, ARGV[i + 1]) == 1", "user, ARGV[i + 1]) ~= 2"),
     mutant(
         "who is not held is released",

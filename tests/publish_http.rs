@@ -1,4 +1,4 @@
-//! Publishing over HTTP: what is stored and what is not, keys, many users at once, and a Redis without room.
+//! Publishing over HTTP: durable and ephemeral notifications, keys, many users at once, and a Redis without memory.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ async fn stored(redis: &RedisServer, user: &str) -> Vec<(String, String, String)
     entries.into_iter().map(|(id, fields)| (id, field(&fields, "event"), field(&fields, "data"))).collect()
 }
 
-/// The data of what is stored for a user, as it is listed.
+/// The data of a user's durable notifications, as listed.
 async fn data_of(gateway: &Gateway, user: &str) -> Vec<Value> {
     let page = gateway.ask_admin("GET", &format!("/v1/users/{user}/notifications"), &[], "").await.json();
     assert_eq!(page["next"], Value::Null);
@@ -160,7 +160,7 @@ async fn fifty_at_once_under_one_key_publish_once() {
     assert_eq!(stored(&redis, "42").await.len(), 1);
     redis.publish("42", "\"marker\"").await;
     heard.next_bytes().await;
-    assert_eq!(heard.next_bytes().await, b"\"marker\"", "one message was heard");
+    assert_eq!(heard.next_bytes().await, b"\"marker\"", "one message was received");
 }
 
 #[tokio::test]
@@ -206,13 +206,13 @@ async fn each_of_a_batch_who_cannot_be_published_to_is_named_with_a_code() {
     for user in ["42", "43"] {
         assert_eq!(data_of(&gateway, user).await, [1], "{user}");
     }
-    // Also where these are all: it is for their own sake, and trying again would not help.
+    // Also if these are all users: the requests themselves are wrong, and a retry would not help.
     let answer = post(&gateway, NOTIFY_MANY, &[], &json!({"users": ["", "broken"], "data": 1, "durable": true})).await;
     let failed = json!([{"user": "", "code": "bad_user"}, {"user": "broken", "code": "backplane_down"}]);
     assert_eq!((answer.status, answer.json()), (202, json!({"accepted": 0, "failed": failed})));
-    for nobody in [&[][..], &["", "a\nb"]] {
-        let answer = post(&gateway, NOTIFY_MANY, &[], &json!({"users": nobody, "data": 1, "durable": true})).await;
-        assert_eq!((answer.status, &answer.json()["accepted"]), (202, &json!(0)), "{nobody:?}");
+    for users in [&[][..], &["", "a\nb"]] {
+        let answer = post(&gateway, NOTIFY_MANY, &[], &json!({"users": users, "data": 1, "durable": true})).await;
+        assert_eq!((answer.status, &answer.json()["accepted"]), (202, &json!(0)), "{users:?}");
     }
 }
 
@@ -346,9 +346,9 @@ async fn a_full_redis_stores_nothing_by_halves_and_live_delivery_goes_on() {
         assert!(answer.body.contains("(OOM)"), "the kind is named: {answer:?}");
     }
     assert_eq!(written(&redis).await, before, "nothing is half done");
-    // What is not stored needs no room, nor does what is read or removed.
+    // Ephemeral notifications, reading and removing need no memory.
     assert_eq!(post(&gateway, NOTIFY, &[], &json!({"data": "live"})).await.status, 202);
-    assert_eq!(heard.next_bytes().await, b"\"live\"", "nothing of the others was heard");
+    assert_eq!(heard.next_bytes().await, b"\"live\"", "nothing of the others was received");
     assert_eq!(post(&gateway, NOTIFY_MANY, &[], &json!({"users": ["43"], "data": "live"})).await.status, 202);
     assert_eq!(client.event().await, "live");
     assert_eq!(gateway.ask_admin("GET", NOTIFY, &[], "").await.json()["notifications"][0]["data"], "before");
@@ -360,7 +360,7 @@ async fn a_full_redis_stores_nothing_by_halves_and_live_delivery_goes_on() {
     let () = redis.command(&["DEL", "filler"]).await;
     id(&post(&gateway, NOTIFY, &keyed, &json!({"data": "after", "durable": true})).await);
     assert_eq!(data_of(&gateway, "42").await, ["after"]);
-    eventually("who left meanwhile is offline", async || redis.online().await.is_empty()).await;
+    eventually("the user who left meanwhile is offline", async || redis.online().await.is_empty()).await;
 }
 
 #[tokio::test]
@@ -386,11 +386,11 @@ async fn a_batch_through_a_redis_that_fills_up_says_for_whom_there_was_no_room()
         })
         .collect();
     assert_eq!(answer["accepted"], 10_000 - failed.len());
-    assert!(!failed.is_empty(), "no room for everybody");
+    assert!(!failed.is_empty(), "no room for all users");
     let stored: Vec<String> = redis.command(&["KEYS", "tidings:history:*"]).await;
     let stored: BTreeSet<String> =
         stored.iter().map(|key| key["tidings:history:{".len()..].trim_end_matches('}').to_owned()).collect();
-    assert!(stored.is_disjoint(&failed), "who is named as failed has nothing");
+    assert!(stored.is_disjoint(&failed), "nothing is stored for a user listed as failed");
     assert_eq!(stored.len() + failed.len(), 10_000);
 }
 

@@ -1,4 +1,4 @@
-//! `?format=raw`: for a page that only does `JSON.parse(e.data)`.
+//! `?format=raw`: for a page that only runs `JSON.parse(e.data)`.
 
 use tokio_tungstenite::tungstenite::Message;
 

@@ -1,4 +1,4 @@
-//! The link to Redis comes and goes; connections stay, and `/readyz` tells the truth.
+//! The link to Redis is lost and restored; connections stay open, and `/readyz` reports the state.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ async fn an_instance_that_starts_before_redis_accepts_and_is_ready_once_redis_co
     assert_eq!(gateway.metric("tidings_backplane_up").await, 1.0);
     redis.publish("42", "1").await;
     assert_eq!(client.event().await, 1);
-    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 0.0, "what never was heard has no gap");
+    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 0.0, "no gap before the first subscription");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Stored notifications reach a client whatever comes between: a drop, another instance, a lost subscription.
+//! Durable notifications reach a client in spite of a drop, a change of instance or a lost subscription.
 
 use crate::support::{Client, Gateway, Options, RedisServer, Store, eventually, handshake, text, token};
 
@@ -123,7 +123,7 @@ async fn a_gap_that_cannot_be_filled_closes_with_4205_and_the_resume_tells_it() 
     let cursors = store.publish("42", [1]).await;
     assert_eq!(events(&mut client, 1).await, [1]);
     redis.store_unheard(2).await;
-    // Trimmed before anybody read it.
+    // Trimmed before any client read it.
     redis.store_unheard(3).await;
     redis.command::<u64>(&["XTRIM", "tidings:history:{42}", "MAXLEN", "1"]).await;
     store.publish("42", [4]).await;
@@ -171,9 +171,9 @@ async fn a_forged_stamp_harms_nobody() {
     let epoch: String = redis.command(&["HGET", "tidings:history", "epoch"]).await;
     let dropped = async || gateway.metric("tidings_messages_dropped_total{reason=\"stamp\"}").await;
     for (user, forged) in [
-        ("nobody", "~99999999999 x".to_owned()),
-        ("nobody", "~18446744073709551615 x".to_owned()),
-        ("nobody", format!("~100000000000000 {cursor} \"notification\" 1")),
+        ("absent", "~99999999999 x".to_owned()),
+        ("absent", "~18446744073709551615 x".to_owned()),
+        ("absent", format!("~100000000000000 {cursor} \"notification\" 1")),
         ("42", "~18446744073709551614 x".to_owned()),
         ("42", "~".to_owned()),
         ("42", "~5 0123456789abcdef-1795000000123-17 \"notification\" 1".to_owned()),
@@ -182,7 +182,7 @@ async fn a_forged_stamp_harms_nobody() {
         redis.publish(user, &forged).await;
     }
     redis.publish("42", "2").await;
-    assert_eq!(events(&mut client, 1).await, [2], "none of them is heard");
+    assert_eq!(events(&mut client, 1).await, [2], "no client receives any of them");
     eventually("they are counted", async || dropped().await >= 3.0).await;
     // Through more than one look at what the fleet counts.
     let probes = async || redis.command::<u64>(&["HINCRBY", "tidings:history", "count", "0"]).await;

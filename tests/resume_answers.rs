@@ -1,4 +1,4 @@
-//! What a client that resumes is answered: everything since its cursor, or that some of it is gone. Never a failure.
+//! The replies to a client that resumes: everything since its cursor, or that some of it is gone; never a failure.
 
 use std::ops::Range;
 
@@ -25,7 +25,7 @@ async fn store(gateway: &Gateway, numbers: Range<u32>) -> Vec<String> {
     ids
 }
 
-/// The client was told that all of it follows; these follow, under these ids, and nothing else before what is new.
+/// The welcome says that everything follows; these follow, with these ids, and nothing else before new events.
 async fn all_follows(redis: &RedisServer, (mut client, welcome): (Client, Value), first: u32, ids: &[String]) {
     assert_eq!(welcome["recovered"], true, "{welcome}");
     assert!(welcome["cursor"].is_string(), "{welcome}");
@@ -35,7 +35,7 @@ async fn all_follows(redis: &RedisServer, (mut client, welcome): (Client, Value)
     goes_on(redis, &mut client).await;
 }
 
-/// The client was told that some of it is gone; nothing is replayed, and the cursor is that of the newest.
+/// The welcome reports a gap; nothing is replayed, and the cursor is that of the newest.
 async fn some_is_gone(redis: &RedisServer, (mut client, welcome): (Client, Value), newest: Option<&String>) {
     assert_eq!(welcome["recovered"], false, "{welcome}");
     assert!(welcome["cursor"].is_string(), "{welcome}");
@@ -45,7 +45,7 @@ async fn some_is_gone(redis: &RedisServer, (mut client, welcome): (Client, Value
     goes_on(redis, &mut client).await;
 }
 
-/// What comes next is what is published now.
+/// The next event is the one that is published now.
 async fn goes_on(redis: &RedisServer, client: &mut Client) {
     redis.publish("42", r#""now""#).await;
     let frame = client.frame().await;
@@ -89,7 +89,7 @@ async fn after_redis_was_restarted_with_what_it_had_all_that_was_missed_follows(
     .await;
     ids.extend(store(&gateway, 5..10).await);
     for (number, id) in (0..10_u32).zip(&ids) {
-        assert_eq!(steady.stored_event().await, (id.clone(), number.into()), "who stayed notices nothing");
+        assert_eq!(steady.stored_event().await, (id.clone(), number.into()), "a client that stayed notices nothing");
     }
     all_follows(&redis, Client::resume(&gateway, "42", &ids[2]).await, 3, &ids[3..]).await;
 }
@@ -187,7 +187,7 @@ async fn the_cursor_of_every_welcome_resumes_from_what_had_come_by_then() {
     let ids = store(&gateway, 0..6).await;
     let (client, welcome) = Client::resume(&gateway, "42", &ids[1]).await;
     client.close().await;
-    // It went before it heard anything.
+    // It disconnected before it received anything.
     let cursor = text(&welcome["cursor"]);
     all_follows(&redis, Client::resume(&gateway, "42", cursor).await, 2, &ids[2..]).await;
 }
@@ -227,7 +227,7 @@ async fn cannot_be_read(gateway: &Gateway, cursor: &str) -> Client {
     client
 }
 
-/// Who was let in gets what is stored from then on, `next` and one more; who resumes gets all of it.
+/// A newly connected client receives what is stored from then on, `next` and one more; a resuming client receives all.
 async fn can_be_read_again(redis: &RedisServer, gateway: &Gateway, cursor: &str, mut let_in: Client, next: u32) {
     gateway.ready().await;
     eventually("history can be read", async || gateway.get(gateway.admin, "/v1/users/42/notifications").await.0 == 200)
@@ -301,8 +301,8 @@ async fn publish_both_kinds(redis: &RedisServer, numbers: Range<u32>) {
     }
 }
 
-/// What a client has heard of both kinds: each in its order, and one that is not stored never before the stored one that
-/// was published before it. (The other way round may be, where the history is read.)
+/// The notifications of both kinds that a client received: each kind in order, and no ephemeral one before a durable one
+/// that was published earlier. (The reverse is possible where the history is read.)
 struct BothKinds {
     stored: u32,
     plain: Option<u32>,
@@ -310,7 +310,7 @@ struct BothKinds {
 }
 
 impl BothKinds {
-    /// Hears one; gives its id, where it is stored.
+    /// Receives one; returns the id of a durable one.
     async fn hear(&mut self, client: &mut Client) -> Option<String> {
         let frame = client.frame().await;
         if let Some(id) = frame["id"].as_str() {
@@ -399,15 +399,15 @@ async fn a_thousand_are_resumed_by_a_client_that_reads_slowly_within_the_bound_o
 async fn what_redis_lost_before_a_deaf_instance_heard_it_is_told_with_4205() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::start(redis.port());
-    let (deaf, other) = tokio::join!(Options::redis_at(&proxy.url()).start(), Gateway::redis(&redis));
-    // Whoever hears of the loss, be it by the next event, or at the new subscription.
+    let (unsubscribed, other) = tokio::join!(Options::redis_at(&proxy.url()).start(), Gateway::redis(&redis));
+    // The loss is detected by the next event, or at the new subscription.
     for (next, new) in [(true, "43"), (false, "44")] {
-        let mut client = Client::connect(&deaf, "42").await;
-        let mut newcomer = Client::connect(&deaf, new).await;
+        let mut client = Client::connect(&unsubscribed, "42").await;
+        let mut newcomer = Client::connect(&unsubscribed, new).await;
         let id = other.store("42", 1).await;
         assert_eq!(client.stored_event().await, (id.clone(), 1.into()));
         proxy.refuse();
-        deaf.not_ready().await;
+        unsubscribed.not_ready().await;
         other.store("42", 2).await;
         let () = redis.command(&["FLUSHALL"]).await;
         if next {
@@ -415,9 +415,9 @@ async fn what_redis_lost_before_a_deaf_instance_heard_it_is_told_with_4205() {
         }
         proxy.heal();
         assert_eq!(client.close_code().await, 4205);
-        deaf.ready().await;
-        assert_eq!(Client::resume(&deaf, "42", &id).await.1["recovered"], false);
-        // Who had nothing stored may have missed the first, and is told when there is another.
+        unsubscribed.ready().await;
+        assert_eq!(Client::resume(&unsubscribed, "42", &id).await.1["recovered"], false);
+        // A user without stored notifications may have missed the first, and is closed when another is stored.
         redis.publish(new, "1").await;
         assert_eq!(newcomer.event().await, 1);
         other.store(new, 1).await;

@@ -1,4 +1,4 @@
-//! A service manager that asks is told when the instance is ready, and when it begins to stop (sd_notify(3)).
+//! A service manager is notified when the instance is ready, and when it begins to stop (sd_notify(3)).
 
 use std::os::unix::net::UnixDatagram;
 
@@ -19,7 +19,7 @@ async fn is_told(socket: UnixDatagram, name: &str) {
     let options = Options::dev().env("NOTIFY_SOCKET", name).set("drain.window", "1h");
     let mut gateway = options.start_unready().await;
     assert_eq!(next(&told).await, "READY=1");
-    // Told of the drain while somebody is still there: the second of two waits for half of the window.
+    // Notified of the drain while a client is still connected: the second of two waits for half of the window.
     let _clients = [Client::connect(&gateway, "42").await, Client::connect(&gateway, "42").await];
     gateway.signal("TERM");
     assert_eq!(next(&told).await, "STOPPING=1");

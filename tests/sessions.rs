@@ -1,4 +1,4 @@
-//! The session cookie of an unchanged Express application lets its user in, and a logout closes the connection.
+//! The session cookie of an unchanged Express application authenticates its user, and a logout closes the connection.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ async fn logged_out(client: &mut Client) {
 #[tokio::test]
 async fn a_session_lets_its_user_in_and_a_logout_closes_its_connections_alone() {
     let redis = RedisServer::start().await;
-    // A short one, so that what is seen of a session soon hangs on its connections alone.
+    // A short one, so that a session is soon read only for its connections.
     let options = options(&redis).set("server.handshake_timeout", "1s");
     let (express, gateway) = tokio::join!(Express::start(&redis, SECRET, &[]), options.start());
     let (session, elsewhere) = (express.begin("/login/42").await, express.begin("/login/42").await);
@@ -92,7 +92,7 @@ async fn another_user_in_the_same_session_closes_the_connections_of_the_first() 
     let session = express.begin("/login/42").await;
     let mut first = connect(&gateway, &session, "42").await;
     express.go_on(&session, "POST", "/login/43").await;
-    // Not before the answer of a moment ago has been forgotten.
+    // Not before the cached answer has expired.
     eventually("the second user gets in", async || {
         let mut client = handshake(gateway.public, "/ws", &browser(&session.cookie)).await.expect("admitted");
         client.frame().await["user"] == "43"
@@ -151,7 +151,7 @@ async fn a_cookie_needs_an_origin_that_is_named_and_a_token_does_not() {
         let refused = refused(gateway.public, "/ws", headers).await;
         assert_eq!((refused.status, refused.code.as_str()), (403, "origin_forbidden"), "{headers:?}");
     }
-    // What comes first decides: with a token, the cookie is not looked at.
+    // The token takes precedence: with a token, the cookie is ignored.
     let bearer = format!("Bearer {}", token("43"));
     let headers = [cookie, ("Authorization", bearer.as_str())];
     let mut client = handshake(gateway.public, "/ws", &headers).await.expect("admitted");
@@ -167,7 +167,7 @@ async fn a_session_that_nobody_is_logged_in_to_is_401() {
     assert_eq!((refused.status, refused.code.as_str()), (401, "not_logged_in"));
     assert_eq!(refused.headers["www-authenticate"], "Bearer");
 
-    // What Redis cannot give as a session harms nobody else.
+    // A value that is not a session affects no other user.
     let (odd, list, large) =
         (express.begin("/login/42").await, express.begin("/login/42").await, express.begin("/login/42").await);
     let () = redis.command(&["SET", &odd.key(), "not JSON"]).await;
@@ -210,7 +210,7 @@ async fn an_ended_session_is_401_and_one_that_is_used_goes_on() {
     let (express, gateway) = tokio::join!(Express::start(&redis, SECRET, &rolling), options(&redis).start());
     let session = express.begin("/login/42").await;
     let stored: String = redis.command(&["GET", &session.key()]).await;
-    // Each use moves the end of the key, and leaves the text as it is: that its end is past means nothing.
+    // Each use extends the key's ttl and leaves the text unchanged: an expiry in the text that is past has no effect.
     let end = serde_json::from_str::<serde_json::Value>(&stored).unwrap()["cookie"]["expires"].clone();
     eventually("the end in the text is past", async || {
         express.go_on(&session, "GET", "/").await;
@@ -220,10 +220,10 @@ async fn an_ended_session_is_401_and_one_that_is_used_goes_on() {
     .await;
     assert_eq!(redis.command::<String>(&["GET", &session.key()]).await, stored);
     let mut client = connect(&gateway, &session, "42").await;
-    // Nobody uses it any more.
+    // The session is no longer used.
     logged_out(&mut client).await;
 
-    // Where Redis would never end it, the text does.
+    // If the key has no ttl, the expiry in the text applies.
     let lasting = express.begin("/login/42").await;
     let () = redis.command(&["SET", &lasting.key(), &stored]).await;
     assert_eq!(kept_out(&gateway, &lasting.cookie).await.code, "session_ended");
@@ -239,7 +239,7 @@ async fn while_redis_does_not_answer_nobody_is_logged_out_and_a_new_session_is_5
     let refused = kept_out(&gateway, &later.cookie).await;
     assert_eq!((refused.status, refused.code.as_str()), (503, "backplane_down"));
     assert!(refused.headers.contains_key("retry-after"));
-    // Through more than one round of looking again.
+    // For more than one round of rechecks.
     let failed = async || gateway.metric("tidings_session_rechecks_failed_total").await;
     eventually("it has been tried again", async || failed().await >= 2.0).await;
     redis.thaw();
@@ -250,7 +250,7 @@ async fn while_redis_does_not_answer_nobody_is_logged_out_and_a_new_session_is_5
         handshake(gateway.public, "/ws", &browser(&later.cookie)).await.is_ok()
     })
     .await;
-    // And it is looked at again.
+    // And it is checked again.
     express.go_on(&session, "POST", "/logout").await;
     logged_out(&mut client).await;
 }
@@ -292,7 +292,7 @@ async fn a_cookie_may_hold_a_token() {
     assert_eq!(client.frame().await["user"], "42");
     assert_eq!(kept_out(&gateway, "token=bad").await.code, "bad_token");
     assert_eq!(refused(gateway.public, "/ws", &[("Cookie", cookie.as_str())]).await.status, 403);
-    // An empty one is none, and a hello is waited for.
+    // An empty token counts as missing, and the instance waits for a hello.
     assert!(handshake(gateway.public, "/ws", &browser("token=")).await.is_ok());
 }
 
@@ -305,7 +305,7 @@ async fn sessions_without_a_redis_to_find_them_in_are_refused_at_the_start() {
     assert!(errors.contains("auth.session_secret") && errors.contains("redis.url"), "{errors}");
     assert!(!errors.contains("s3cret"), "{errors}");
 
-    // With one, sessions alone are a way in.
+    // With one, sessions alone are sufficient.
     let config = ["check-config", "--set", "auth.session_secret=s3cret,another"];
     let accepted = output(command(&config)).await;
     let shown = String::from_utf8(accepted.stdout).unwrap();

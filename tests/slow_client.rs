@@ -1,4 +1,4 @@
-//! A client that does not read costs nobody else anything, and the instance only a bounded piece of memory.
+//! A client that does not read delays no other client, and costs the instance only bounded memory.
 
 use futures::future::join_all;
 use serde_json::json;
@@ -100,16 +100,16 @@ async fn a_write_that_makes_no_progress_times_out() {
 
 #[tokio::test]
 async fn a_burst_is_not_slow_for_a_client_that_reads() {
-    // The default outbox, and one that is smaller than what is heard from Redis at once.
-    for outbox in ["256", "16"] {
-        burst(outbox).await;
+    // The default send queue, and one that is smaller than one read from Redis.
+    for max_messages in ["256", "16"] {
+        burst(max_messages).await;
     }
 }
 
-async fn burst(outbox: &str) {
+async fn burst(max_messages: &str) {
     const COUNT: u32 = 5_000;
     let redis = RedisServer::start().await;
-    let gateway = Options::redis(&redis).set("send_queue.max_messages", outbox).start().await;
+    let gateway = Options::redis(&redis).set("send_queue.max_messages", max_messages).start().await;
     let mut connections = [Client::connect(&gateway, "42").await, Client::connect(&gateway, "42").await];
     let reading = connections.iter_mut().map(async |connection| {
         for number in 0..COUNT {

@@ -1,4 +1,4 @@
-//! A stop sends everybody away in order, and ends whatever Redis does.
+//! A stop closes all connections at a steady pace, and ends even if Redis does not answer.
 
 use std::time::{Duration, Instant};
 
@@ -83,7 +83,7 @@ async fn a_draining_instance_answers_503_until_its_last_close() {
     assert_eq!((refused.status, refused.code.as_str()), (503, "draining"));
     let retry_after = refused.headers["retry-after"].to_str().unwrap();
     assert!(retry_after.parse::<u32>().is_ok(), "{retry_after}");
-    // All of that was while somebody was still connected.
+    // A client was still connected during all of that.
     assert!(gateway.metric("tidings_connections").await >= 1.0);
     join_all(clients.iter_mut().map(sent_away)).await;
     assert_eq!(gateway.exit().await.code(), Some(0));

@@ -1,4 +1,4 @@
-//! TLS on both listeners: as fast, as ordered and as bounded as without, and a certificate that can be replaced.
+//! TLS on both listeners: the same order, speed and limits as without, and a certificate that can be replaced.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -97,7 +97,7 @@ async fn events_arrive_in_order(version: &'static SupportedProtocolVersion) {
     let mut client = connect(&gateway, "42", &client_config(&place.authority, version)).await;
     assert_eq!(client.tls().get_ref().1.protocol_version(), Some(version.version));
     if version == &TLS13 {
-        // The server owes new keys of its own for these, between the events.
+        // The server must answer these with new keys of its own, between the events.
         client.tls().get_mut().1.refresh_traffic_keys().unwrap();
     }
     let publishing = place.redis.publish_all("42", (0..COUNT).map(|number| numbered(number, size_of(number))));
@@ -246,7 +246,7 @@ impl Mounted {
         ["certificate.pem", "key.pem"].map(|name| self.dir.path().join(name))
     }
 
-    /// Swaps in what is in these files; gives the certificate.
+    /// Replaces the pair by these files; returns the certificate.
     fn put(&mut self, from: &[PathBuf; 2]) -> CertificateDer<'static> {
         self.versions += 1;
         let version = format!("..{}", self.versions);
@@ -261,7 +261,7 @@ impl Mounted {
     }
 }
 
-/// What a client without tickets is shown now.
+/// The certificate that a client without tickets receives now.
 async fn shown(gateway: &Gateway, authority: &Authority) -> CertificateDer<'static> {
     let socket = TcpSocket::new_v4().unwrap();
     let tls = handshake_tls(socket, gateway.public, &client_config(authority, &TLS13)).await.unwrap();
@@ -279,22 +279,22 @@ async fn a_new_pair_is_taken_and_a_bad_one_is_not_while_connections_live() {
 
     let second = mounted.put(&authority.certificate(&["127.0.0.1"]));
     assert_ne!(first, second);
-    eventually("the new pair is taken", async || shown(&gateway, authority).await == second).await;
+    eventually("the new pair is used", async || shown(&gateway, authority).await == second).await;
     assert_eq!(gateway.metric(TAKEN).await, 1.0);
 
-    // A certificate with the key of another, then nothing at all.
+    // A certificate with the key of another, then no files.
     let [certificate, _] = authority.certificate(&["127.0.0.1"]);
     let stranger = Authority::new();
     let [_, key] = stranger.certificate(&["127.0.0.1"]);
     mounted.put(&[certificate, key]);
     eventually("the bad pair is refused", async || gateway.metric(REFUSED).await == 1.0).await;
     fs::remove_file(mounted.dir.path().join("..data")).unwrap();
-    eventually("so is none", async || gateway.metric(REFUSED).await == 2.0).await;
+    eventually("the missing pair is refused", async || gateway.metric(REFUSED).await == 2.0).await;
     assert_eq!(shown(&gateway, authority).await, second);
 
     let third = mounted.put(&authority.certificate(&["127.0.0.1"]));
-    eventually("a good one is taken again", async || shown(&gateway, authority).await == third).await;
-    // The connection of the first has lived through all of it.
+    eventually("a valid pair is used again", async || shown(&gateway, authority).await == third).await;
+    // The first connection stayed open during all of it.
     redis.publish("42", "1").await;
     assert_eq!(client.event().await, 1);
 }
@@ -304,9 +304,9 @@ async fn sighup_reads_the_files_at_once_and_drops_nobody() {
     let place = Place::new().await;
     let gateway = place.options().start().await;
     let mut client = connect(&gateway, "42", &place.client()).await;
-    // Unchanged files are read again only when asked.
+    // Unchanged files are read again only on request.
     gateway.signal("HUP");
-    eventually("they were read", async || gateway.metric(TAKEN).await == 1.0).await;
+    eventually("the files were read", async || gateway.metric(TAKEN).await == 1.0).await;
     place.redis.publish("42", "1").await;
     assert_eq!(client.event().await, 1);
 }
@@ -315,7 +315,7 @@ async fn sighup_reads_the_files_at_once_and_drops_nobody() {
 async fn sighup_without_tls_is_harmless() {
     let mut gateway = Gateway::dev().await;
     gateway.signal("HUP");
-    eventually("it was heard", async || gateway.log().contains("SIGHUP")).await;
+    eventually("the signal was handled", async || gateway.log().contains("SIGHUP")).await;
     gateway.ready().await;
     gateway.signal("TERM");
     assert_eq!(gateway.exit().await.code(), Some(0));
@@ -334,7 +334,7 @@ async fn a_handshake_that_takes_too_long_is_cut() {
         assert_eq!(within("the end", socket.read(&mut [0; 64])).await.unwrap_or(0), 0);
     }
     eventually("both are counted", async || gateway.metric(HANDSHAKES_FAILED).await == before + 2.0).await;
-    // One that shakes hands and then asks for nothing.
+    // A client that completes the TLS handshake and then sends nothing.
     let socket = TcpSocket::new_v4().unwrap();
     let mut idle = handshake_tls(socket, gateway.public, &place.client()).await.unwrap();
     while within("the end", idle.read(&mut [0; 64])).await.is_ok_and(|count| count > 0) {}
@@ -346,7 +346,7 @@ async fn behind_a_tcp_proxy_tls_comes_after_its_header() {
     let options = place.options().set("server.proxy_protocol", "true").set("limits.max_connections_per_ip", "1");
     let gateway = options.start_unready().await;
     let mut clients = Vec::new();
-    // Two clients, as the headers say; one, were it for the sockets.
+    // Two clients by the headers; one by the sockets.
     for last in [1, 2] {
         let mut tcp = TcpStream::connect(gateway.public).await.unwrap();
         let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02";
@@ -399,7 +399,7 @@ async fn garbage_inside_a_connection_ends_it_alone() {
     let mut client = connect(&gateway, "42", &place.client()).await;
     client.tls().get_mut().0.write_all(b"this is no TLS record, and never was").await.unwrap();
     let end = within("the end", client.tls().read(&mut [0; 1])).await.unwrap_err();
-    assert!(end.to_string().contains("fatal alert"), "the client is told: {end}");
+    assert!(end.to_string().contains("fatal alert"), "the client receives an alert: {end}");
     eventually("it is gone", async || gateway.metric("tidings_connections").await == 1.0).await;
     place.redis.publish("42", "1").await;
     assert_eq!(other.event().await, 1);
@@ -417,7 +417,7 @@ async fn the_command_publishes_over_tls_to_an_authority_it_trusts() {
     assert!(done.status.success(), "{done:?}");
     assert_eq!(client.event().await, 1);
 
-    // Without --admin, the configuration says where, and that it is TLS.
+    // Without --admin, the configuration gives the address and TLS.
     let mut configured = command(&["publish", "42", "2", "--admin-listen", &gateway.admin.to_string()]);
     configured.env("SSL_CERT_FILE", place.authority.ca_file());
     let [certificate, key] = &place.files;

@@ -1,4 +1,4 @@
-//! Which tokens are believed: signed with a configured key, by an algorithm of that key's kind, and nothing else.
+//! Only tokens signed with a configured key, by an algorithm of that key's kind, are accepted.
 
 use std::time::Duration;
 

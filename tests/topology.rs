@@ -89,10 +89,10 @@ async fn the_clients_of_a_killed_instance_come_back_through_nginx_and_presence_s
     for (user, client) in users.iter().zip(&mut back) {
         assert_eq!(client.event().await.to_string(), *user);
     }
-    // Nobody was told to be gone: the next thing told is news.
+    // No offline event was published: the next event is that of the newcomer.
     let _newcomer = Client::connect_at(nginx.address, "newcomer").await;
     assert_eq!(events.next().await["user"], "newcomer");
-    // Those who do leave are told.
+    // Users who do leave are published as offline.
     join_all(back.into_iter().map(Client::close)).await;
     eventually("only the newcomer is left", async || redis.online().await == ["newcomer"]).await;
 }
@@ -189,7 +189,7 @@ async fn a_rolling_deploy_keeps_everybody() {
             let (next, welcome) = Client::connect_at(nginx.address, user).await;
             (*client, *instance) = (next, welcome["instance"].as_str().unwrap().to_owned());
         }
-        // Its successor takes its place only once it has ended, and well.
+        // Its successor takes its place only after a clean exit.
         assert_eq!(gateway.exit().await.code(), Some(0));
         newer.push(Options::redis(&redis).set("server.listen", &gateway.public.to_string()).start().await);
     }

@@ -1,5 +1,5 @@
 //! No frame is ever torn: the library's pongs and closes, answers of the connection, and events written by the router
-//! share one socket, and every byte of it is checked by a decoder of the test's own.
+//! share one socket, and a decoder of the test checks every byte.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -38,7 +38,7 @@ enum End {
     Close,
     /// The client breaks the protocol, in the middle.
     Violation,
-    /// The client sends what is not understood, in the middle.
+    /// The client sends an unknown frame in the middle.
     Binary,
 }
 
@@ -61,13 +61,13 @@ struct Tab {
     seed: u64,
     /// Grows as the publisher goes on.
     round: watch::Receiver<usize>,
-    /// Whether it has heard [`LAST`], and the pong for its last ping.
+    /// Whether it has received [`LAST`], and the pong for its last ping.
     heard: Arc<AtomicU8>,
     /// How many have had their greeting: nothing was promised of what came before.
     greeted: Arc<AtomicUsize>,
 }
 
-/// What one connection said and heard.
+/// What one connection sent and received.
 struct Transcript {
     user: &'static str,
     end: End,
@@ -161,8 +161,8 @@ impl Tab {
                         frames.map(|(first, payload)| client_frame(first, payload.as_bytes())).concat()
                     }
                 };
-                // What is sent behind the server's own close may find nobody.
-                within("bytes are taken", write.write_all(&frame)).await.ok();
+                // After the server's own close, the socket may be gone.
+                within("bytes are written", write.write_all(&frame)).await.ok();
             }
         }
         let ping = format!("{:06}last", pings.len()).into_bytes();
@@ -177,16 +177,16 @@ impl Tab {
     }
 }
 
-/// What becomes of the connections, and so how much of what was sent must have come.
+/// How the connections end, and so how much of what was sent must have arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Story {
-    /// The outbox takes everything, and so must each client have, up to its close.
+    /// The send queue accepts everything, so each client must receive everything, up to its close.
     Whole,
     /// The oldest are dropped: what is left is in order.
     Thinned,
-    /// Who is too slow is closed with 4203: everything, up to that.
+    /// A slow client is closed with 4203: it received everything up to that.
     TooSlow,
-    /// The instance is stopped while everybody pauses and has more to come than sockets hold: everything, up to the close.
+    /// The instance is stopped while all clients pause and has more to come than sockets hold: everything, up to the close.
     Stopped,
 }
 
@@ -323,7 +323,7 @@ async fn no_frame_is_torn(options: Options, redis: &RedisServer, story: Story) -
         };
         let published = publish(redis, &mut Rng::with_seed(seed), &sender, stop_late).await;
         if story != Story::Stopped {
-            // Who stays has everything before being sent away; a pong may have been dropped with the oldest.
+            // A client that stays has received everything before it is closed; a pong may have been dropped with the oldest.
             let due = if story == Story::Whole { LAST_EVENT_HEARD | LAST_PONG_HEARD } else { LAST_EVENT_HEARD };
             eventually("everything arrives", async || {
                 staying.iter().all(|heard| heard.load(Ordering::SeqCst) & due == due)

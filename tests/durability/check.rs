@@ -1,4 +1,4 @@
-//! Whether what was written down of a run is what the contract promises: a pure function, tried here on wrong runs.
+//! Checks the record of a run against the contract: a pure function, tested here with records that violate it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,11 +26,11 @@ pub enum Breach {
     StoredAgain { way: &'static str, number: u64 },
     /// Stored behind a later one of its way.
     StoredLate { way: &'static str, number: u64 },
-    /// Stored, and never confirmed to anybody.
+    /// Stored, and never confirmed to a publisher.
     NobodyPublished { data: String },
     /// Confirmed under another id than it is stored.
     OtherId { way: &'static str, number: u64 },
-    /// What is kept at the end is not the newest of what was stored.
+    /// The notifications kept at the end are not the newest.
     KeptOthers,
     /// Fewer or more are kept than promised.
     KeptTooManyOrFew(usize),
@@ -38,7 +38,7 @@ pub enum Breach {
     ListedOthers,
     /// A `cursor` or `id` that stands for no place in the history.
     NoSuchPlace(Cursor),
-    /// An event that is not as it is stored.
+    /// An event that differs from the stored one.
     Altered(Cursor),
     /// This many stored ones before it never came.
     Lost(usize),
@@ -52,7 +52,7 @@ pub enum Breach {
     NoCursor,
     /// `recovered:false`, though all of it is kept: this many.
     Unexplained(usize),
-    /// The run ended before the client heard the end.
+    /// The run ended before the client received the end.
     NoEnd,
 }
 
@@ -297,7 +297,7 @@ mod tests {
         faults(user, 5).into_iter().map(|fault| fault.breach).collect()
     }
 
-    /// Hears 1 to 4, and comes back from there.
+    /// Receives 1 to 4, and resumes from there.
     fn half() -> Vec<Seen> {
         let mut seen = vec![welcome(None, false, cursor(1, 0))];
         seen.extend((1..=4).map(event));
@@ -350,8 +350,8 @@ mod tests {
         let mut seen = whole();
         let second = seen.len() - 3;
         seen.swap(second, second - 1);
-        assert_eq!(breaches(&user(seen.clone())), [Breach::Lost(1)], "what follows follows from it");
-        // A hole that is filled later is a late one, should nobody mind the hole.
+        assert_eq!(breaches(&user(seen.clone())), [Breach::Lost(1)], "all later breaches follow from it");
+        // Without the check for holes, a hole that is filled later is a late event.
         let user = user(seen);
         let history = History::of(&user.stored);
         let mut follower = Follower { history: &history, max_len: 5, next: None, level: None, heard: HashSet::new() };
@@ -422,7 +422,7 @@ mod tests {
         let mut seen = half();
         seen.extend((1..=5).map(|number| Seen::Event(stored(2, number))));
         seen.push(Seen::Marker);
-        // The client stayed, and never heard that it lacks the end of the first life.
+        // The client stayed, and was never informed that it lacks the end of the first epoch.
         assert_eq!(breaches(&reborn(seen)), [Breach::Lost(6)]);
     }
 

@@ -1,4 +1,4 @@
-//! Clients that connect, leave in any way, and come back elsewhere with the last id they have.
+//! Clients that connect, disconnect in any way, and resume on another instance from their last id.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,7 @@ fn cursor<'de, D: Deserializer<'de>>(text: D) -> Result<Option<Cursor>, D::Error
 pub struct Habits {
     pub stay: u64,
     pub away: u64,
-    /// Stays wherever it is, until it is sent away.
+    /// Stays on its instance until it is closed.
     pub steady: bool,
 }
 
@@ -73,7 +73,7 @@ pub async fn wander(world: Arc<World>, user: String, habits: Habits, rng: Rng) -
             };
             let stayed = healed.run_until_cancelled(timeout(stay, wanderer.live(&mut light))).await;
             if stayed.is_none() && (habits.steady || wanderer.rng.bool()) {
-                // Level by now, though it may have been on an instance that was deaf.
+                // It has caught up by now, though its instance may have been unsubscribed.
                 wanderer.live(&mut light).await;
                 break;
             }
@@ -142,7 +142,7 @@ impl Wanderer {
         matches!(self.log.last(), Some(Entry { seen: Seen::Marker, .. }))
     }
 
-    /// Hears until the end of the connection, or of all.
+    /// Receives until the connection or the run ends.
     async fn live(&mut self, light: &mut Light) {
         while !self.has_heard_the_end() {
             match light.heard().await {

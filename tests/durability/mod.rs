@@ -1,9 +1,9 @@
-//! Stored notifications to many users by every way there is, on three instances and one Redis, all of which fail; then,
-//! for each client, all that it heard is what is stored from its first cursor on: nothing lost, nothing twice, in order.
+//! Durable notifications to many users, published in every way, on three instances and one Redis, all of which fail. Then
+//! each client has received exactly what is stored after its first cursor: none lost, none twice, in order.
 //!
-//! Everything is written down while it happens (`record`), and judged afterwards by a function that asks nobody (`check`).
-//! A run is repeated by `DURABILITY_SEED` (as far as a real network repeats) and lengthened by `DURABILITY_SECONDS`; from
-//! 60 s on, Redis is restarted, too. On a busy machine it goes on until so much has happened that it means something.
+//! The run is recorded (`record`), and a pure function checks the record afterwards (`check`). `DURABILITY_SEED` repeats a
+//! run (as far as a real network allows), `DURABILITY_SECONDS` sets its length; from 60 s on, Redis is restarted, too. On
+//! a busy machine a run continues until enough events have happened to be meaningful.
 
 mod check;
 mod client;
@@ -30,7 +30,7 @@ use self::record::{Entry, Notification, Publication, Seen, User, Way};
 use self::world::{Reader, Tally, World, listen};
 use crate::support::{Gateway, Listed, RedisServer, within};
 
-/// Until a client has what its instance did not hear: 2 s from its new subscription.
+/// Until a client has caught up with what its instance missed: 2 s from its new subscription.
 const LEVEL: Duration = Duration::from_secs(2);
 
 /// A run, but for its seed.
@@ -119,15 +119,15 @@ async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
     nemesis.reign(&plan.troubles, Instant::now() + plan.length, enough).await;
     assert!(enough(), "too little happened: {:?}", world.tally.lock());
 
-    // One instance does not hear the last of it.
-    let deaf = nemesis.deafen().await;
+    // One instance does not receive the last of it.
+    let unsubscribed = nemesis.cut_off().await;
     world.silent.cancel();
     let mut users: Vec<_> = names.iter().map(|name| User { name: name.clone(), ..User::default() }).collect();
-    for (to, published) in within("what is published is confirmed", all(&mut publishers)).await {
+    for (to, published) in within("everything published is confirmed", all(&mut publishers)).await {
         to.into_iter().for_each(|user| users[user].published.extend(published.iter().cloned()));
     }
     nemesis.relayed().await;
-    nemesis.heal(deaf).await;
+    nemesis.heal(unsubscribed).await;
     sleep(LEVEL).await;
     world.healed.cancel();
     let heard = async {
@@ -136,7 +136,7 @@ async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
             never = mark(&nemesis.redis, &names) => match never {},
         }
     };
-    for (user, log) in within("every client hears the end", heard).await {
+    for (user, log) in within("every client receives the end", heard).await {
         users[user].clients.push(log);
     }
     let (mut reader, mut last) = (world.reader.lock().await, Reader::new(&names));
@@ -190,7 +190,7 @@ async fn all<T: 'static>(tasks: &mut JoinSet<T>) -> Vec<T> {
     done
 }
 
-/// Publishes the marker to everybody, again and again: who is not there yet takes the next.
+/// Publishes the marker to all users, repeatedly: a client that is not connected yet receives the next.
 async fn mark(redis: &RedisServer, names: &[String]) -> Infallible {
     loop {
         for name in names {

@@ -1,4 +1,4 @@
-//! What breaks instances, their links and Redis, one after the other, and mends them at the end.
+//! Breaks instances, their links and Redis, one after the other, and repairs them at the end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::world::{Place, SLOTS, World};
 use crate::support::{Gateway, Options, Proxy, RedisServer, eventually, free_port};
 
-/// How much longer a run goes on for so much to happen as it should have.
+/// How much longer a run may take until enough has happened.
 const BUSY_MACHINE: Duration = Duration::from_secs(60);
 
 /// One way to fail.
@@ -24,7 +24,7 @@ pub enum Trouble {
     Pause,
     /// An instance's links to Redis, once or for a while.
     Cut,
-    /// The subscriptions of all instances, or every link of everybody.
+    /// The subscriptions of all instances, or all of their links.
     CutAll,
     /// Redis stops for a second or two.
     FreezeRedis,
@@ -59,7 +59,7 @@ impl Nemesis {
     }
 
     async fn another(&self, slot: usize) -> Gateway {
-        // Ports that nobody gets after it: who asks it a moment after its end asks nobody else.
+        // Ports that no other process gets after it: a request just after its end reaches no other instance.
         let at_port = || format!("127.0.0.1:{}", free_port());
         let gateway = Options::redis_at(&self.proxies[slot].url())
             .set("server.listen", &at_port())
@@ -161,17 +161,17 @@ impl Nemesis {
         self.world.tell("redis is there again");
     }
 
-    /// When nothing is waiting to be stored; but one instance may not have heard it.
+    /// When nothing is waiting to be stored; but one instance may not have received all of it.
     async fn flush(&mut self) {
         let world = Arc::clone(&self.world);
-        let deaf = if self.rng.bool() { Some(self.deafen().await) } else { None };
+        let unsubscribed = if self.rng.bool() { Some(self.cut_off().await) } else { None };
         let _quiet = world.publishing.write().await;
         self.relayed().await;
         world.reader.lock().await.read(&world, true).await;
         world.tell("redis lost everything");
-        if let Some(deaf) = deaf {
-            self.proxies[deaf].heal();
-            self.tell(deaf, "has links again");
+        if let Some(slot) = unsubscribed {
+            self.proxies[slot].heal();
+            self.tell(slot, "has links again");
         }
     }
 
@@ -203,7 +203,7 @@ impl Nemesis {
         sleep(self.up_to(800)).await;
     }
 
-    /// An instance that is there.
+    /// A running instance.
     pub fn anyone(&self) -> &Gateway {
         &self.instances[0]
     }
@@ -220,8 +220,8 @@ impl Nemesis {
         self.all_ready().await;
     }
 
-    /// Takes an instance's link away, for long enough that it misses something of every user; gives its slot.
-    pub async fn deafen(&mut self) -> usize {
+    /// Cuts off an instance for long enough that it misses something of every user; returns its slot.
+    pub async fn cut_off(&mut self) -> usize {
         let slot = self.rng.usize(0..SLOTS);
         self.tell(slot, "has no link");
         self.proxies[slot].refuse();

@@ -1,5 +1,5 @@
-//! Backends: each publishes numbers by its way, one after the other, each until it is confirmed, under a key that makes
-//! it harmless to ask again.
+//! Backends: each publishes numbers in its own way, one after the other, and repeats each until it is confirmed, with an
+//! idempotency key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +108,7 @@ impl Numbered {
     }
 }
 
-/// What was accepted; none where nobody knows whether it was.
+/// The answer to an accepted request; `None` if it is unknown whether the request was accepted.
 async fn answer(request: reqwest::RequestBuilder) -> Option<Value> {
     let answer = request.send().await.ok()?;
     let status = answer.status();

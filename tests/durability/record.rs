@@ -1,4 +1,4 @@
-//! What is written down of a run: what was published, what is stored, and what each client heard.
+//! The record of a run: what was published, what is stored, and what each client received.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ pub struct Publication {
     pub id: Option<Cursor>,
 }
 
-/// A notification as it is stored, and as a client hears it.
+/// A notification as it is stored, and as a client receives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
     pub id: Cursor,

@@ -1,4 +1,4 @@
-//! Where everybody in a run meets.
+//! The state that all parts of a run share.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -42,7 +42,7 @@ pub struct Tally {
     pub idle: usize,
     /// What was confirmed, for each user that it was for.
     pub published: usize,
-    /// Resumes that recovered everything, and those that told of a gap.
+    /// Resumes that recovered everything, and those that reported a gap.
     pub recovered: usize,
     pub told: usize,
 }
@@ -56,7 +56,7 @@ pub struct World {
     pub silent: CancellationToken,
     /// Nothing fails any more: clients connect for the last time.
     pub healed: CancellationToken,
-    /// Held by whoever publishes, until it is confirmed.
+    /// Held by each publisher until its notification is confirmed.
     pub publishing: RwLock<()>,
     pub http: reqwest::Client,
     redis: redis::Client,
@@ -191,8 +191,8 @@ impl Reader {
     }
 }
 
-/// Hears what is stored, before it is trimmed. Of a link of its own that nothing breaks, and the count shows that nothing
-/// was missed.
+/// Receives what is stored before it is trimmed, over a link that is never broken; the count shows that no message was
+/// missed.
 pub async fn listen(world: Arc<World>, mut subscription: Subscription) {
     let mut heard = 0;
     loop {

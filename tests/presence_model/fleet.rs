@@ -1,4 +1,4 @@
-//! The fleet under test: some simulated instances on one real Redis, checked after every single request.
+//! The fleet under test: simulated instances on one real Redis, checked after every request.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +29,7 @@ pub struct Fleet<'a> {
     dump: Dump,
     /// The events, folded from the beginning.
     told: BTreeSet<String>,
-    /// Whose news is exempt until the next: see the tests' module.
+    /// Users whose events are exempt until the next one: see the tests' module.
     doubted: BTreeSet<String>,
     /// Keys that a hand deleted since the last audit.
     deleted: BTreeSet<&'static str>,
@@ -111,9 +111,9 @@ impl<'a> Fleet<'a> {
         let doubted = self.doubted.remove(user) || self.deleted.contains("count");
         let changed = if *online { self.told.insert(user.clone()) } else { self.told.remove(user) };
         let again = doubted || (*online && returning.contains(user));
-        prop_assert!(changed || again, "{user:?} was told online={online} twice");
+        prop_assert!(changed || again, "online={online} was published twice for {user:?}");
         if !online {
-            prop_assert!(self.dump.last_seen.contains_key(user), "{user:?} went, but nobody saw it");
+            prop_assert!(self.dump.last_seen.contains_key(user), "{user:?} went offline without a last seen time");
         }
         Ok(())
     }
@@ -128,7 +128,7 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    /// What was told is what is, or soon will be without a word.
+    /// The published events give the set, or will once users are added back without an event.
     fn check_told(&self) -> Checked {
         let expected: BTreeSet<_> = self.dump.online.union(&self.returning()).cloned().collect();
         let wrong = self.told.symmetric_difference(&expected).find(|user| !self.doubted.contains(*user));
@@ -180,7 +180,7 @@ impl<'a> Fleet<'a> {
     fn register(&mut self, name: &str) -> Checked<String> {
         let epoch = self.memory.register(name);
         let (before, events) = self.settle()?;
-        prop_assert!(events.is_empty(), "a registration told {events:?}");
+        prop_assert!(events.is_empty(), "a registration published {events:?}");
         prop_assert_eq!(&epoch, before.epoch.as_deref().unwrap_or(name), "the epoch");
         prop_assert_eq!(self.dump.epoch.as_ref(), Some(&epoch), "the epoch is kept");
         prop_assert!(self.dump.instances[name] >= before.now + lease(), "a lease was taken");
@@ -201,12 +201,12 @@ impl<'a> Fleet<'a> {
                 prop_assert!(self.dump.instances[name] >= before.now + lease(), "the lease is renewed");
                 let goes_at = self.dump.expiries.get(&held_key(name)).copied();
                 let in_time = |at| before.now + lease() < at && at < self.dump.now + 2.0 * lease() + 86_400_000.0;
-                prop_assert!(goes_at.is_none_or(in_time), "held goes at {goes_at:?}");
+                prop_assert!(goes_at.is_none_or(in_time), "held expires at {goes_at:?}");
             }
             "BROKEN" => prop_assert_eq!(self.dump.instances[name], 0.0, "its lease ends at once"),
             fenced => return self.unchanged(&before, &events, fenced).map(|()| answer),
         }
-        // Also while a hand has deleted something: who was not held is not released.
+        // Also after a deletion by an operator: a user that was not held is not released.
         let size = |held: &BTreeMap<String, u32>| i64::try_from(held.len()).unwrap();
         let moved = size(&held) - size(&before.held_by(name));
         prop_assert_eq!(self.dump.total - before.total, moved, "total moves as held does");
@@ -228,7 +228,7 @@ impl<'a> Fleet<'a> {
                 batch.sequence += if ahead { 1_000 } else { 0 };
                 self.apply(&batch).map(|_| ())
             }
-            // Never sent twice: each try has a name of its own.
+            // Never sent twice: each attempt has its own name.
             Late::Register(name) => {
                 self.late.remove(which);
                 self.register(&name).map(|_| ())
@@ -236,7 +236,7 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    /// Gone for ever; another instance takes its place.
+    /// The instance is gone, and another takes its place.
     fn replace(&mut self, slot: usize) -> Checked {
         let returning = self.returning();
         self.instances[slot] = Instance::new();
@@ -255,7 +255,7 @@ impl<'a> Fleet<'a> {
         self.replace(slot)
     }
 
-    // What anybody does.
+    // Steps that any instance takes.
 
     fn reap(&mut self, name: &str, step: usize, end: bool) -> Checked<usize> {
         let (taken, left) = self.memory.reap(name, step, end);
@@ -263,12 +263,12 @@ impl<'a> Fleet<'a> {
         let listed = before.instances.get(name).copied();
         if !listed.is_some_and(|expiry| end || expiry <= before.now) {
             prop_assert_eq!((taken, left), (0, 0));
-            return self.unchanged(&before, &events, "reaping who lives").map(|()| 0);
+            return self.unchanged(&before, &events, "reaping a live incarnation").map(|()| 0);
         }
         let held = before.held_by(name).len();
         prop_assert_eq!((taken, left), (held.min(step), held.saturating_sub(step)), "taken and left");
         prop_assert_eq!(self.dump.held_by(name).len(), left, "held");
-        prop_assert_eq!(self.dump.instances.contains_key(name), left > 0, "forgotten once it holds nobody");
+        prop_assert_eq!(self.dump.instances.contains_key(name), left > 0, "forgotten once it holds no user");
         prop_assert_eq!(self.dump.seq.contains_key(name), left > 0 && before.seq.contains_key(name), "its sequence");
         for event in events {
             let seen = self.dump.last_seen[&event.user];
@@ -280,7 +280,7 @@ impl<'a> Fleet<'a> {
     fn reap_some(&mut self, which: usize, step: usize) -> Checked {
         let expired = self.memory.expired();
         let name = match expired.len() {
-            // Somebody who lives must not be taken.
+            // A live incarnation must not be reaped.
             0 => self.dump.instances.keys().nth(which).cloned().unwrap_or_default(),
             dead => expired[which % dead].clone(),
         };

@@ -1,4 +1,4 @@
-//! One simulated instance: the real ledger, and around it what `Presence::step` does with the answers.
+//! One simulated instance: the real ledger, and the handling of replies as in `Presence::step`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

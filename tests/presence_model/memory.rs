@@ -1,5 +1,4 @@
-//! The scripts on a real redis-server, called as `src/presence/redis.rs` calls them, and everything that
-//! Redis holds, to look at.
+//! The scripts on a real redis-server, called as in `src/presence/redis.rs`, and a dump of all keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,7 +7,7 @@ use redis::{Commands, Connection, Script, ScriptInvocation, Value, cmd};
 use serde_json::Value as Json;
 use tidings::internals::Batch;
 
-/// So long that no lease ends by itself: they are ended by hand.
+/// So long that no lease ends by itself: the test ends leases.
 pub const LEASE_MS: u64 = 3_600_000;
 
 /// How long a user had been gone when given up.
@@ -34,7 +33,7 @@ pub struct Event {
     pub online: bool,
 }
 
-/// One connection for commands and one that hears the events.
+/// One connection for commands and one that receives the events.
 pub struct Memory {
     connection: Connection,
     events: Connection,
@@ -240,7 +239,7 @@ impl Dump {
                     let held = pairs().map(|(user, connections)| (user, connections.parse().unwrap())).collect();
                     dump.held.insert(name.trim_start_matches("held:").to_owned(), held);
                 }
-                other => panic!("a key that nobody knows: {other}"),
+                other => panic!("unknown key: {other}"),
             }
         }
         dump

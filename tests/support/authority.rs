@@ -1,4 +1,4 @@
-//! A certificate authority of the test's own.
+//! A certificate authority for one test.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! A WebSocket client that shows everything the server says.
+//! A WebSocket client that exposes everything the server sends.
 
 use std::net::SocketAddr;
 
@@ -27,7 +27,7 @@ pub struct Refused {
     pub headers: tokio_tungstenite::tungstenite::http::HeaderMap,
 }
 
-/// TCP as it is, or TLS.
+/// Plain TCP, or TLS.
 type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// An open WebSocket.
@@ -69,7 +69,7 @@ async fn upgrade(stream: Stream, address: SocketAddr, path: &str, headers: &[(&s
             secrets::check("a refusal", &String::from_utf8_lossy(&body));
             let body: Value = serde_json::from_slice(&body).unwrap_or_default();
             let code = body["error"]["code"].as_str().unwrap_or_default().to_owned();
-            let message = body["error"]["message"].as_str().expect("a refusal says why").to_owned();
+            let message = body["error"]["message"].as_str().expect("a refusal has a reason").to_owned();
             Err(Refused { status: response.status().as_u16(), code, message, headers: response.headers().clone() })
         }
         Err(error) => panic!("the handshake failed: {error}"),
@@ -88,7 +88,7 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 impl Client {
-    /// Connects a user the browser's way and takes the `welcome`.
+    /// Connects a user as a browser does, and reads the `welcome`.
     pub async fn connect(gateway: &Gateway, user: &str) -> Self {
         Self::connect_with_welcome(gateway, user).await.0
     }
@@ -158,7 +158,7 @@ impl Client {
         (client, welcome)
     }
 
-    /// As [`Client::connect`], over a TLS connection of the test's own.
+    /// As [`Client::connect`], over a given TLS connection.
     pub async fn connect_over(tls: TlsStream<TcpStream>, user: &str) -> (Self, Value) {
         let address = tls.get_ref().0.peer_addr().unwrap();
         let protocols = format!("tidings.v1, bearer.{}", token(user));
@@ -175,7 +175,7 @@ impl Client {
         handshake(gateway.public, "/ws?format=raw", &[("Authorization", &bearer)]).await.expect("admitted")
     }
 
-    /// Opens a WebSocket that has not said who it is.
+    /// Opens a WebSocket that is not authenticated.
     pub async fn anonymous(gateway: &Gateway) -> Self {
         let headers = [("Sec-WebSocket-Protocol", "tidings.v1")];
         handshake(gateway.public, "/ws", &headers).await.expect("admitted")
@@ -189,7 +189,7 @@ impl Client {
         within("a message is sent", self.socket.send(message)).await.unwrap();
     }
 
-    /// Bytes of the test's own on the socket.
+    /// Writes raw bytes to the socket.
     pub async fn write(&mut self, bytes: &[u8]) {
         within("bytes are written", self.tcp().write_all(bytes)).await.unwrap();
     }
@@ -280,7 +280,7 @@ impl Client {
         code
     }
 
-    /// Says goodbye.
+    /// Closes the connection with a close frame.
     pub async fn close(mut self) {
         within("the connection closes", self.socket.close(None)).await.ok();
     }

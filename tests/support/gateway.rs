@@ -1,4 +1,4 @@
-//! Real instances, as real processes.
+//! Instances as separate processes.
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
@@ -15,11 +15,11 @@ use super::http::{Answer, request};
 use super::token::SECRET;
 use super::{Authority, RedisServer, eventually, openapi, secrets, within};
 
-/// How an instance is started: `serve` with the suite's secret, on free ports, unless told otherwise.
+/// How an instance is started: `serve` with the suite's secret, on free ports, unless configured otherwise.
 pub struct Options {
     args: Vec<String>,
     env: Vec<(String, String)>,
-    /// What trusts its certificate.
+    /// A TLS client configuration that trusts its certificate.
     https: Option<reqwest::Client>,
     ulimit: Option<String>,
 }
@@ -48,7 +48,7 @@ impl Options {
             .set("drain.window", "200ms")
     }
 
-    /// With no way to verify a token, unless `--dev` makes one up.
+    /// Without a key to verify tokens, unless `--dev` generates one.
     pub fn without_secret(mut self) -> Self {
         self.env.retain(|(name, _)| name != "TIDINGS_AUTH__HMAC_SECRET");
         self
@@ -64,7 +64,7 @@ impl Options {
         self
     }
 
-    /// A key of the configuration; the last word wins.
+    /// Sets a configuration key; the last value wins.
     pub fn set(self, key: &str, value: &str) -> Self {
         self.arg("--set").arg(&format!("{key}={value}"))
     }
@@ -78,7 +78,7 @@ impl Options {
         self.set("server.tls_cert_file", &path(certificate)).set("server.tls_key_file", &path(key))
     }
 
-    /// Under a limit of the shell's: `-n 80`, `-S -n 80`.
+    /// Under a limit of the shell: `-n 80`, `-S -n 80`.
     pub fn ulimit(mut self, limit: &str) -> Self {
         self.ulimit = Some(limit.to_owned());
         self
@@ -205,7 +205,7 @@ impl Gateway {
 
     /// Waits until this many greeted connections are open: a raw client gets no `welcome` to wait for.
     pub async fn connections(&self, count: u64) {
-        eventually("the connections are there", async || {
+        eventually("the connections are open", async || {
             let (_, info) = self.get(self.admin, "/v1/info").await;
             serde_json::from_str::<Value>(&info).unwrap()["connections"] == count
         })
@@ -245,19 +245,19 @@ impl Gateway {
         within("the instance ends", self.child.wait()).await.unwrap()
     }
 
-    /// Everything it has printed.
+    /// Its whole output.
     pub fn stdout(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("stdout")).unwrap()
     }
 
-    /// Everything it has logged.
+    /// Its whole log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 }
 
 impl Drop for Gateway {
-    /// Nothing that it has ever said may show a secret.
+    /// Its output must not contain a secret.
     fn drop(&mut self) {
         self.child.start_kill().ok();
         secrets::check("the log of an instance", &self.log());
@@ -265,7 +265,7 @@ impl Drop for Gateway {
     }
 }
 
-/// One client for all tests, since making one is slow; it keeps no connection, which would be one test's own.
+/// One client for all tests, because creating one is slow; it keeps no connection, which would belong to one test.
 pub fn http() -> &'static reqwest::Client {
     static CLIENT: LazyLock<reqwest::Client> =
         LazyLock::new(|| reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap());
@@ -289,7 +289,7 @@ pub fn clean(program: &str) -> Command {
     command
 }
 
-/// As [`command`], under a limit of the shell's.
+/// As [`command`], under a limit of the shell.
 fn command_under(ulimit: Option<&str>) -> Command {
     let Some(ulimit) = ulimit else { return command(&[]) };
     let mut limited = clean("sh");

@@ -1,4 +1,4 @@
-//! Stored notifications: publishing them, and what is stored.
+//! Durable notifications: publishes and lists them.
 
 use redis::Pipeline;
 use serde::Deserialize;
@@ -38,7 +38,7 @@ impl Gateway {
         answer["id"].as_str().unwrap_or_else(|| panic!("an id: {body}")).to_owned()
     }
 
-    /// One page of what is stored of a user, oldest first, and where the next begins.
+    /// One page of a user's stored notifications, oldest first, and the start of the next page.
     pub async fn page(&self, user: &str, query: &str) -> (Vec<Listed>, Option<String>) {
         #[derive(Deserialize)]
         struct Page {

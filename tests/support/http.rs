@@ -16,7 +16,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// One header; empty where there is none.
+    /// The value of a header; empty if it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
@@ -30,12 +30,12 @@ impl Answer {
         let body = self.json();
         let text = |name: &str| body["error"][name].as_str().filter(|text| !text.is_empty());
         assert!(self.header("content-type").starts_with("application/json"), "{self:?}");
-        text("message").unwrap_or_else(|| panic!("an error says why: {self:?}"));
+        text("message").unwrap_or_else(|| panic!("an error has a reason: {self:?}"));
         (self.status, text("code").unwrap_or_else(|| panic!("an error has a code: {self:?}")).to_owned())
     }
 }
 
-/// One request on a connection of its own. An upgrade that was granted is answered with its headers alone.
+/// One request on its own connection. The answer to an accepted upgrade contains only its headers.
 pub async fn request(
     address: SocketAddr,
     method: &str,

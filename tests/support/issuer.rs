@@ -1,4 +1,4 @@
-//! Somebody who signs tokens with a key of any kind, and publishes the public half.
+//! An issuer that signs tokens with a key of any kind, and publishes the public key.
 
 use std::sync::{Arc, LazyLock};
 
@@ -34,7 +34,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// With a key of its own; RSA keys, which are slow to make, are one for all.
+    /// With its own key; all issuers share one RSA key, because generating it is slow.
     pub fn new(algorithm: &'static str) -> Self {
         static RSA: LazyLock<Arc<RsaKeyPair>> =
             LazyLock::new(|| Arc::new(RsaKeyPair::generate(KeySize::Rsa2048).unwrap()));

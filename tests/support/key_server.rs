@@ -1,4 +1,4 @@
-//! An HTTP server that publishes a key set, or misbehaves as told.
+//! An HTTP server that publishes a key set, or misbehaves on request.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -124,7 +124,7 @@ async fn answer(
         Publishes::Bytes(bytes) => bytes,
         Publishes::Nothing | Publishes::Hangup => return,
     };
-    // Whoever asked may have had enough before the end.
+    // The client may disconnect before the end.
     socket.write_all(bytes.as_bytes()).await.ok();
     socket.shutdown().await.ok();
 }

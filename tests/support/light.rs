@@ -1,4 +1,4 @@
-//! A client that costs little, to have thousands of: no library, one small buffer.
+//! A cheap client, for tests with thousands of them: no library, one small buffer.
 
 use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ pub struct Light {
     pub connection: String,
 }
 
-/// Where a client says from which cursor it resumes.
+/// Where a client sends the cursor that it resumes from.
 #[derive(Debug, Clone, Copy)]
 pub enum Resume<'a> {
     No,
@@ -27,7 +27,7 @@ pub enum Resume<'a> {
     InHello(&'a str),
 }
 
-/// What a client is told.
+/// The frames that a client receives.
 #[derive(Debug)]
 pub enum BackplaneEvent {
     Text(String),
@@ -46,7 +46,7 @@ const PING: &[u8] = br#"{"type":"ping"}"#;
 const PONG: &[u8] = br#"{"type":"pong"}"#;
 
 impl Light {
-    /// Connects and takes the `welcome`.
+    /// Connects and reads the `welcome`.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self> {
         match Self::resume(address, user, Resume::No).await? {
             (light, BackplaneEvent::Text(_)) => Ok(light),
@@ -54,7 +54,7 @@ impl Light {
         }
     }
 
-    /// Connects and takes the `welcome`, or the close that came instead.
+    /// Connects and reads the `welcome`, or a close in its place.
     pub async fn resume(address: SocketAddr, user: &str, resume: Resume<'_>) -> Result<(Self, BackplaneEvent)> {
         let mut socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
@@ -87,7 +87,7 @@ impl Light {
         Ok((light, first))
     }
 
-    /// The next frame of ours, or the close; pings are answered. Dropping it half-way loses nothing.
+    /// The next text frame, or the close; pings are answered. Cancel safe.
     pub async fn heard(&mut self) -> Result<BackplaneEvent> {
         loop {
             match self.frame().await? {
@@ -120,7 +120,7 @@ impl Light {
         }
     }
 
-    /// Waits to be asked to come back; gives when.
+    /// Waits for a `reconnect` frame; returns its delay.
     pub async fn asked_away(&mut self) -> Result<Duration> {
         loop {
             if let Frame::Text(text) = self.frame().await?
@@ -144,7 +144,7 @@ impl Light {
         }
     }
 
-    /// Answers pings until the connection ends. Dropping it half-way loses nothing.
+    /// Answers pings until the connection ends. Cancel safe.
     pub async fn live(&mut self) {
         while let Ok(frame) = self.frame().await {
             let answered = match frame {
@@ -189,18 +189,18 @@ impl Light {
         self.socket.write_all(&frame).await
     }
 
-    /// Says goodbye.
+    /// Closes the connection with a close frame.
     pub async fn close(mut self) {
         self.say(0x8, &1000_u16.to_be_bytes()).await.ok();
     }
 
-    /// Is gone, without a word: a reset.
+    /// Disconnects with a reset, without a close frame.
     pub fn vanish(self) {
         self.socket.set_zero_linger().ok();
     }
 }
 
-/// The sizes of a whole frame's head and payload, once it is all there.
+/// The sizes of a frame's head and payload, once it is complete.
 fn frame_size(heard: &[u8]) -> Option<(usize, usize)> {
     let (head, len) = match *heard {
         [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),

@@ -1,4 +1,4 @@
-//! Debian's nginx, with the very configuration that is deployed.
+//! Debian's nginx, with the configuration under deploy/.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,4 +1,4 @@
-//! `docs/openapi.json`, which every answer of the admin listener is held to.
+//! `docs/openapi.json`, against which every response of the admin listener is checked.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};

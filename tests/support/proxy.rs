@@ -1,4 +1,4 @@
-//! A TCP proxy that fails as networks do, to stand between an instance and Redis.
+//! A TCP proxy between an instance and Redis that fails as networks do.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,11 +27,11 @@ pub enum Way {
 pub enum Whose {
     /// All, also later ones.
     All,
-    /// Those that there are now.
+    /// The present ones.
     Existing,
-    /// Those that come later.
+    /// Later ones.
     New,
-    /// Those that call themselves subscribers, also later ones.
+    /// Connections that name themselves subscribers, also later ones.
     Subscribers,
 }
 
@@ -87,18 +87,18 @@ impl Proxy {
         self.cut();
     }
 
-    /// Keeps connections, accepts more, and forwards nothing; what was held goes on its way once it is healed.
+    /// Keeps connections, accepts more, and forwards nothing until it is healed; then it forwards what it held.
     pub fn blackhole(&self, whose: Whose, way: Way) {
         let first_new = self.accepted.load(Ordering::SeqCst);
         self.faults.send_modify(|faults| faults.silence = Some(Silence { whose, way, first_new }));
     }
 
-    /// Every byte takes this long, in each direction.
+    /// Delays every byte by this long, in each direction.
     pub fn delay(&self, delay: Duration) {
         self.faults.send_modify(|faults| faults.delay = delay);
     }
 
-    /// Forwards as if nothing had been.
+    /// Forwards normally again.
     pub fn heal(&self) {
         self.faults.send_modify(|faults| *faults = Faults { cut_below: faults.cut_below, ..Faults::default() });
     }
@@ -107,7 +107,7 @@ impl Proxy {
 async fn accept(address: SocketAddr, port: u16, mut faults: watch::Receiver<Faults>, accepted: Arc<AtomicU64>) {
     let mut links = JoinSet::new();
     loop {
-        let listener = TcpListener::bind(address).await.expect("nobody else takes this port");
+        let listener = TcpListener::bind(address).await.expect("no other program takes this port");
         loop {
             let client = tokio::select! {
                 accepted = listener.accept() => accepted.unwrap().0,
@@ -128,7 +128,7 @@ async fn accept(address: SocketAddr, port: u16, mut faults: watch::Receiver<Faul
 #[derive(Clone)]
 struct Link {
     number: u64,
-    /// Whether it has called itself one.
+    /// Whether it has named itself one.
     subscriber: Arc<AtomicBool>,
     faults: watch::Receiver<Faults>,
 }
@@ -175,7 +175,7 @@ async fn forward(link: Link, client: TcpStream, port: u16) {
     }
 }
 
-/// Forwards one direction: what is read is on its way for the delay, while more is read.
+/// Forwards one direction: bytes are held for the delay, while more are read.
 async fn pump(link: Link, way: Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     let (sender, mut on_the_way) = mpsc::channel::<(Instant, Vec<u8>)>(64);
     let mut arriving = link.clone();

@@ -1,4 +1,4 @@
-//! A redis-server of the test's own.
+//! A redis-server for one test.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -46,7 +46,7 @@ impl RedisServer {
         self.child = spawn(self.port, &self.dir, &self.extra);
     }
 
-    /// Its own word that it answers: what answers at the port could be another's.
+    /// Its own log line that it is ready: another server could answer at the port.
     pub async fn answering(&mut self) {
         let log = self.dir.path().join("redis.log");
         eventually("redis-server answers", async || {
@@ -125,7 +125,7 @@ impl RedisServer {
         within("an answer of redis", command.query_async(&mut connection)).await.unwrap()
     }
 
-    /// Publishes for a user; gives how many subscribers heard it.
+    /// Publishes for a user; returns how many subscribers received it.
     pub async fn publish(&self, user: &str, payload: &str) -> u64 {
         self.command(&["PUBLISH", &format!("user:{user}"), payload]).await
     }
@@ -179,7 +179,7 @@ impl RedisServer {
     }
 }
 
-/// A log, or nothing while there is none.
+/// A log; empty if it is missing.
 fn read(log: &Path) -> String {
     std::fs::read_to_string(log).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! Every secret that the suite hands out, and a look for them in whatever an instance shows: its whole output, what a
-//! command prints, and the bodies and frames of its errors.
+//! Every secret that the suite creates, and a search for them in the whole output of an instance, the output of commands,
+//! and the bodies and frames of errors.
 
 use std::collections::HashSet;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Stored notifications, published past every instance, as a backend with our script would.
+//! Durable notifications, published by the scripts directly, without an instance.
 
 use std::sync::Arc;
 

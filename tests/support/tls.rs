@@ -1,4 +1,4 @@
-//! TLS as a client speaks it.
+//! The client's side of TLS.
 
 use std::io;
 use std::net::SocketAddr;

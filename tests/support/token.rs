@@ -1,4 +1,4 @@
-//! Tokens, good and bad.
+//! Tokens, valid and invalid.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-//! RFC 6455 by the test's own hand: an upgrade, a client's frames, and a decoder that trusts no server. No library.
+//! RFC 6455 without a library: an upgrade, a client's frames, and a decoder that does not trust the server.
 
 use std::net::SocketAddr;
 
@@ -36,7 +36,7 @@ pub async fn upgrade(socket: TcpSocket, address: SocketAddr, lines: &[String]) -
             return (socket, early);
         }
         let count = within("an answer to the handshake", socket.read_buf(&mut heard)).await.unwrap();
-        assert!(count > 0, "the server left: {}", String::from_utf8_lossy(&heard));
+        assert!(count > 0, "the server closed the connection: {}", String::from_utf8_lossy(&heard));
     }
 }
 
@@ -94,7 +94,7 @@ impl Decoder {
         self.heard.extend_from_slice(bytes);
     }
 
-    /// The next frame, once it is there whole.
+    /// The next frame, once it is complete.
     pub fn next(&mut self) -> Option<Frame> {
         let rest = &self.heard[self.done..];
         if self.closed {
