@@ -1,6 +1,7 @@
 //! The backplane connects instances and backends: Redis, or memory for a single instance. It delivers published
 //! messages, reports its own health and publishes commands; each domain keeps its shared state in a store of its own.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,7 +103,7 @@ impl Backplane {
     /// Counts subscriptions: before each new one, messages may have been missed.
     pub fn subscriptions(&self) -> watch::Receiver<u64> {
         match self {
-            Self::Memory(memory) => memory.subscriptions.subscribe(),
+            Self::Memory(memory) => memory.subscriptions(),
             Self::Redis(redis) => redis.subscriber.subscriptions(),
         }
     }
@@ -138,12 +139,21 @@ impl std::fmt::Debug for MemoryBackplane {
 }
 
 impl MemoryBackplane {
+    /// There is one subscription, from the beginning to the end.
+    pub fn subscriptions(&self) -> watch::Receiver<u64> {
+        self.subscriptions.subscribe()
+    }
+
     /// Passes on the message that `store` returns, and returns its second value. Both happen under one lock.
-    pub fn publish<T>(&self, channel: &str, store: impl FnOnce() -> (Option<String>, T)) -> T {
+    pub fn publish<'a, T>(
+        &self,
+        channel: impl FnOnce() -> String,
+        store: impl FnOnce() -> (Option<Cow<'a, str>>, T),
+    ) -> T {
         let sink = self.sink.lock();
         let (message, stored) = store();
         if let (Some(sink), Some(message)) = (sink.as_ref(), message) {
-            sink(BackplaneEvent::Message { channel: channel.as_bytes(), payload: message.as_bytes() });
+            sink(BackplaneEvent::Message { channel: channel().as_bytes(), payload: message.as_bytes() });
             sink(BackplaneEvent::Pause);
         }
         stored

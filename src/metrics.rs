@@ -56,7 +56,7 @@ metrics! {
     control_messages: IntCounterVec by "command" =
         "Messages on the control channel, by command: disconnect, revoke, unknown or bad.",
     revocations: IntGauge = "Revocations in force.",
-    revocations_dropped: IntCounter = "Revocations dropped because the list is full.",
+    revocations_dropped: IntCounter = "Revocations dropped for lack of space, here or in Redis.",
     revocations_restored: IntCounter = "Revocations stored again after Redis had lost them.",
     session_lookups: IntCounterVec by "from" =
         "Session lookups of handshakes, by source: cache, redis, or failed.",

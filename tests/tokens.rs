@@ -239,6 +239,15 @@ fn alg_none_is_refused_however_it_is_written_and_whatever_is_configured() {
 }
 
 #[test]
+fn a_pem_file_may_be_indented_or_begin_with_a_byte_order_mark() {
+    let (first, second) = (Issuer::new("ES256"), Issuer::new("EdDSA"));
+    let indented = |pem: &str| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    for text in [format!("\u{feff}{}", first.pem()), indented(&first.pem()), second.pem() + &indented(&first.pem())] {
+        assert_eq!(user(&with_pem(&text), &first.token("42")).unwrap(), "42", "{text}");
+    }
+}
+
+#[test]
 fn a_token_signed_with_hmac_and_the_public_key_as_its_secret_is_refused() {
     for algorithm in ["RS256", "ES256", "EdDSA"] {
         let issuer = Issuer::new(algorithm);

@@ -123,7 +123,9 @@ impl Key {
 
     /// The public keys of a PEM file (RFC 7468): any number of keys, or one certificate.
     pub(super) fn from_pem(text: &[u8]) -> Result<Vec<Self>, KeyError> {
+        // The parser accepts a section only at the start of a line; editors add a byte order mark, YAML an indentation.
         let text = String::from_utf8_lossy(text);
+        let text = text.trim_start_matches('\u{feff}').lines().map(str::trim).collect::<Vec<_>>().join("\n");
         // The parser skips sections with an unknown label, so the labels are checked first.
         let labels: Vec<&str> = text.lines().filter_map(label).collect();
         if labels.is_empty() {

@@ -38,7 +38,7 @@ pub use drain::drain;
 use inbound::inbound;
 use socket_adapter::SocketAdapter;
 
-/// Maximum time for sending the queued frames and ours to close, until the client's close frame.
+/// Maximum time to send the queued frames and our close frame, and to receive the client's.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Enough for most messages of browsers. A larger one grows the buffer until the connection ends.

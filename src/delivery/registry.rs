@@ -24,7 +24,7 @@ pub struct ConnectionHandle {
 }
 
 /// The token or session that authorises a connection. Atomic, because a refresh changes it while other tasks read it;
-/// the lock of the revocation list orders these accesses (see `connection`).
+/// the lock inside `auth::Revocations` orders these accesses (see `connection`).
 #[derive(Debug, Default)]
 pub struct CredentialSlot(AtomicU64);
 

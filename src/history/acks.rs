@@ -86,7 +86,7 @@ impl Acks {
             match self.store.ack(batch, Move::Forward).await {
                 Ok(outcomes) => outcomes.into_iter().for_each(|outcome| self.count(outcome)),
                 Err(error) => {
-                    // Counted by the backplane. The later batches would fail the same way.
+                    // Counted and logged by the store. The later batches would fail the same way.
                     debug!(%error, "read positions not written");
                     for (user, device, cursor) in pending.iter().skip(number * BATCH) {
                         self.queue((user.clone(), device.clone()), *cursor, false);

@@ -39,7 +39,7 @@ pub struct Publication<'a> {
     pub durable: bool,
     /// Its own lifetime; ignored unless shorter than `history.ttl`.
     pub ttl: Option<Duration>,
-    /// Idempotency key: published once to a user within [`KEY_KEPT`].
+    /// Idempotency key: published once to a user within `KEY_KEPT`.
     pub key: Option<&'a str>,
 }
 
@@ -222,7 +222,7 @@ impl HistoryStore {
     pub fn missed(&self) -> watch::Receiver<u64> {
         match self {
             // Never has a gap.
-            Self::Memory(_) => watch::Sender::default().subscribe(),
+            Self::Memory(memory) => memory.backplane.subscriptions(),
             Self::Redis(redis) => redis.gaps().missed(),
         }
     }

@@ -94,7 +94,7 @@ impl FromStr for PageCursor {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("accepted is a cursor that \"next\" returned")]
+#[error("expected a cursor returned as \"next\"")]
 pub struct BadCursor;
 
 fn from_hex(text: &str) -> Result<String, BadCursor> {

@@ -44,7 +44,7 @@ pub fn check_event_name(name: &str) -> Result<(), BadEventName> {
 /// One notification.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
-    /// [`DEFAULT_EVENT`] unless the backend set another.
+    /// `notification` unless the backend set another.
     pub name: &'a str,
     /// The published JSON, byte for byte, without surrounding whitespace.
     pub data: &'a str,

@@ -32,7 +32,7 @@ pub enum Resume {
 pub struct Start {
     /// `None`: only new events.
     pub resume: Option<Resume>,
-    /// `None`: [`DEFAULT_DEVICE`].
+    /// `None`: the device `default`.
     pub device: Option<Box<str>>,
 }
 

@@ -40,7 +40,7 @@ pub(super) fn page_limit(given: Option<usize>) -> Result<usize, Refusal> {
     if (1..=MAX_PAGE).contains(&limit) {
         return Ok(limit);
     }
-    Err(Refusal::bad_request(format!("?limit={limit}: accepted is 1 to {MAX_PAGE}")))
+    Err(Refusal::bad_request(format!("?limit={limit}: expected 1 to {MAX_PAGE}")))
 }
 
 /// The body as one JSON object. An array, which serde accepts for a struct, is refused.

@@ -160,7 +160,7 @@ pub enum ArgsError {
     #[error("--stored: accepted only with --mode resume or refill")]
     Stored,
     /// Flat out, a user without a connection would leave messages outstanding forever.
-    #[error("--users {0}: with --flat-out, accepted is at most one user for each of --connections {1}")]
+    #[error("--users {0}: with --flat-out, expected at most one user for each of --connections {1}")]
     Users(u32, u32),
 }
 
@@ -193,7 +193,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     let unit_ms = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, ms)| ms);
     let ms = number.parse::<u64>().ok().zip(unit_ms).and_then(|(number, unit_ms)| number.checked_mul(*unit_ms));
     let accepted = ms.map(Duration::from_millis).filter(|duration| *duration <= MAX);
-    accepted.ok_or_else(|| "accepted is a duration such as 500ms, 10s or 1m".to_owned())
+    accepted.ok_or_else(|| "expected a duration such as 500ms, 10s or 1m".to_owned())
 }
 
 fn phase(flags: &str) -> Result<Phase, String> {

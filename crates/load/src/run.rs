@@ -140,7 +140,8 @@ impl<G: Gateway, P: Fn(&str, f64)> Run<G, P> {
         store::publish(&self.gateway, phase.stored as usize, phase.payload, &mut self.sent).await?;
         sleep(self.plan.settle).await;
 
-        let start = Start { time: Instant::now(), ..self.start()? };
+        let mut start = self.start()?;
+        start.time = Instant::now();
         self.connect(&received, &cursors).await?;
         self.wait_for_deliveries().await;
         Ok(Measured { published: phase.stored.into(), ..self.measured_since(&start)? })

@@ -26,7 +26,7 @@ const MAX_BYTES: usize = 64 << 20;
 
 pub struct MemoryHistory {
     histories: Mutex<Histories>,
-    backplane: Arc<MemoryBackplane>,
+    pub(super) backplane: Arc<MemoryBackplane>,
 }
 
 impl std::fmt::Debug for MemoryHistory {
@@ -43,15 +43,15 @@ impl MemoryHistory {
     pub(super) fn publish(&self, user: &UserId, publication: &Publication<'_>) -> Published {
         let store = || {
             if !publication.durable && publication.key.is_none() {
-                return (Some(publication.message().into_owned()), None);
+                return (Some(publication.message()), None);
             }
             // Unlocks before the message is passed on.
             match self.histories.lock().publish(user, publication) {
-                Outcome::New { message, position } => (Some(message.into_owned()), position),
+                Outcome::New { message, position } => (Some(message), position),
                 Outcome::Known { position } => (None, position),
             }
         };
-        Ok(self.backplane.publish(&format!("{USER_CHANNEL}{user}"), store))
+        Ok(self.backplane.publish(|| format!("{USER_CHANNEL}{user}"), store))
     }
 
     pub(super) fn read(&self, user: &UserId, from: &ReadFrom, device: &str, page: PageSize) -> Reading {

@@ -50,7 +50,7 @@ struct Page<'a> {
 /// `GET /v1/users/{id}/notifications?after=&limit=`
 pub(super) async fn page(State(app): State<Arc<App>>, UserPath(user): UserPath, uri: Uri) -> Result<Response, Refusal> {
     let Query(query) = Query::<PageQuery>::try_from_uri(&uri)
-        .map_err(|_| Refusal::bad_request("accepted are ?after= (a cursor) and ?limit= (a number)"))?;
+        .map_err(|_| Refusal::bad_request("expected ?after= (a cursor) and ?limit= (a number)"))?;
     let entries = page_limit(query.limit)?;
     let from = match query.after {
         None => ReadFrom::Oldest,

@@ -46,7 +46,7 @@ impl Notification {
         check_event_name(event).map_err(|error| Refusal::bad_request(format!("\"event\": {error}")))?;
         let good = |seconds: f64| (1.0..=MAX_TTL_S).contains(&seconds) && seconds.fract() == 0.0;
         if self.ttl_s.is_some_and(|seconds| !good(seconds)) {
-            return Err(Refusal::bad_request(format!("\"ttl_s\": accepted is a whole number from 1 to {MAX_TTL_S}")));
+            return Err(Refusal::bad_request(format!("\"ttl_s\": expected a whole number from 1 to {MAX_TTL_S}")));
         }
         // Without effect on an ephemeral notification, which is not stored.
         let ttl = self.ttl_s.map(Duration::from_secs_f64);
@@ -63,7 +63,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
         (Some(key), None) => Ok(Some(key)),
         _ => {
             let accepted =
-                format!("Idempotency-Key: accepted is a single key of 1 to {MAX_KEY_BYTES} visible ASCII characters");
+                format!("Idempotency-Key: expected a single key of 1 to {MAX_KEY_BYTES} visible ASCII characters");
             Err(Refusal::bad_request(accepted))
         }
     }
@@ -104,7 +104,7 @@ pub(super) async fn to_many(
     let publication = notification.publication(&app, key)?;
     let users = notification.users.as_deref().ok_or_else(|| Refusal::bad_request("missing field `users`"))?;
     if users.len() > MAX_USERS {
-        return Err(Refusal::bad_request(format!("{} users: accepted are at most {MAX_USERS}", users.len())));
+        return Err(Refusal::bad_request(format!("{} users: expected at most {MAX_USERS}", users.len())));
     }
     let (mut good, mut failed) = (Vec::with_capacity(users.len()), Vec::new());
     for user in users {

@@ -49,7 +49,7 @@ struct PageQuery {
 /// `GET /v1/presence?limit=&cursor=`
 pub(super) async fn page(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Refusal> {
     let Query(query) = Query::<PageQuery>::try_from_uri(&uri)
-        .map_err(|_| Refusal::bad_request("accepted are ?limit= (a number) and ?cursor="))?;
+        .map_err(|_| Refusal::bad_request("expected ?limit= (a number) and ?cursor="))?;
     let limit = page_limit(query.limit)?;
     let from = match query.cursor.as_deref() {
         None | Some("") => PageCursor::default(),

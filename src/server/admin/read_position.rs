@@ -24,8 +24,8 @@ struct DeviceQuery {
 }
 
 fn device(uri: &Uri) -> Result<String, Refusal> {
-    let Query(query) = Query::<DeviceQuery>::try_from_uri(uri)
-        .map_err(|_| Refusal::bad_request("accepted is one ?device= (a name)"))?;
+    let Query(query) =
+        Query::<DeviceQuery>::try_from_uri(uri).map_err(|_| Refusal::bad_request("expected one ?device= (a name)"))?;
     let device = query.device.unwrap_or_else(|| DEFAULT_DEVICE.to_owned());
     check_device(&device).map_err(|error| Refusal::bad_request(format!("?device=: {error}")))?;
     Ok(device)

@@ -44,7 +44,7 @@ struct Parameters {
     device: Option<String>,
 }
 
-/// Checks a handshake, in the order of CONTRACT.md. The connection's permits are added to `permits`.
+/// Checks a handshake. The connection's permits are added to `permits`.
 pub(super) async fn admit(app: &App, head: &Head<'_>, permits: &mut AdmissionPermits) -> Result<Admitted, Refusal> {
     let Head { uri, headers, .. } = *head;
     let accept = check_upgrade(head)?;
@@ -62,7 +62,7 @@ pub(super) async fn admit(app: &App, head: &Head<'_>, permits: &mut AdmissionPer
         None if offered => Dialect::TidingsV1,
         None => Dialect::Plain,
         Some("raw") => Dialect::Raw,
-        Some(_) => return Err(Refusal::bad_request("?format=: accepted is \"raw\"")),
+        Some(_) => return Err(Refusal::bad_request("?format=: expected \"raw\"")),
     };
     let start = Start::new(parameters.resume.as_deref(), parameters.device.as_deref())
         .map_err(|error| Refusal::bad_request(format!("?device=: {error}")))?;
