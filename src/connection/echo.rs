@@ -2,23 +2,26 @@
 //! only [`send_back`] differs.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::inbound::{Inbound, Read, inbound};
 use super::{Connection, Context, finish};
-use crate::delivery::ConnectionHandle;
-use crate::protocol::text_frame;
+use crate::delivery::{ConnectionHandle, Registry};
+use crate::protocol::{UserId, text_frame};
 
 /// The first byte of a binary frame that is a whole message (RFC 6455, section 5.2).
 const FIN_BINARY: u8 = 0x82;
 
 impl Connection {
-    /// Runs to the connection's end. No message can be published to it: it is not in the registry.
+    /// Runs to the connection's end. No message can be published to it: its registry is its own.
     pub async fn echo(mut self) {
         self.echo = true;
-        let close = self.live().await;
+        let Ok(user) = UserId::new("echo") else { return };
+        let registration = Arc::<Registry>::default().register(user, Arc::clone(&self.handle));
+        let close = self.live(&registration).await;
         self.handle.queue.close(close);
         Box::pin(finish(&mut self.socket, &self.handle, close)).await;
     }

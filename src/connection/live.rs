@@ -14,14 +14,15 @@ use super::cold::ColdEvent;
 use super::inbound::{Inbound, Read, inbound};
 use super::{Connection, close_for, echo, to_page};
 use crate::auth::{Identity, TokenError};
-use crate::delivery::Driven;
-use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame};
+use crate::delivery::{Driven, Registration};
+use crate::protocol::{BAD_FRAME, ClientFrame, Close, ServerFrame, UserId};
 
 /// An empty WebSocket ping (RFC 6455, section 5.5.2).
 const PING: &[u8] = &[0x89, 0x00];
 
 impl Connection {
-    pub(super) async fn live(&mut self) -> Close {
+    /// Runs a greeted connection until it has to close; the registration proves that it was greeted.
+    pub(super) async fn live(&mut self, registration: &Registration) -> Close {
         loop {
             self.note_read();
             let deadline = self.clock.next(self.socket.get_ref().last_read, &self.context);
@@ -31,7 +32,7 @@ impl Connection {
                 driven = poll_fn(|cx| handle.queue.poll_drive(cx, clock.stalled_since)) => match driven {
                     Driven::Closing(close) => return close,
                     Driven::Stalled(since) => clock.stalled_since = since,
-                    Driven::Behind => self.catch_up(),
+                    Driven::Behind => self.catch_up(registration.user()),
                 },
                 // While the client does not read, it is not read from: replies could fill its send queue.
                 read = socket.next(), if clock.stalled_since.is_none() => match self.receive(read) {
@@ -40,7 +41,7 @@ impl Connection {
                         if let Some(text) = text
                             && self.handle.dialect.has_frames()
                         {
-                            self.handle_text(&text);
+                            self.handle_text(registration.user(), &text);
                         }
                         // Here too, because a client that never pauses would starve the deadline.
                         if let Some(close) = self.enforce_deadlines() {
@@ -49,7 +50,7 @@ impl Connection {
                     }
                 },
                 event = poll_fn(|cx| cold.as_mut().map_or(Poll::Pending, |cold| cold.poll(cx))) => match event {
-                    ColdEvent::Verified(verified) => self.refresh(verified),
+                    ColdEvent::Verified(verified) => self.refresh(registration.user(), verified),
                     ColdEvent::Read(Some(reading)) if reading.whole => {
                         self.replay(Some(to_page(reading, self.handle.dialect)));
                     }
@@ -66,9 +67,8 @@ impl Connection {
     }
 
     /// Starts a read from the client's position, until the client has caught up.
-    fn catch_up(&mut self) {
-        let Some(registration) = &self.registration else { return };
-        let (history, user) = (Arc::clone(&self.context.history), registration.user().clone());
+    fn catch_up(&mut self, user: &UserId) {
+        let (history, user) = (Arc::clone(&self.context.history), user.clone());
         let position = self.handle.queue.begin_reading();
         let reading = async move { history.follow(&user, position).await }.boxed();
         self.cold.get_or_insert_default().reading = Some(reading);
@@ -96,21 +96,18 @@ impl Connection {
         }
     }
 
-    fn handle_text(&mut self, text: &str) {
+    fn handle_text(&mut self, user: &UserId, text: &str) {
         let message = match ClientFrame::parse(text) {
             Ok(ClientFrame::Pong) => return,
             Ok(ClientFrame::Ack(cursor)) => {
-                if let Some(registration) = &self.registration {
-                    self.context.acks.note(registration.user(), self.device(), cursor);
-                }
-                return;
+                return self.context.acks.note(user, self.device(), cursor);
             }
             Ok(ClientFrame::Auth { .. }) if self.cold.as_ref().is_some_and(|cold| cold.verifying.is_some()) => {
                 "the previous token is still being verified".to_owned()
             }
             Ok(ClientFrame::Auth { token }) => {
                 match self.context.authenticator.authenticate_now(&token) {
-                    Some(verified) => self.refresh(verified),
+                    Some(verified) => self.refresh(user, verified),
                     None => {
                         let context = Arc::clone(&self.context);
                         let verifying = async move { context.authenticator.authenticate(&token).await }.boxed();
@@ -130,12 +127,12 @@ impl Connection {
     }
 
     /// Replaces the token by a new one of the same user; if that is refused, the old one stays in force.
-    fn refresh(&mut self, verified: Result<Identity, TokenError>) {
+    fn refresh(&mut self, user: &UserId, verified: Result<Identity, TokenError>) {
         let identity = match verified {
             Ok(identity) => identity,
             Err(error) => return self.refuse(close_for(&error).code(), &error.to_string()),
         };
-        if self.registration.as_ref().is_none_or(|registration| *registration.user() != identity.user) {
+        if *user != identity.user {
             return self.refuse(Close::Forbidden.code(), "the token belongs to another user");
         }
         self.handle.credential.set(identity.credential);

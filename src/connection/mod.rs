@@ -73,8 +73,6 @@ pub struct Connection {
     handle: Arc<ConnectionHandle>,
     socket: Socket,
     clock: Clock,
-    /// Set by the greeting.
-    registration: Option<Registration>,
     cold: Option<Box<ColdState>>,
     permits: AdmissionPermits,
     /// Whether to send messages back instead of handling them.
@@ -111,17 +109,7 @@ impl Connection {
             .max_frame_size(Some(limit));
         let adapter = SocketAdapter::new(Arc::clone(&handle), &context.limits, &early);
         let socket = WebSocketStream::from_partially_read(adapter, early, Role::Server, Some(config)).await;
-        Self {
-            context,
-            handle,
-            socket,
-            clock: Clock::default(),
-            registration: None,
-            cold: None,
-            permits,
-            echo: false,
-            _open: open,
-        }
+        Self { context, handle, socket, clock: Clock::default(), cold: None, permits, echo: false, _open: open }
     }
 
     /// Runs to the connection's end. Without an identity, the client must send a `hello`. `head` is the head of the 101,
@@ -132,7 +120,7 @@ impl Connection {
         async move {
             let greeted = Box::pin(self.begin(handshake)).await;
             let close = match greeted {
-                Ok(()) => self.live().await,
+                Ok(registration) => self.live(&registration).await,
                 Err(close) => close,
             };
             let close = self
@@ -140,9 +128,8 @@ impl Connection {
                 .get_ref()
                 .violation
                 .map_or(close, |violation| close_for_violation(&self.context, violation));
-            // Before the registration is dropped: a drain may have found the handle in the registry just now.
+            // A drain may have found the handle in the registry just before it was removed.
             self.handle.queue.close(close);
-            self.registration = None;
             // The user's next connection need not wait for the close handshake.
             self.permits.release_user();
             self.context.metrics.connections_closed.with_label_values(&[&close.code().to_string()]).inc();
@@ -151,7 +138,8 @@ impl Connection {
         }
     }
 
-    async fn begin(&mut self, handshake: Box<(Option<Identity>, Start, Vec<u8>)>) -> Result<(), Close> {
+    /// Returns the registration that a connection is live by; until then, it is refused or closed.
+    async fn begin(&mut self, handshake: Box<(Option<Identity>, Start, Vec<u8>)>) -> Result<Registration, Close> {
         let (identity, start, head) = *handshake;
         if let Some(identity) = identity {
             return self.greet(&identity, &start, head).await;
@@ -161,7 +149,7 @@ impl Connection {
     }
 
     /// `requested` is the start that the handshake asked for; that of the `hello` takes precedence.
-    async fn hello(&mut self, requested: Start) -> Result<(), Close> {
+    async fn hello(&mut self, requested: Start) -> Result<Registration, Close> {
         let (context, socket) = (Arc::clone(&self.context), &mut self.socket);
         let first_text = async {
             loop {
@@ -189,14 +177,14 @@ impl Connection {
     }
 
     /// `greeting` is sent before the welcome, in the same write.
-    async fn greet(&mut self, identity: &Identity, start: &Start, greeting: Vec<u8>) -> Result<(), Close> {
+    async fn greet(&mut self, identity: &Identity, start: &Start, greeting: Vec<u8>) -> Result<Registration, Close> {
         let context = Arc::clone(&self.context);
         // Registered before the history is read, so that notifications stored after that are received.
         self.handle.queue.pause();
         self.handle.credential.set(identity.credential);
         let ends_at = context.authenticator.ends_at(identity);
         self.clock.set_expiry(ends_at);
-        self.registration = Some(context.registry.register(identity.user.clone(), Arc::clone(&self.handle)));
+        let registration = context.registry.register(identity.user.clone(), Arc::clone(&self.handle));
         if let Some(device) = &start.device {
             self.cold.get_or_insert_default().device = Some(device.clone());
         }
@@ -219,7 +207,7 @@ impl Connection {
         if context.shutdown.draining().is_cancelled() {
             return Err(Close::Draining);
         }
-        if context.authenticator.is_revoked(identity) { Err(Close::Revoked) } else { Ok(()) }
+        if context.authenticator.is_revoked(identity) { Err(Close::Revoked) } else { Ok(registration) }
     }
 
     /// Sends the welcome, then the notifications of the history, then those received meanwhile.
