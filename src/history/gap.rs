@@ -1,15 +1,11 @@
 //! Detects gaps: the fleet counts its stored notifications, and each one carries the count when it is published.
 
 use std::num::NonZeroU64;
-use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
-use tracing::warn;
 
-use super::redis::RedisHistory;
 use crate::backplane::{BackplaneEvent, USER_CHANNEL};
 use crate::protocol::{ENVELOPE_START, Envelope};
 
@@ -52,32 +48,15 @@ impl Gaps {
         self.missed.subscribe()
     }
 
-    /// Checks the fleet's count at each tick and at each new subscription, which may be to a Redis that lost data. Runs
-    /// until dropped.
-    pub(super) async fn watch(history: &RedisHistory, every: Duration, mut subscriptions: watch::Receiver<u64>) {
-        let mut ticks = interval(every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                Ok(()) = subscriptions.changed() => {}
-            }
-            history.gaps().check(history).await;
-        }
+    /// Returns the epoch and the highest count known in it.
+    pub(super) fn highest(&self) -> (String, u64) {
+        let detector = self.detector.lock();
+        let (epoch, count) = detector.highest();
+        (epoch.to_owned(), count)
     }
 
-    /// Detects a missed stored notification, even the last one, and a loss of data in Redis.
-    async fn check(&self, history: &RedisHistory) {
-        let (epoch, count) = {
-            let detector = self.detector.lock();
-            let (epoch, count) = detector.highest();
-            (epoch.to_owned(), count)
-        };
-        // An error is counted and logged by the store.
-        let Ok(fleet) = history.fleet(&epoch, count).await else { return };
-        if !epoch.is_empty() && fleet.epoch != epoch {
-            warn!(counted = fleet.count, "redis lost stored notifications: a new epoch begins");
-        }
+    /// Detects a missed stored notification, even the last one.
+    pub(super) fn compare(&self, fleet: Fleet) {
         if self.detector.lock().compare(fleet) {
             self.signal();
         }

@@ -1,8 +1,12 @@
 //! The history store in Redis: one stream for each user, `{prefix}history:{USER}`, written and read only by scripts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::{Cmd, FromRedisValue, RedisResult, Script, Value, pipe};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
 
 use super::gap::{Fleet, Gaps};
 use super::publish::{PUBLISH_BYTES, PUBLISH_STEP, PublishArgs, fresh_epoch};
@@ -192,11 +196,35 @@ impl RedisHistory {
     }
 
     /// Returns the fleet's epoch and count. Redis begins a new epoch if its count in `epoch` is below `count`.
-    pub(super) async fn fleet(&self, epoch: &str, count: u64) -> Result<Fleet, BackplaneError> {
+    async fn fleet(&self, epoch: &str, count: u64) -> Result<Fleet, BackplaneError> {
         let mut call = self.fleet.key(self.args.fleet_key());
         call.arg(fresh_epoch()).arg(epoch).arg(count);
         let (epoch, count) = self.redis.counted(self.redis.commands().script(&call).await)?;
         Ok(Fleet { epoch, count })
+    }
+
+    /// Checks the fleet's count at each tick and at each new subscription, which may be to a Redis that lost data. Runs
+    /// until dropped.
+    pub(super) async fn watch_gaps(&self, every: Duration, mut subscriptions: watch::Receiver<u64>) {
+        let mut ticks = interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                Ok(()) = subscriptions.changed() => {}
+            }
+            self.check_gaps().await;
+        }
+    }
+
+    async fn check_gaps(&self) {
+        let (epoch, count) = self.gaps.highest();
+        // An error is counted and logged.
+        let Ok(fleet) = self.fleet(&epoch, count).await else { return };
+        if !epoch.is_empty() && fleet.epoch != epoch {
+            warn!(counted = fleet.count, "redis lost stored notifications: a new epoch begins");
+        }
+        self.gaps.compare(fleet);
     }
 }
 

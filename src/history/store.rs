@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::gap::Gaps;
 use super::memory::MemoryHistory;
 use super::redis::RedisHistory;
 use crate::backplane::{Backplane, BackplaneError, BackplaneEvent};
@@ -233,7 +232,7 @@ impl HistoryStore {
             let store = Arc::clone(self);
             shutdown.spawn_until_stop(async move {
                 if let Self::Redis(redis) = &*store {
-                    Gaps::watch(redis, every, subscriptions).await;
+                    redis.watch_gaps(every, subscriptions).await;
                 }
             });
         }

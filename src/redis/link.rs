@@ -17,11 +17,8 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::Error;
-use super::stream::{Stream, keepalive};
+use super::stream::{CONNECT_DEADLINE, Stream, keepalive};
 use crate::config;
-
-/// For a whole connection attempt, including authentication.
-pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 const COMMAND_DEADLINE: Duration = Duration::from_secs(2);
 

@@ -18,8 +18,10 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::Error;
-use super::link::CONNECT_DEADLINE;
 use super::resp::{self, Reply};
+
+/// For a whole connection attempt, including authentication.
+pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Interval of TCP keepalive; the kernel closes a connection that does not respond for two of them (on Linux).
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(5);

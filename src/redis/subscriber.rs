@@ -9,9 +9,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
-use super::link::CONNECT_DEADLINE;
 use super::resp::{Parts, Reply};
-use super::stream::Stream;
+use super::stream::{CONNECT_DEADLINE, Stream};
 use super::{Error, Redis};
 use crate::backoff::Backoff;
 

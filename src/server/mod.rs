@@ -5,6 +5,7 @@ mod demo;
 mod fd_limit;
 mod http;
 mod listener;
+mod origin;
 mod proxy_protocol;
 mod public;
 mod reply;

@@ -21,7 +21,7 @@ use crate::auth::mint;
 use crate::protocol::UserId;
 use crate::server::App;
 use crate::server::admin::notifications::{Notification, from_page};
-use crate::server::public::check_origin;
+use crate::server::origin::check_origin;
 use crate::server::reply::{Refusal, check_loopback_host, not_found};
 use crate::server::request::{bad_user, object};
 

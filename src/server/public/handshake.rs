@@ -1,6 +1,5 @@
 //! Admission of a WebSocket handshake: every check before the response, except of a token in a `hello`.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use axum::extract::Query;
@@ -13,6 +12,7 @@ use crate::auth::{Credential, Identity, SessionError, TokenError, offers_tidings
 use crate::limits::{AdmissionPermits, Limit};
 use crate::protocol::{Dialect, Start};
 use crate::server::App;
+use crate::server::origin::{check_cookie_origin, check_origin};
 use crate::server::reply::{Refusal, unavailable};
 use crate::sessions::Refused;
 
@@ -158,24 +158,4 @@ fn check_upgrade(head: &Head<'_>) -> Result<HeaderValue, Refusal> {
 fn is_key(key: &[u8]) -> bool {
     let base64 = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'+' || *byte == b'/';
     key.len() == 24 && key.ends_with(b"==") && key.iter().take(22).all(base64)
-}
-
-pub(in crate::server) fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
-    if app.origins.allows_token(origin(headers).as_deref()) {
-        return Ok(());
-    }
-    let message = "pages of this origin may not connect (server.allowed_origins)";
-    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
-}
-
-fn check_cookie_origin(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
-    if app.origins.allows_cookie(origin(headers).as_deref()) {
-        return Ok(());
-    }
-    let message = "a cookie is accepted only with an Origin in server.allowed_origins";
-    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
-}
-
-fn origin(headers: &HeaderMap) -> Option<Cow<'_, str>> {
-    headers.get(header::ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()))
 }

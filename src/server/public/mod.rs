@@ -10,7 +10,6 @@ use std::sync::Arc;
 use axum::routing::get;
 
 pub use forwarded::client_address;
-pub(super) use handshake::check_origin;
 pub(super) use head::{First, MAX_HEAD, read as read_head};
 pub(super) use websocket::{PATH, Upgrade, encode, respond};
 
