@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use crate::delivery::{ConnectionHandle, Registry};
-use crate::protocol::{Close, ServerFrame};
+use crate::protocol::{Close, ServerFrame, millis};
 
 /// Tells each client when to reconnect, then closes the connections evenly over `window`, in random order.
 pub async fn drain(registry: &Registry, window: Duration) {
@@ -22,7 +22,7 @@ pub async fn drain(registry: &Registry, window: Duration) {
         if let Some(handle) = handle.upgrade()
             && handle.dialect.has_frames()
         {
-            let after_ms = u64::try_from(offset(index).as_millis()).unwrap_or(u64::MAX);
+            let after_ms = millis(offset(index));
             handle.queue.send_while_open(ServerFrame::Reconnect { after_ms }.encode());
         }
     }

@@ -29,7 +29,7 @@ use crate::history::{Acks, Entry, History, Reading};
 use crate::limits::{AdmissionPermits, InboundViolation, Limiter, UserLimit};
 use crate::metrics::Metrics;
 use crate::protocol::{
-    ClientFrame, Close, ConnectionId, DEFAULT_DEVICE, Dialect, Event, InstanceId, ServerFrame, Start, UserId,
+    ClientFrame, Close, ConnectionId, DEFAULT_DEVICE, Dialect, Event, InstanceId, ServerFrame, Start, UserId, millis,
 };
 use crate::shutdown::Shutdown;
 use clock::Clock;
@@ -222,7 +222,7 @@ impl Connection {
                 cursor: cursor.as_deref(),
                 recovered: start.resumes() && reading.as_ref().is_some_and(|reading| reading.whole),
                 unread: reading.as_ref().map(|reading| reading.unread),
-                heartbeat_ms: u64::try_from(context.server.heartbeat.as_millis()).unwrap_or(u64::MAX),
+                heartbeat_ms: millis(context.server.heartbeat),
             };
             greeting.extend_from_slice(&welcome.encode());
         }

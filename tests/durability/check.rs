@@ -214,7 +214,7 @@ impl Follower<'_> {
         match begun {
             Ok(place) => {
                 self.next = place;
-                // BackplaneEvent before, as far as it asked from an earlier place than it had.
+                // Received before, as far as it asked from an earlier place than it had.
                 self.level = if recovered { self.level.max(place) } else { place };
                 None
             }

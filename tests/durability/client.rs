@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::record::{Entry, Notification, Seen};
 use super::world::World;
-use crate::support::{BackplaneEvent, Light, Resume};
+use crate::support::{Light, Received, Resume};
 
 /// The event that is published last.
 pub const MARKER: &str = r#""the end""#;
@@ -115,8 +115,8 @@ impl Wanderer {
         let greeted = timeout(GREETED, Light::resume(place.public, &self.user, resume)).await;
         let (light, first) = greeted.ok()?.ok()?;
         let text = match first {
-            BackplaneEvent::Text(text) => text,
-            BackplaneEvent::Close(code) => {
+            Received::Text(text) => text,
+            Received::Close(code) => {
                 self.write(Seen::End(Some(code)));
                 return None;
             }
@@ -146,8 +146,8 @@ impl Wanderer {
     async fn live(&mut self, light: &mut Light) {
         while !self.has_heard_the_end() {
             match light.heard().await {
-                Ok(BackplaneEvent::Text(text)) => self.hear(&text),
-                Ok(BackplaneEvent::Close(code)) => return self.write(Seen::End(Some(code))),
+                Ok(Received::Text(text)) => self.hear(&text),
+                Ok(Received::Close(code)) => return self.write(Seen::End(Some(code))),
                 Err(_) => return self.write(Seen::End(Some(1006))),
             }
         }

@@ -29,7 +29,7 @@ pub enum Resume<'a> {
 
 /// The frames that a client receives.
 #[derive(Debug)]
-pub enum BackplaneEvent {
+pub enum Received {
     Text(String),
     /// 1005 where it has no code.
     Close(u16),
@@ -49,13 +49,13 @@ impl Light {
     /// Connects and reads the `welcome`.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self> {
         match Self::resume(address, user, Resume::No).await? {
-            (light, BackplaneEvent::Text(_)) => Ok(light),
+            (light, Received::Text(_)) => Ok(light),
             _ => Err(Error::other("no welcome")),
         }
     }
 
     /// Connects and reads the `welcome`, or a close in its place.
-    pub async fn resume(address: SocketAddr, user: &str, resume: Resume<'_>) -> Result<(Self, BackplaneEvent)> {
+    pub async fn resume(address: SocketAddr, user: &str, resume: Resume<'_>) -> Result<(Self, Received)> {
         let mut socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
         let token = token(user);
@@ -77,7 +77,7 @@ impl Light {
             light.say(0x1, hello.to_string().as_bytes()).await?;
         }
         let first = light.heard().await?;
-        if let BackplaneEvent::Text(text) = &first {
+        if let Received::Text(text) = &first {
             let welcome: Value = serde_json::from_str(text)?;
             if welcome["type"] != "welcome" {
                 return Err(Error::other(format!("no welcome: {text}")));
@@ -88,14 +88,14 @@ impl Light {
     }
 
     /// The next text frame, or the close; pings are answered. Cancel safe.
-    pub async fn heard(&mut self) -> Result<BackplaneEvent> {
+    pub async fn heard(&mut self) -> Result<Received> {
         loop {
             match self.frame().await? {
                 Frame::Text(text) if text == PING => self.say(0x1, PONG).await?,
-                Frame::Text(text) => return String::from_utf8(text).map(BackplaneEvent::Text).map_err(Error::other),
+                Frame::Text(text) => return String::from_utf8(text).map(Received::Text).map_err(Error::other),
                 Frame::Ping(payload) => self.say(0xa, &payload).await?,
                 Frame::Other => {}
-                Frame::Close(code) => return Ok(BackplaneEvent::Close(code)),
+                Frame::Close(code) => return Ok(Received::Close(code)),
             }
         }
     }

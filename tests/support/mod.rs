@@ -34,7 +34,7 @@ pub use history::Listed;
 pub use http::Answer;
 pub use issuer::{ASYMMETRIC, Issuer, key_set};
 pub use key_server::{KeyServer, Publishes};
-pub use light::{BackplaneEvent, Light, Resume};
+pub use light::{Light, Received, Resume};
 pub use nginx::Nginx;
 pub use proxy::{Proxy, Way, Whose};
 pub use redis::{RedisServer, Subscription, free_port};
