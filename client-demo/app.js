@@ -97,7 +97,8 @@ async function start() {
       problems.push([user, `${user}: ${failure.message}`]);
     }
   }
-  if (problems.length > 0) askForUser(problems.map(([, problem]) => problem).join(' '), problems[0][0]);
+  const sentences = new Set(problems.map(([, problem]) => problem)); // One for all users that are too many.
+  if (problems.length > 0) askForUser([...sentences].join(' '), problems[0][0]);
   else if (users.length === 0) askForUser();
 }
 

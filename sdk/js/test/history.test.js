@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { Tidings } from '../tidings.js';
-import { FakeSocket, START, start, startLive } from './support.js';
+import { FakeSocket, page, START, start, startLive } from './support.js';
 
 const EPOCH = '00000000000000aa';
 const at = (number, ms = 1_000, epoch = EPOCH) => `${epoch}-${ms}-${number}`;
@@ -24,7 +24,8 @@ function browser(t, kept = {}, broken = () => {}) {
   return items;
 }
 
-const tokenOf = (sub) => `x.${Buffer.from(JSON.stringify({ sub, exp: START / 1000 + 3600 })).toString('base64url')}.x`;
+const claims = (sub) => Buffer.from(JSON.stringify({ sub, exp: START / 1000 + 3600 })).toString('base64url');
+const tokenOf = (sub) => `${Buffer.from('{"alg":"HS256"}').toString('base64url')}.${claims(sub)}.x`;
 
 test('ack() sends the last durable event that listeners received, once per turn', async (t) => {
   const { client, pass, last } = await startLive(t);
@@ -100,11 +101,10 @@ test('an ack is sent again after each welcome: the connection that accepted it m
 });
 
 test('a pending ack is sent before the client closes or the page unloads', async (t) => {
-  globalThis.window = new EventTarget();
-  t.after(() => delete globalThis.window);
+  const { fire } = page(t);
   const { client, last } = await startLive(t);
   client.ack(at(1));
-  window.dispatchEvent(new Event('visibilitychange'));
+  await fire('visibilitychange');
   assert.deepEqual(acks(last()), [at(1)]);
   const socket = last();
   client.ack(at(2));
@@ -143,22 +143,22 @@ test('the cursor moves after the listeners of an event have run, even if one of 
 });
 
 test('an event that arrives again while its listeners run is a duplicate', async (t) => {
-  const { client, heard, last } = await startLive(t);
-  client.on('event', () => heard.event.length < 5 && last().frame(event(1)));
+  const { client, received, last } = await startLive(t);
+  client.on('event', () => received.event.length < 5 && last().frame(event(1)));
   last().frame(event(1));
-  assert.deepEqual(heard.event, [1]);
+  assert.deepEqual(received.event, [1]);
 });
 
 test('a welcome without a cursor keeps the cursor, and is a gap after a resume', async (t) => {
-  const { client, heard, last } = await start(t, { cursor: at(4) });
+  const { client, received, last } = await start(t, { cursor: at(4) });
   last().welcome({ cursor: null });
   assert.equal(client.cursor, at(4));
-  assert.deepEqual(heard.gap, [{ since: at(4), cursor: at(4) }]);
+  assert.deepEqual(received.gap, [{ since: at(4), cursor: at(4) }]);
 });
 
 for (const [code, delay] of [[4102, 250], [4205, 500]]) {
   test(`a close with ${code} resumes from the cursor`, async (t) => {
-    const { client, heard, pass, last } = await startLive(t);
+    const { client, received, pass, last } = await startLive(t);
     last().frame(event(7));
     last().drop(code);
     assert.equal(client.state.retryInMs, delay);
@@ -168,7 +168,7 @@ for (const [code, delay] of [[4102, 250], [4205, 500]]) {
     await pass(1_000);
     assert.equal(asked(last()), at(7));
     last().welcome({ cursor: at(7), recovered: true });
-    assert.deepEqual(heard.gap, []);
+    assert.deepEqual(received.gap, []);
   });
 }
 
@@ -189,7 +189,7 @@ test('a device is named in the URL, and a name that the gateway would refuse is 
 });
 
 test('resume acked starts after the read position of the device, and continues from the cursor', async (t) => {
-  const { client, heard, pass, last } = await start(t, { resume: 'acked' });
+  const { client, received, pass, last } = await start(t, { resume: 'acked' });
   assert.equal(asked(last()), 'acked');
   last().drop(1006);
   await pass(250);
@@ -200,13 +200,13 @@ test('resume acked starts after the read position of the device, and continues f
   last().drop(1006);
   await pass(1_000);
   assert.equal(asked(last()), at(4));
-  assert.deepEqual(heard.gap, []);
+  assert.deepEqual(received.gap, []);
 });
 
 test('resume acked that is not recovered is a gap without a start', async (t) => {
-  const { client, heard, last } = await start(t, { resume: 'acked' });
+  const { client, received, last } = await start(t, { resume: 'acked' });
   last().welcome({ cursor: at(9) });
-  assert.deepEqual(heard.gap, [{ since: null, cursor: at(9) }]);
+  assert.deepEqual(received.gap, [{ since: null, cursor: at(9) }]);
   assert.equal(client.cursor, at(9));
   assert.throws(() => new Tidings('wss://h/ws', { token: () => null, resume: at(9) }), /options.resume/);
 });
@@ -223,7 +223,7 @@ test('the next page of the same user resumes from the stored cursor', async (t) 
   const next = await start(t, { storageKey: 'tidings', url: 'wss://gateway.test/ws?secret=1#x' });
   assert.equal(asked(next.last()), at(1));
   next.last().welcome({ cursor: at(1), recovered: true });
-  assert.deepEqual([next.heard.gap, next.client.cursor], [[], at(1)]);
+  assert.deepEqual([next.received.gap, next.client.cursor], [[], at(1)]);
   assert.equal(kept.size, 1);
   for (const other of [{ url: 'wss://gateway.test/other' }, { storageKey: 'mine' }, { token: () => tokenOf('43') }, {}]) {
     const { last } = await start(t, { storageKey: other.url || other.token ? 'tidings' : undefined, ...other });
@@ -244,10 +244,10 @@ test('a user id that is a number or contains non-ASCII letters finds its cursor'
 
 test('another user\'s cursor is not a gap for a page that received no event', async (t) => {
   const kept = browser(t, { [`${KEY} 42`]: at(4) });
-  const { client, heard, sockets, last } = await start(t, { storageKey: 'tidings' }); // Its token says 42.
+  const { client, received, sockets, last } = await start(t, { storageKey: 'tidings' }); // Its token says 42.
   assert.equal(asked(last()), at(4));
   last().welcome({ user: '43', cursor: at(9, 1, 'bb') });
-  assert.deepEqual([heard.gap, heard.welcome.length, sockets.length], [[], 1, 1]);
+  assert.deepEqual([received.gap, received.welcome.length, sockets.length], [[], 1, 1]);
   assert.equal(client.cursor, at(9, 1, 'bb'));
   last().frame(event(10, { id: at(10, 1, 'bb') }));
   assert.deepEqual(Object.fromEntries(kept), { [`${KEY} 42`]: at(4), [`${KEY} 43`]: at(10, 1, 'bb') });
@@ -256,7 +256,7 @@ test('another user\'s cursor is not a gap for a page that received no event', as
 for (const guessed of [undefined, '42']) {
   test(`a user known only from the welcome resumes from the right cursor, not ${guessed}'s`, async (t) => {
     const kept = browser(t, { [`${KEY} 42`]: at(4), [`${KEY} 43`]: at(9, 1, 'bb'), [`${KEY} undefined`]: at(1) });
-    const { client, heard, sockets, pass, last } = await start(t, {
+    const { client, received, sockets, pass, last } = await start(t, {
       storageKey: 'tidings', token: () => tokenOf(guessed),
     });
     assert.equal(asked(sockets[0]), guessed ? at(4) : null);
@@ -267,7 +267,7 @@ for (const guessed of [undefined, '42']) {
     assert.equal(asked(last()), at(9, 1, 'bb'));
     last().welcome({ user: '43', cursor: at(9, 1, 'bb'), recovered: true });
     last().frame(event(10, { id: at(10, 1, 'bb') }));
-    assert.deepEqual([heard.welcome.length, heard.notification, heard.gap, heard.error], [1, [10], [], []]);
+    assert.deepEqual([received.welcome.length, received.notification, received.gap, received.error], [1, [10], [], []]);
     assert.equal(client.cursor, at(10, 1, 'bb'));
     assert.equal(kept.get(`${KEY} 42`), at(4));
   });
@@ -288,20 +288,20 @@ test('a token callback that alternates between users is not called in a tight lo
 });
 
 test('a switch of user keeps no state of the other user', async (t) => {
-  const { client, heard, pass, last } = await startLive(t);
+  const { client, received, pass, last } = await startLive(t);
   last().frame(event(5));
   last().drop(1006);
   await pass(250);
   assert.equal(asked(last()), at(5));
   last().welcome({ user: '43', cursor: null });
-  assert.deepEqual([heard.gap, client.cursor], [[], null]);
+  assert.deepEqual([received.gap, client.cursor], [[], null]);
   client.ack();
   await pass(100);
   assert.deepEqual(acks(last()), []);
 });
 
 test('a switch of user with resume acked begins where that user has acked', async (t) => {
-  const { heard, pass, last } = await start(t, { resume: 'acked' });
+  const { received, pass, last } = await start(t, { resume: 'acked' });
   last().welcome({ cursor: at(1), recovered: true });
   await pass(5_000);
   last().drop(1006);
@@ -310,7 +310,7 @@ test('a switch of user with resume acked begins where that user has acked', asyn
   await pass(500); // backoff(1)
   assert.equal(asked(last()), 'acked');
   last().welcome({ user: '43', cursor: at(7, 1, 'bb'), recovered: true });
-  assert.deepEqual([heard.gap, heard.welcome.length], [[], 2]);
+  assert.deepEqual([received.gap, received.welcome.length], [[], 2]);
 });
 
 test('tabs that share a cursor never move it back', async (t) => {
@@ -331,10 +331,10 @@ test('tabs that share a cursor never move it back', async (t) => {
 
 test('an invalid stored cursor is sent, reported as a gap, and replaced', async (t) => {
   const kept = browser(t, { [`${KEY} 42`]: 'garbage' });
-  const { heard, last } = await start(t, { storageKey: 'tidings' });
+  const { received, last } = await start(t, { storageKey: 'tidings' });
   assert.equal(asked(last()), 'garbage');
   last().welcome({ cursor: at(3) });
-  assert.deepEqual(heard.gap, [{ since: 'garbage', cursor: at(3) }]);
+  assert.deepEqual(received.gap, [{ since: 'garbage', cursor: at(3) }]);
   assert.equal(kept.get(`${KEY} 42`), at(3));
 });
 
@@ -344,11 +344,11 @@ for (const part of ['get', 'set']) {
     browser(t, {}, (doing) => {
       if (doing === part) throw full;
     });
-    const { client, heard, pass, last } = await start(t, { storageKey: 'tidings' });
+    const { client, received, pass, last } = await start(t, { storageKey: 'tidings' });
     last().welcome({ cursor: at(0) });
     for (const number of [1, 2, 3]) last().frame(event(number));
-    assert.deepEqual(heard.error.map(({ code, cause }) => [code, cause]), [['storage_failed', full]]);
-    assert.deepEqual([heard.notification, client.cursor, client.state.name], [[1, 2, 3], at(3), 'live']);
+    assert.deepEqual(received.error.map(({ code, cause }) => [code, cause]), [['storage_failed', full]]);
+    assert.deepEqual([received.notification, client.cursor, client.state.name], [[1, 2, 3], at(3), 'live']);
     last().drop(1006);
     await pass(1_000);
     assert.equal(asked(last()), at(3));
@@ -358,9 +358,9 @@ for (const part of ['get', 'set']) {
 test('a browser that forbids its storage counts as failing storage', async (t) => {
   browser(t);
   Object.defineProperty(globalThis, 'localStorage', { get: () => { throw new Error('denied'); }, configurable: true });
-  const { heard, last } = await startLive(t, { storageKey: 'tidings' });
+  const { received, last } = await startLive(t, { storageKey: 'tidings' });
   last().frame(event(1));
-  assert.deepEqual(heard.error.map(({ cause }) => cause.message), ['denied']);
+  assert.deepEqual(received.error.map(({ cause }) => cause.message), ['denied']);
 });
 
 test('without a storage key nothing is stored, and a given cursor takes precedence over a stored one', async (t) => {

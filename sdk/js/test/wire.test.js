@@ -19,7 +19,7 @@ async function serve(t, options = {}) {
   await once(server, 'listening');
   const connect = (more) => {
     const url = `http://127.0.0.1:${server.address().port}/ws`;
-    const client = new Tidings(url, { token, WebSocket, random: () => 0, ...more });
+    const client = new Tidings(url, { token, WebSocket, random: () => 0, events: null, ...more });
     t.after(() => client.close());
     return client;
   };
