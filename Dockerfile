@@ -1,6 +1,8 @@
 FROM rust:1-bookworm AS build
 WORKDIR /src
 COPY . .
+# The commit that `tidings --version` names: git's folder is not copied.
+ARG SOURCE_COMMIT
 # The cache mount keeps compiled dependencies, so that a source change rebuilds only the sources.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,sharing=locked \
@@ -21,5 +23,7 @@ EXPOSE 8080 9090
 # Liveness only: without Redis, open connections are still served.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=10s --retries=3 \
     CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && read -r -t 2 line <&3 && [[ $line == 'HTTP/1.1 200 '* ]]"]
+# Starts the drain. `docker stop` kills the process 10 s later: longer than the default drain.window (8 s) takes.
+STOPSIGNAL SIGTERM
 ENTRYPOINT ["tidings"]
 CMD ["serve"]

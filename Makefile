@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run check test lint advisories structure schemathesis fmt demo bench bench-instructions bench-profile
+.PHONY: help run check test lint alerts manifests advisories structure schemathesis engines fmt demo bench bench-instructions bench-cost bench-dialects bench-inbox bench-subscribe bench-profile
 
 # The browser tests drive the binary that `cargo test` has just built.
 target_dir := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -17,10 +17,13 @@ check: ## the quick checks, without a browser or Redis: format, clippy, unit tes
 	cargo test --workspace --lib --bins
 	scripts/prose
 
-test: ## install missing dependencies, then run every test: Rust, SDK, browser
+test: ## install missing dependencies, then run every test: Rust, SDK, other clients, browser
 	scripts/setup
 	cargo test
-	cd client-demo && npm test
+	scripts/engines --one
+	cd sdk/js && npm test
+	GATEWAY_BIN=$(target_dir)/debug/tidings node --test tests/sdk-package/*.test.mjs
+	GATEWAY_BIN=$(target_dir)/debug/tidings node --test tests/clients/*.test.mjs
 	GATEWAY_BIN=$(target_dir)/debug/tidings node --test tests/browser/*.test.*js
 
 lint: ## format, clippy, docs and dependencies, warnings denied
@@ -28,6 +31,12 @@ lint: ## format, clippy, docs and dependencies, warnings denied
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo deny check bans licenses sources
+
+alerts: ## the alerts of deploy/prometheus and their test cases, and the queries of the dashboard; needs promtool
+	scripts/alerts
+
+manifests: ## deploy/kubernetes against the schemas of Kubernetes
+	scripts/manifests
 
 advisories: ## security advisories of the dependencies; skipped if the database cannot be fetched
 	scripts/advisories
@@ -37,6 +46,9 @@ structure: ## lines of the Rust code, lengths of its files and functions (ARGS=-
 
 schemathesis: ## valid and invalid requests to the admin listener, generated from docs/openapi.json
 	scripts/schemathesis
+
+engines: ## the tests that involve Redis on other versions and on Valkey, into docs/engines.md (ARGS=redis-6.2: on one)
+	scripts/engines $(ARGS)
 
 fmt: ## format the Rust sources
 	cargo fmt
@@ -49,6 +61,18 @@ bench: ## every benchmark, into docs/benchmarks (ARGS=--quick: a smoke test)
 
 bench-instructions: ## instruction counts of the hot path (ARGS=--check: fail where one grew by 5 %)
 	node bench/instructions.mjs $(ARGS)
+
+bench-cost: ## connections, messages and notifications beside an earlier build (ARGS="--before BINARY"; ARGS=--quick: a smoke test)
+	node bench/cost.mjs $(ARGS)
+
+bench-dialects: ## clients of socket.io and Server-Sent Events, against tidings.v1 and socket.io's own server (ARGS=--quick: a smoke test)
+	node bench/dialects.mjs $(ARGS)
+
+bench-inbox: ## pages, read positions, broadcasts and escalation, against what they are compared with (ARGS=--quick: a smoke test)
+	node bench/inbox.mjs $(ARGS)
+
+bench-subscribe: ## both modes of redis.subscribe: connects, and the CPU time of a fleet
+	node bench/subscribe.mjs $(ARGS)
 
 bench-profile: ## CPU profiles: flame graphs of handshakes and of unicast
 	node bench/profile.mjs

@@ -25,9 +25,7 @@ fn frames(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(data.len() as u64));
     group.bench_function("is_json", |bencher| bencher.iter(|| is_json(black_box(&data))));
     group.bench_function("encode", |bencher| {
-        bencher.iter(|| {
-            Encoded::new(Event { name: "notification", data: black_box(&data), cursor: None }).frame(Dialect::TidingsV1)
-        });
+        bencher.iter(|| Encoded::new(Event::ephemeral("notification", black_box(&data))).frame(Dialect::TidingsV1));
     });
     group.finish();
 }
@@ -43,7 +41,7 @@ fn lookups(criterion: &mut Criterion, registry: &Registry) {
 
 fn send_queue(criterion: &mut Criterion, handle: &ConnectionHandle) {
     let data = payload();
-    let frame = Encoded::new(Event { name: "notification", data: &data, cursor: None }).frame(Dialect::TidingsV1);
+    let frame = Encoded::new(Event::ephemeral("notification", &data)).frame(Dialect::TidingsV1);
     criterion.bench_function("send queue/push and write", |bencher| {
         bencher.iter(|| {
             assert_ne!(handle.queue.push(frame.clone(), None, &BOUND), Pushed::Closed);

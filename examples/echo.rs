@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tidings::internals::{AdmissionPermits, Connection, Context, Dialect, Socket};
@@ -41,17 +42,17 @@ pub(crate) async fn run(listener: TcpListener) -> Result<(), Box<dyn Error>> {
     let flags = RAISED.map(|(key, value)| ("--set".into(), key.into(), value.into())).to_vec();
     let gateway = Gateway::start(Config::load(Layers { dev: true, flags, ..Layers::default() })?)?;
     loop {
-        let (socket, _) = listener.accept().await?;
+        let (socket, client) = listener.accept().await?;
         let context = Arc::clone(tidings::internals::context(&gateway));
-        context.shutdown.clone().spawn_connection(serve(context, socket));
+        context.shutdown.clone().spawn_connection(serve(context, socket, client.ip()));
     }
 }
 
-async fn serve(context: Arc<Context>, mut socket: TcpStream) {
+async fn serve(context: Arc<Context>, mut socket: TcpStream, address: IpAddr) {
     // A test suite may disconnect during the handshake on purpose.
     if let Ok(early) = upgrade(&mut socket).await {
-        let socket = Socket::Plain(socket);
-        Connection::open(context, socket, early, Dialect::Plain, AdmissionPermits::default()).await.echo().await;
+        let (socket, permits) = (Socket::Plain(socket), AdmissionPermits::default());
+        Connection::open(context, socket, early, Dialect::Plain, address, permits).echo().await;
     }
 }
 

@@ -155,6 +155,8 @@ impl Subscriber {
                     self.cursor = frame["cursor"].as_str().map(str::to_owned);
                 }
             }
+            // Durable events follow by themselves.
+            "gap" => println!("gap: some ephemeral events may be missing; fetch the state from the backend"),
             "event" => {
                 println!("event {}: {}", frame["event"], frame["data"]);
                 // Only a durable event has an id.

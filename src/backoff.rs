@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// A connection that lasted this long counts as a success.
+const LASTING: Duration = Duration::from_secs(10);
+
 /// Delays drawn uniformly between zero and a ceiling that doubles with each attempt.
 #[derive(Debug)]
 pub struct Backoff {
@@ -27,6 +30,13 @@ impl Backoff {
         self.attempt = 0;
     }
 
+    /// Restarts at `base` if what was established lasted: a connection that is lost again at once is no success.
+    pub fn reset_if_lasting(&mut self, lasted: Duration) {
+        if lasted >= LASTING {
+            self.reset();
+        }
+    }
+
     fn ceiling(&self) -> Duration {
         let factor = 1_u32.checked_shl(self.attempt).unwrap_or(u32::MAX);
         self.base.saturating_mul(factor).min(self.cap)
@@ -48,7 +58,9 @@ mod tests {
         }
         assert_eq!(ceilings[..6], [100, 200, 400, 800, 1600, 2000]);
         assert_eq!(ceilings[39], 2000);
-        backoff.reset();
+        backoff.reset_if_lasting(LASTING / 2);
+        assert_eq!(backoff.ceiling(), cap);
+        backoff.reset_if_lasting(LASTING);
         assert_eq!(backoff.ceiling(), base);
     }
 

@@ -9,16 +9,20 @@ pub use crate::connection::{Connection, Context};
 pub use crate::delivery::{
     Backlog, ConnectionHandle, CredentialSlot, Driven, Pushed, Registration, Registry, SendQueue, Socket,
 };
+pub use crate::escalation::start_with_layout as start_escalation_with_layout;
 pub use crate::history::{
-    Acked, Acks, HistoryStore, MAX_DEVICES, Move, PageSize, Publication, Published, ReadFrom, ReadPosition, Reading,
+    Ack, Acked, Acks, HistoryStore, Layout, MAX_DEVICES, Move, NewestPage, PageSize, Publication, Published, ReadFrom,
+    ReadPosition, Reading, Retracted,
 };
+pub use crate::lease_watch::LeaseWatch;
 pub use crate::limits::{AdmissionPermits, Claim, RedisLimits};
-pub use crate::metrics::Metrics;
-pub use crate::outbox::start as start_outbox_relay;
-pub use crate::presence::{Batch, Ledger, PageCursor};
+pub use crate::metrics::{Format as MetricsFormat, Metrics};
+pub use crate::outbox::{start as start_outbox_relay, start_with_layout as start_outbox_relay_with_layout};
+pub use crate::presence::{Batch, Ledger, PageCursor, PresenceStore, run_reaper};
 pub use crate::protocol::{
-    ClientFrame, Command, ConnectionId, Cursor, Dialect, Encoded, Envelope, Event, FrameError, InstanceId,
-    MAX_JTI_BYTES, Revocation, Start, UserId, is_json, text_frame,
+    BadPageRequest, ClientFrame, Command, ConnectionId, Cursor, Dialect, Encoded, Envelope, Event, FrameError,
+    InstanceId, MAX_JTI_BYTES, MAX_PAGE_ENTRIES, Notice, PageRequest, Revocation, Start, Stored, UserId, is_json,
+    socketio, text_frame,
 };
 pub use crate::redis::resp;
 pub use crate::router::Router;

@@ -13,10 +13,12 @@ pub mod cli;
 mod config;
 mod connection;
 mod delivery;
+mod escalation;
 mod gateway;
 mod history;
 #[doc(hidden)]
 pub mod internals;
+mod lease_watch;
 mod limits;
 mod log;
 mod metrics;
@@ -25,6 +27,7 @@ mod presence;
 mod protocol;
 mod redis;
 mod revocation;
+mod roster;
 mod router;
 mod server;
 mod sessions;
@@ -33,3 +36,9 @@ mod shutdown;
 pub use backplane::BackplaneError;
 pub use config::{Config, ConfigError, Layers, TlsError};
 pub use gateway::{Gateway, StartError};
+
+/// The version of this crate.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit that it was built from, abbreviated; `unknown` if neither git nor `SOURCE_COMMIT` named it to the build.
+pub const COMMIT: &str = env!("BUILD_COMMIT");

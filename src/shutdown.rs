@@ -81,35 +81,51 @@ impl Shutdown {
 pub enum Signal {
     /// SIGTERM or SIGINT.
     Stop,
-    /// SIGHUP: reload the TLS certificate.
+    /// SIGHUP: reload the configuration.
     Reload,
 }
 
-/// Handlers of SIGTERM, SIGINT and SIGHUP; signals are queued from [`Signals::install`] on.
+/// Handlers of SIGTERM and SIGINT; signals are queued from [`Stops::install`] on.
 #[derive(Debug)]
-pub struct Signals {
+pub struct Stops {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stops {
+    pub fn install() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    pub async fn next(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        info!(signal = name, "signal received");
+    }
+}
+
+/// As [`Stops`], and the handler of SIGHUP.
+#[derive(Debug)]
+pub struct Signals {
+    /// They may be awaited alone: a SIGHUP remains queued meanwhile.
+    pub stops: Stops,
     hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
     pub fn install() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+        Ok(Self { stops: Stops::install()?, hangup: signal(SignalKind::hangup())? })
     }
 
     pub async fn next(&mut self) -> Signal {
-        let (name, signal) = tokio::select! {
-            _ = self.terminate.recv() => ("SIGTERM", Signal::Stop),
-            _ = self.interrupt.recv() => ("SIGINT", Signal::Stop),
-            _ = self.hangup.recv() => ("SIGHUP", Signal::Reload),
-        };
-        info!(signal = name, "signal received");
-        signal
+        tokio::select! {
+            () = self.stops.next() => return Signal::Stop,
+            _ = self.hangup.recv() => {}
+        }
+        info!(signal = "SIGHUP", "signal received");
+        Signal::Reload
     }
 }
 

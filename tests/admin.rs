@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Client, Gateway, Options, RedisServer, eventually, refused};
+use crate::support::{Client, Gateway, Options, RedisServer, eventually, http, refused, within};
 
 const NOTIFY: &str = "/v1/users/42/notifications";
 
@@ -74,6 +74,39 @@ async fn a_request_that_is_none_is_400_and_reaches_nobody() {
     }
     gateway.post(gateway.admin, NOTIFY, r#"{"data":"right"}"#).await;
     assert_eq!(client.event().await, "right");
+}
+
+#[tokio::test]
+async fn the_error_for_an_unknown_or_missing_field_names_exactly_what_the_path_accepts() {
+    let gateway = Gateway::dev().await;
+    let message = async |path: &str, body: &str| {
+        let answer = gateway.ask_admin("POST", path, &[], body).await;
+        assert_eq!(answer.error(), (400, "bad_request".to_owned()), "{path} {body}");
+        answer.json()["error"]["message"].as_str().unwrap().to_owned()
+    };
+    for (path, body, accepted) in [
+        (
+            NOTIFY,
+            r#"{"data":1,"users":["42"]}"#,
+            "unknown field `users`, expected one of `data`, `event`, `durable`, `ttl_s`, `collapse`, `escalate_s`",
+        ),
+        (
+            NOTIFY,
+            r#"{"data":1,"evnt":"x"}"#,
+            "unknown field `evnt`, expected one of `data`, `event`, `durable`, `ttl_s`, `collapse`, `escalate_s`",
+        ),
+        (NOTIFY, "{}", "missing field `data`"),
+        (
+            "/v1/notifications",
+            r#"{"data":1,"user":"42"}"#,
+            "unknown field `user`, expected one of `users`, `data`, `event`, `durable`, `ttl_s`, `collapse`, `escalate_s`",
+        ),
+        ("/v1/notifications", r#"{"data":1}"#, "missing field `users`"),
+        ("/v1/notifications", r#"{"users":["42"]}"#, "missing field `data`"),
+    ] {
+        let message = message(path, body).await;
+        assert!(message.starts_with(&format!("{accepted} at line 1")), "{path} {body}: {message}");
+    }
 }
 
 #[tokio::test]
@@ -168,16 +201,18 @@ async fn metrics_are_prometheus_text_and_each_says_what_it_counts() {
     for line in answer.body.lines().filter(|line| !line.starts_with('#')) {
         let (name, value) = line.rsplit_once(' ').expect("a name and a value");
         let name = name.split('{').next().unwrap();
-        assert!(name.starts_with("tidings_"), "{line}");
+        let histogram = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+        let name = histogram.filter(|name| has(format!("# TYPE {name} histogram"))).unwrap_or(name);
+        assert!(name.starts_with("tidings_") || name.starts_with("process_"), "{line}");
         assert!(value.parse::<f64>().is_ok(), "{line}");
         assert!(has(format!("# HELP {name} ")) && has(format!("# TYPE {name} ")), "{line}");
-        assert!(!line.contains("42"), "no user is named: {line}");
+        assert!(!line.contains("\"42\""), "no user is named: {line}");
     }
     for (name, value) in [
         ("tidings_connections", 1.0),
         ("tidings_users", 1.0),
         ("tidings_connections_opened_total", 1.0),
-        ("tidings_handshakes_refused_total{status=\"401\"}", 1.0),
+        ("tidings_refusals_total{code=\"bad_token\"}", 1.0),
         ("tidings_published_total", 1.0),
         ("tidings_deliveries_total", before + 1.0),
     ] {
@@ -243,4 +278,26 @@ async fn what_is_not_there_is_an_error_in_json_too() {
     }
     assert_eq!(gateway.ask_public("POST", "/healthz", &[], "").await.error().0, 405);
     assert_eq!(gateway.ask_public("GET", "/nowhere", &[], "").await.error().0, 404);
+}
+
+#[tokio::test]
+async fn the_admin_page_needs_no_key_and_allows_no_foreign_code() {
+    let gateway = Options::dev().set("admin.api_key", "the-admin-key").start().await;
+    let get =
+        async |path: &str| within(path, http().get(format!("http://{}{path}", gateway.admin)).send()).await.unwrap();
+    for (path, kind) in
+        [("/ui/", "text/html"), ("/ui", "text/html"), ("/ui/app.js", "text/javascript"), ("/ui/style.css", "text/css")]
+    {
+        let answer = get(path).await;
+        let header = |name: &str| answer.headers()[name].to_str().unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        assert!(header("content-type").starts_with(kind), "{path}");
+        assert_eq!(header("x-content-type-options"), "nosniff", "{path}");
+        let policy = header("content-security-policy");
+        for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "form-action 'none'"] {
+            assert!(policy.contains(part) && !policy.contains("unsafe") && !policy.contains('*'), "{path}: {policy}");
+        }
+    }
+    assert_eq!(get("/ui/..%2F..%2FCargo.toml").await.status(), 404);
+    assert_eq!(get("/ui/nothing.js").await.status(), 404);
 }

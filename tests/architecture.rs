@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 /// Bottom up; a module may import from earlier rows only.
 const LAYERS: [&[&str]; 9] = [
-    &["protocol", "config", "metrics", "shutdown", "backoff"],
+    &["protocol", "config", "metrics", "shutdown", "backoff", "lease_watch"],
     &["log"],
     &["redis", "auth", "delivery"],
     &["backplane"],
-    &["history", "presence", "limits", "revocation", "sessions"],
-    &["outbox"],
+    &["history", "presence", "limits", "revocation", "roster", "sessions"],
+    &["outbox", "escalation"],
     &["router", "connection"],
     &["server"],
     // The root of the crate: the public interface, and the one for tests.

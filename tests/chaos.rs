@@ -1,6 +1,8 @@
 //! Thousands of connections on three instances and one Redis, all of which fail in every known way. Afterwards, within
 //! the delays of the contract, presence contains exactly the connected users.
 //!
+//! The same holds where a Cluster has the presence, whose node is replaced by its replica.
+//!
 //! `CHAOS_SEED` repeats a run (as far as a real network allows), `CHAOS_SECONDS` sets its length.
 //!
 //! The subscriber to `presence` in this test does what docs/presence.md requires: it applies every event. After it lost
@@ -26,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Gateway, Light, Options, RedisServer, eventually_within};
+use crate::support::{Cluster, Gateway, Light, Options, RedisServer, eventually, eventually_within};
 
 const SLOTS: usize = 3;
 const USERS: usize = 2_000;
@@ -145,8 +147,16 @@ async fn connect(world: &World, user: &str, rng: &mut Rng) -> Light {
     loop {
         let address = world.instances.lock()[rng.usize(0..SLOTS)];
         if let Some(address) = address {
+            let connecting = async {
+                // Clients of each dialect.
+                match rng.u8(0..4) {
+                    0 => Light::socketio(address, user).await,
+                    1 => Light::connect_stream(address, user).await,
+                    _ => Light::connect(address, user).await,
+                }
+            };
             // One that is stopped takes connections, but does not answer.
-            if let Ok(Ok(light)) = timeout(Duration::from_secs(3), Light::connect(address, user)).await {
+            if let Ok(Ok(light)) = timeout(Duration::from_secs(3), connecting).await {
                 return light;
             }
         }
@@ -199,7 +209,7 @@ impl Crowd {
 }
 
 /// Receives every event, and subscribes again whenever its subscription is lost.
-async fn subscriber(world: Arc<World>, redis_url: String) {
+async fn subscriber(world: Arc<World>, redis_url: String, members: impl AsyncFn() -> Option<BTreeSet<String>>) {
     let client = redis::Client::open(redis_url).unwrap();
     let mut first = true;
     loop {
@@ -227,11 +237,70 @@ async fn subscriber(world: Arc<World>, redis_url: String) {
                     world.fold.lock().hear(&event, repeats_allowed);
                 }
                 () = sleep_until(exact_at), if unsure => {
-                    let Ok(mut connection) = client.get_multiplexed_async_connection().await else { break };
-                    let members = redis::cmd("SMEMBERS").arg("online_users").query_async(&mut connection).await;
-                    let Ok(members) = members else { break };
+                    let Some(members) = members().await else { break };
                     world.fold.lock().base = Some(members);
                 }
+            }
+        }
+    }
+}
+
+/// What has the presence.
+enum Servers {
+    One(Box<RedisServer>),
+    Cluster {
+        cluster: Cluster,
+        /// The master that has it.
+        owner: usize,
+    },
+}
+
+impl Servers {
+    async fn cluster() -> Self {
+        let cluster = Cluster::start().await;
+        let owner = cluster.owner_of("online_users").await;
+        Self::Cluster { cluster, owner }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Self::One(redis) => redis.url(),
+            Self::Cluster { cluster, .. } => cluster.url(),
+        }
+    }
+
+    /// The server that has the presence now.
+    fn node(&self) -> &RedisServer {
+        match self {
+            Self::One(redis) => redis,
+            Self::Cluster { cluster, owner } => cluster.node(*owner),
+        }
+    }
+
+    /// Where all events are received: in a cluster, at a node that is never killed.
+    async fn heard_at(&self) -> String {
+        match self {
+            Self::One(redis) => redis.url(),
+            Self::Cluster { cluster, owner } => cluster.node(cluster.replica_of((owner + 1) % 3).await).url(),
+        }
+    }
+
+    /// Killed, and back after a while: with nothing, or in a cluster as a replica of the one that has taken over.
+    async fn restart(&mut self, pause: Duration) {
+        match self {
+            Self::One(redis) => {
+                redis.kill().await;
+                sleep(pause).await;
+                redis.restart().await;
+            }
+            Self::Cluster { cluster, owner } => {
+                let heir = cluster.replica_of(*owner).await;
+                cluster.kill(*owner).await;
+                cluster.promoted(heir).await;
+                sleep(pause).await;
+                cluster.restart(*owner).await;
+                cluster.settled().await;
+                *owner = heir;
             }
         }
     }
@@ -241,14 +310,13 @@ async fn subscriber(world: Arc<World>, redis_url: String) {
 struct Chaos {
     world: Arc<World>,
     rng: Rng,
-    redis: RedisServer,
+    redis: Servers,
     instances: Vec<Gateway>,
     done: BTreeMap<&'static str, usize>,
 }
 
 impl Chaos {
-    async fn start(world: Arc<World>, rng: Rng) -> Self {
-        let redis = RedisServer::start().await;
+    async fn start(world: Arc<World>, redis: Servers, rng: Rng) -> Self {
         let mut chaos = Self { world, rng, redis, instances: Vec::new(), done: BTreeMap::new() };
         for slot in 0..SLOTS {
             let gateway = chaos.another().await;
@@ -259,7 +327,8 @@ impl Chaos {
     }
 
     async fn another(&self) -> Gateway {
-        let options = Options::redis(&self.redis).set("presence.lease", "2s").set("presence.offline_delay", "300ms");
+        let options =
+            Options::redis_at(&self.redis.url()).set("presence.lease", "2s").set("presence.offline_delay", "300ms");
         options.set("server.heartbeat", "4s").start().await
     }
 
@@ -325,30 +394,38 @@ impl Chaos {
         }
     }
 
+    async fn all_dead_reaped(&self) {
+        eventually("the dead are reaped", async || {
+            let listed: u64 = self.redis.node().command(&["ZCARD", "{online_users}:instances"]).await;
+            listed == SLOTS as u64
+        })
+        .await;
+    }
+
     async fn loss(&mut self, restart: bool) {
         self.world.losses.lock().push(now_ms());
         if restart {
             self.did("redis restarted");
-            self.redis.kill().await;
-            sleep(up_to(&mut self.rng, 2_000)).await;
-            self.redis.restart().await;
+            let pause = up_to(&mut self.rng, 2_000);
+            self.redis.restart(pause).await;
             self.world.losses.lock().push(now_ms());
         } else {
             self.did("redis flushed");
-            self.redis.command::<()>(&["FLUSHALL"]).await;
+            self.redis.node().command::<()>(&["FLUSHALL"]).await;
         }
     }
 
     /// Instances fail, then Redis does, and so on, but not both together: see the top.
-    async fn reign(&mut self, length: Duration) {
+    async fn reign(&mut self, length: Duration, rounds: u32) {
         let end = Instant::now() + length;
-        let mut restart = self.rng.bool();
-        for round in 0_u32.. {
-            if round >= 2 && Instant::now() >= end {
+        // In a cluster, another takes over first.
+        let mut restart = matches!(self.redis, Servers::Cluster { .. }) || self.rng.bool();
+        for round in 0.. {
+            if round >= rounds && Instant::now() >= end {
                 break;
             }
             self.trouble(Instant::now() + Duration::from_secs(6)).await;
-            sleep(REAPED).await;
+            self.all_dead_reaped().await;
             self.loss(restart).await;
             sleep(RETURNED + Duration::from_secs(1)).await;
             restart = !restart;
@@ -397,7 +474,7 @@ async fn keys_agree(redis: &RedisServer) -> bool {
 /// Gives how many users are on how many connections.
 async fn all_is_true(world: &World, chaos: &Chaos) -> (usize, u64) {
     let limit = REAPED.max(OFFLINE_DELAY + Duration::from_secs(1)) + RETURNED;
-    eventually_within(Duration::from_secs(20), "clients are connected or gone", async || {
+    eventually_within(Duration::from_secs(60), "clients are connected or gone", async || {
         world.connecting.load(Ordering::SeqCst) == 0
     })
     .await;
@@ -407,14 +484,14 @@ async fn all_is_true(world: &World, chaos: &Chaos) -> (usize, u64) {
     let deadline = Instant::now() + limit;
     let left = || deadline.saturating_duration_since(Instant::now());
     eventually_within(left(), "SMEMBERS is who is connected", async || {
-        chaos.redis.online().await.into_iter().collect::<BTreeSet<_>>() == online
+        chaos.redis.node().online().await.into_iter().collect::<BTreeSet<_>>() == online
     })
     .await;
     eventually_within(left(), "the events give the connected users", async || {
         world.fold.lock().online().as_ref() == Some(&online)
     })
     .await;
-    eventually_within(left(), "the keys are consistent", async || keys_agree(&chaos.redis).await).await;
+    eventually_within(left(), "the keys are consistent", async || keys_agree(chaos.redis.node()).await).await;
     for gateway in &chaos.instances {
         eventually_within(left(), "the numbers of connections are those of the clients", async || {
             connections(gateway).await == truth
@@ -429,15 +506,38 @@ async fn all_is_true(world: &World, chaos: &Chaos) -> (usize, u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn presence_is_exact_again_after_chaos() {
+    run(Servers::One(Box::new(RedisServer::start().await)), 30, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn presence_is_exact_again_after_chaos_in_a_cluster() {
+    run(Servers::cluster().await, 0, 1).await;
+}
+
+/// For so many seconds and so many rounds at least.
+#[allow(clippy::print_stdout, reason = "what repeats a run, and what came of it")]
+async fn run(redis: Servers, seconds: u64, rounds: u32) {
     let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
     let seed = number("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let length = Duration::from_secs(number("CHAOS_SECONDS").unwrap_or(30));
+    let length = Duration::from_secs(number("CHAOS_SECONDS").unwrap_or(seconds));
     println!("CHAOS_SEED={seed} CHAOS_SECONDS={}", length.as_secs());
     let mut rng = Rng::with_seed(seed);
     let world = Arc::new(World::default());
-    let mut chaos = Chaos::start(Arc::clone(&world), rng.fork()).await;
+    let mut chaos = Chaos::start(Arc::clone(&world), redis, rng.fork()).await;
     let mut listening = JoinSet::new();
-    listening.spawn(subscriber(Arc::clone(&world), chaos.redis.url()));
+    let heard_at = chaos.redis.heard_at().await;
+    if let Servers::Cluster { cluster, .. } = &chaos.redis {
+        let follower = cluster.client();
+        let members = async move || follower.attempt(&["SMEMBERS", "online_users"]).await.ok();
+        listening.spawn(subscriber(Arc::clone(&world), heard_at, members));
+    } else {
+        let client = redis::Client::open(heard_at.as_str()).unwrap();
+        let members = async move || {
+            let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+            redis::cmd("SMEMBERS").arg("online_users").query_async(&mut connection).await.ok()
+        };
+        listening.spawn(subscriber(Arc::clone(&world), heard_at, members));
+    }
     let subscribed = async || world.fold.lock().base.is_some();
     eventually_within(Duration::from_secs(20), "a subscription", subscribed).await;
 
@@ -446,7 +546,7 @@ async fn presence_is_exact_again_after_chaos() {
     for user in 0..CONNECTIONS {
         crowd.open(format!("u{}", user % USERS));
     }
-    tokio::join!(crowd.live(), chaos.reign(length));
+    tokio::join!(crowd.live(), chaos.reign(length, rounds));
     println!("{:?}, {} tabs opened", chaos.done, crowd.opened);
 
     let (users, connections) = all_is_true(&world, &chaos).await;

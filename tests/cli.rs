@@ -1,5 +1,7 @@
 //! The command line: each command's effect, output and exit code; and that no command prints a secret.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -10,8 +12,8 @@ use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{
-    Authority, Client, Gateway, Options, RedisServer, SECRET, command, eventually, handshake, now, output, refused,
-    sign_with, token, within,
+    Authority, Client, Gateway, Options, RedisServer, SECRET, command, eventually, handshake, lone_node, now, output,
+    refused, sign_with, token, within,
 };
 
 const SECRET_VARIABLE: (&str, &str) = ("TIDINGS_AUTH__HMAC_SECRET", SECRET);
@@ -19,14 +21,14 @@ const SECRET_VARIABLE: (&str, &str) = ("TIDINGS_AUTH__HMAC_SECRET", SECRET);
 /// A secret that must never be printed, wherever it is given.
 const HIDDEN: &str = "hunter2";
 
-struct Done {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub struct Done {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 /// Runs a command that ends by itself.
-async fn run(args: &[&str], env: &[(&str, &str)]) -> Done {
+pub async fn run(args: &[&str], env: &[(&str, &str)]) -> Done {
     let mut command = command(args);
     command.envs(env.iter().copied()).stdin(Stdio::null());
     let Output { status, stdout, stderr } = output(command).await;
@@ -87,6 +89,18 @@ async fn a_wrong_command_line_exits_with_2() {
 }
 
 #[tokio::test]
+async fn the_version_names_the_commit_that_was_built() {
+    let done = run(&["--version"], &[]).await;
+    let expected = format!("tidings {} ({})\n", env!("CARGO_PKG_VERSION"), tidings::COMMIT);
+    assert_eq!((done.code, done.stdout), (0, expected));
+    if std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".git").exists() {
+        let mut git = tokio::process::Command::new("git");
+        git.args(["rev-parse", "--verify", "--quiet", &format!("{}^{{commit}}", tidings::COMMIT)]);
+        assert!(output(git).await.status.success(), "{} is not a commit", tidings::COMMIT);
+    }
+}
+
+#[tokio::test]
 async fn without_a_way_to_verify_a_token_nothing_starts_and_the_keys_that_would_do_are_named() {
     for args in [&["serve"][..], &["check-config"], &["token", "42"]] {
         is_refused(args, &[], &["auth.hmac_secret", "auth.hmac_secret_file"]).await;
@@ -112,7 +126,7 @@ async fn what_is_unknown_or_wrong_is_refused_by_name_before_any_socket_is_opened
         (&[], ("TIDINGS_", "x"), &["TIDINGS_"]),
         (&[], ("TIDINGS_SERVER__HEARTBEAT", "5"), &["server.heartbeat", "\"5\"", "12s"]),
         (&[], ("TIDINGS_AUTH__QUERY_TOKEN", "yes"), &["auth.query_token", "yes", "true or false"]),
-        (&[], ("TIDINGS_REDIS__URL", "http://127.0.0.1"), &["redis.url", "http://127.0.0.1", "redis://"]),
+        (&[], ("TIDINGS_REDIS__URL", "http://127.0.0.1"), &["redis.url", "not such a URL", "redis://"]),
         (&["--set", "send_queue.slow_client=wait"], ("", ""), &["send_queue.slow_client", "wait", "drop_oldest"]),
         (&["--set", "outbox.max_bytes=1"], ("", ""), &["--set", "did you mean send_queue.max_bytes"]),
         (&[], ("TIDINGS_OUTBOX__MAX_BYTES", "1"), &["TIDINGS_OUTBOX__MAX_BYTES", "did you mean send_queue.max_bytes"]),
@@ -163,7 +177,9 @@ async fn a_file_that_a_key_names_is_looked_for_before_any_socket_is_opened() {
             let args = [&[command, "--set", &setting][..], &flags].concat();
             let env = [SECRET_VARIABLE];
             let env = if key.starts_with("auth") { &[][..] } else { &env };
-            is_refused(&args, env, &[key, "/does/not/exist"]).await;
+            // Of the file of a secret, only the key: the secret itself may have been given instead.
+            let shown = if key == "redis.ca_file" { "/does/not/exist" } else { "No such file" };
+            is_refused(&args, env, &[key, shown, "--set"][..if key == "redis.ca_file" { 2 } else { 3 }]).await;
         }
     }
 }
@@ -229,20 +245,257 @@ async fn a_refusal_shows_no_secret() {
 
 #[tokio::test]
 async fn the_password_of_an_admin_listener_does_not_show() {
-    for url in ["ftp://ops:hunter2@127.0.0.1", "ops:hunter2@127.0.0.1", "https://ops:hunter2@127.0.0.1:port"] {
-        is_refused(&["publish", "42", "{}", "--admin", url], &[SECRET_VARIABLE], &["--admin", "@127.0.0.1"]).await;
+    for url in [
+        "ftp://ops:hunter2@127.0.0.1",
+        "ops:hunter2@127.0.0.1",
+        "https://ops:hunter2@127.0.0.1:port",
+        "ftp://127.0.0.1/hunter2",
+        "http://h,password=hunter2",
+    ] {
+        is_refused(&["publish", "42", "{}", "--admin", url], &[SECRET_VARIABLE], &["--admin", "http://127.0.0.1:9090"])
+            .await;
     }
     let gateway = Gateway::dev().await;
     let url = format!("http://ops:{HIDDEN}@{}", gateway.admin);
     let done = run(&["publish", "42", "{}", "--admin", &url], &[]).await;
     assert_eq!(done.code, 0, "{}", done.stderr);
-    assert!(done.stdout.contains(&format!("http://ops:***@{}", gateway.admin)), "{}", done.stdout);
+    assert!(done.stdout.contains(&format!("http://{}/", gateway.admin)), "{}", done.stdout);
 }
 
 #[tokio::test]
 async fn the_password_of_a_url_without_a_scheme_does_not_show_either() {
     for url in ["app:hunter2@127.0.0.1:6379", "redis:/app:hunter2@127.0.0.1:6379", "redis:app:hunter2@127.0.0.1"] {
         is_refused(&["check-config", "--redis-url", url], &[SECRET_VARIABLE], &["redis.url"]).await;
+    }
+}
+
+#[tokio::test]
+async fn of_a_url_that_cannot_be_used_nothing_shows_that_may_be_a_secret_wherever_it_is_given() {
+    let dir = TempDir::new().unwrap();
+    let redis = [
+        "h:6380,password=hunter2,ssl=True",
+        "redis://h/0?password=hunter2",
+        "redis://h/0#hunter2",
+        "rediss://h/0#insecure-hunter2",
+        "redis://app:63/hunter2@127.0.0.1",
+        "redis://app:63?hunter2@127.0.0.1",
+        "redis://app:63#hunter2@127.0.0.1",
+        "unix:///run/redis.sock?password=hunter2",
+        "redis+hunter2://127.0.0.1?",
+        "redis://h:6379/0,password=hunter2",
+        "redis://h:6379/password=hunter2",
+        "redis://h:6379/0;hunter2",
+        "redis://h,password=hunter2",
+        "redis://h&password=hunter2",
+        "redis://password=hunter2",
+        "redis://h%2Chunter2:6379",
+        "rediss://[::1,hunter2]",
+        "foo://h/hunter2",
+        "redis+sentinel://app:hunter2@h1:26379,h2:26379",
+        "redis+sentinel://app:hunter2@h1,app:hunter2@h2/mymaster",
+        "rediss+sentinel://app:hunter2@h1,,h2/mymaster",
+        "redis+sentinel://h1/mymaster,password=hunter2",
+        "redis+sentinel://app:63/hunter2@h1/mymaster",
+        "redis+cluster://hunter2@h1:6379",
+        "redis+cluster://app:hunter2@h1:6379,h2:6379/1",
+        "rediss+cluster://h1:6379?password=hunter2",
+        "redis-cluster://app:hunter2@h1:6379",
+        "hunter2",
+    ];
+    let jwks = [
+        "issuer.example/keys?key=hunter2",
+        "http://issuer.example/keys?key=hunter2",
+        "https://issuer.example/keys?key=k#hunter2",
+        "https://issuer.example:port/?key=hunter2",
+        "ftp://issuer.example/keys?key=hunter2",
+        "ftp://issuer.example/hunter2",
+        "https://issuer.example,key=hunter2",
+        "https://key=hunter2/keys",
+        "https://issuer.example&hunter2/keys",
+        "hunter2",
+    ];
+    let cases = redis.map(|url| ("redis.url", url)).into_iter().chain(jwks.map(|url| ("auth.jwks_url", url)));
+    for (key, url) in cases {
+        let (section, name) = key.split_once('.').unwrap();
+        let file = write(&dir, "tidings.toml", &format!("[{section}]\n{name} = {url:?}\n"));
+        let (setting, variable) =
+            (format!("{key}={url}"), format!("TIDINGS_{}", key.replace('.', "__").to_uppercase()));
+        is_refused(&["check-config", "--config", &file], &[SECRET_VARIABLE], &[key, "tidings.toml"]).await;
+        is_refused(&["serve", "--set", &setting], &[SECRET_VARIABLE], &[key, "--set"]).await;
+        is_refused(&["check-config"], &[SECRET_VARIABLE, (&variable, url)], &[key, &variable]).await;
+        if key == "redis.url" {
+            let file = write(&dir, "url", url);
+            is_refused(&["publish", "42", "{}", "--redis-url", url], &[SECRET_VARIABLE], &[key]).await;
+            is_refused(&["check-config"], &[SECRET_VARIABLE, ("TIDINGS_REDIS__URL_FILE", &file)], &[key, &file]).await;
+        }
+    }
+    for (url, part) in [("redis://h/0?password=hunter2", "query"), ("rediss://h/0#insecure", "fragment")] {
+        is_refused(&["check-config", "--redis-url", url], &[SECRET_VARIABLE], &["redis.url", part]).await;
+    }
+    let keys = ("TIDINGS_AUTH__JWKS_URL", "https://issuer.example/keys?key=hunter2");
+    let (config, text) = checked(&[], &[keys]).await;
+    assert_eq!(config["auth"]["jwks_url"].as_str(), Some("https://issuer.example/keys"));
+    assert!(!text.contains(HIDDEN), "{text}");
+}
+
+#[tokio::test]
+async fn of_the_url_of_sentinels_or_of_a_cluster_only_scheme_hosts_ports_and_path_show() {
+    for (given, shown) in [
+        ("redis+sentinel://app:hunter2@h1,h2:5000/mymaster/1", "redis+sentinel://h1:26379,h2:5000/mymaster/1"),
+        ("rediss+cluster://:hunter2@h1,[::1]:7000", "rediss+cluster://h1:6379,[::1]:7000"),
+    ] {
+        let (config, text) = checked(&["--redis-url", given], &[SECRET_VARIABLE]).await;
+        assert_eq!(config["redis"]["url"].as_str(), Some(shown));
+        assert!(!text.contains(HIDDEN), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_password_in_the_path_of_a_usable_url_does_not_show() {
+    let socket = ("TIDINGS_REDIS__URL", "unix:///run/redis.sock,password=hunter2");
+    let keys = ("TIDINGS_AUTH__JWKS_URL", "https://issuer.example/keys;key=hunter2");
+    let (_, text) = checked(&[], &[SECRET_VARIABLE, socket, keys]).await;
+    assert!(text.contains("https://issuer.example/***") && !text.contains(HIDDEN), "{text}");
+}
+
+#[tokio::test]
+async fn a_secret_given_for_another_key_does_not_show() {
+    let pem = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n";
+    let (url, options) = ("redis://:hunter2@h", "h:6380,password=hunter2,ssl=True");
+    for (key, given) in [
+        ("server.tls_key_file", pem),
+        ("server.tls_key_file", "-----BEGIN PRIVATE KEY----- hunter2"),
+        ("server.tls_cert_file", pem),
+        ("redis.key_file", pem),
+        ("redis.cert_file", url),
+        ("redis.ca_file", url),
+        ("redis.ca_file", pem),
+        ("auth.public_key_file", pem),
+        ("auth.jwks_ca_file", url),
+        ("auth.hmac_secret_file", HIDDEN),
+        ("auth.hmac_secret_file", pem),
+        ("auth.session_secret_file", HIDDEN),
+        ("admin.api_key_file", HIDDEN),
+        ("admin.api_keys.billing_file", HIDDEN),
+        ("redis.url_file", url),
+        ("redis.url_file", "redis://hunter2"),
+        ("server.listen", options),
+        ("server.listen", pem),
+        ("server.listen", "redis://app:hunter2"),
+        ("presence.lease", url),
+        ("log.level", options),
+        ("server.allowed_origins", "https://app:hunter2/x"),
+    ] {
+        let other = match key {
+            "server.tls_key_file" => "server.tls_cert_file=/dev/null",
+            "server.tls_cert_file" => "server.tls_key_file=/dev/null",
+            "redis.key_file" => "redis.cert_file=/dev/null",
+            "redis.cert_file" => "redis.key_file=/dev/null",
+            _ => "log.format=text",
+        };
+        let variable = format!("TIDINGS_{}", key.replace('.', "__").to_uppercase());
+        let env = [SECRET_VARIABLE, (&variable, given)];
+        let env = if key.starts_with("auth.hmac") { &env[1..] } else { &env[..] };
+        is_refused(&["check-config", "--set", other], env, &[key]).await;
+    }
+    for flag in ["--config", "--ready-file"] {
+        let path = format!("/does/not/exist/{url}");
+        let done =
+            run(&["serve", "--dev", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", flag, &path], &[]).await;
+        assert!(done.code != 0 && done.stderr.contains(flag) && !done.stderr.contains(HIDDEN), "{}", done.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_secret_among_the_arguments_or_in_place_of_a_key_does_not_show() {
+    let url = "redis://:hunter2@h";
+    let (set, assigned, misspelt) = (format!("{url}?x=1"), format!("--redis-ulr={url}"), format!("--{url}"));
+    for (args, named) in [
+        (&["serve", url][..], "unexpected argument"),
+        (&["check-config", "--set", "redis.url", url], "unexpected argument"),
+        (&["check-config", "--set", "auth.hmac_secret", HIDDEN], "unexpected argument"),
+        (&["check-config", &assigned], "--redis-ulr"),
+        (&["check-config", &misspelt], "unexpected argument"),
+        (&["publish", "42", "{}", url], "unexpected argument"),
+        (&["token", "42", "--ttl", url], "--ttl"),
+        (&["load", "--users", url], "--users"),
+        (&[url], "unrecognized subcommand"),
+        (&["check-config", "--set", &set], "--set"),
+    ] {
+        is_refused(args, &[], &[named]).await;
+    }
+    let dir = TempDir::new().unwrap();
+    let file = write(&dir, "tidings.toml", &format!("[redis]\n\"{url}\" = 1\n"));
+    is_refused(&["check-config", "--config", &file], &[SECRET_VARIABLE], &["unknown key ***", "tidings.toml"]).await;
+    let variable = format!("TIDINGS_{url}");
+    is_refused(&["check-config"], &[SECRET_VARIABLE, (&variable, "1")], &["unknown key ***"]).await;
+    // What cannot be a secret is named.
+    is_refused(&["serve", "surplus"], &[], &["surplus"]).await;
+    is_refused(&["serve", "--nonsense"], &[], &["--nonsense"]).await;
+}
+
+#[tokio::test]
+async fn a_variable_names_the_configuration_file_unless_a_flag_does() {
+    let dir = TempDir::new().unwrap();
+    let [first, second] = ["20s", "30s"].map(|lease| {
+        let text = format!("[presence]\nlease = \"{lease}\"\n");
+        write(&dir, lease, &text)
+    });
+    let named = ("TIDINGS_CONFIG", &*first);
+    for (args, lease) in [(&[][..], "20s"), (&["--config", &second], "30s")] {
+        let (config, _) = checked(args, &[SECRET_VARIABLE, named]).await;
+        assert_eq!(config["presence"]["lease"].as_str(), Some(lease));
+    }
+    for missing in ["/does/not/exist.toml", ""] {
+        is_refused(&["serve"], &[SECRET_VARIABLE, ("TIDINGS_CONFIG", missing)], &["TIDINGS_CONFIG", missing]).await;
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_key_or_variable_is_refused_with_the_nearest_known_name() {
+    for (name, meant) in [
+        ("TIDINGS_SERVER__LISTN", "did you mean server.listen (TIDINGS_SERVER__LISTEN)"),
+        ("TIDINGS_REDIS_URL", "did you mean redis.url (TIDINGS_REDIS__URL)"),
+        ("TIDINGS_LOG_LEVEL", "did you mean log.level (TIDINGS_LOG__LEVEL)"),
+        ("TIDINGS_HMAC_SECRET_FILE", "did you mean auth.hmac_secret_file (TIDINGS_AUTH__HMAC_SECRET_FILE)"),
+        ("TIDINGS_CONFIGS", "did you mean TIDINGS_CONFIG"),
+        ("TIDINGS_CONFIGURATION", "known keys are"),
+    ] {
+        is_refused(&["check-config"], &[SECRET_VARIABLE, (name, "x")], &[name, meant]).await;
+    }
+    is_refused(&["check-config", "--set", "presence.laese=1s"], &[SECRET_VARIABLE], &["did you mean presence.lease"])
+        .await;
+    is_refused(&["check-config", "--set", "hunter2@redis.url=x"], &[SECRET_VARIABLE], &["unknown key ***"]).await;
+}
+
+#[tokio::test]
+async fn a_variable_that_is_not_utf8_is_refused_by_name_and_its_value_does_not_show() {
+    let latin1 = |text: &str| OsString::from_vec([text.as_bytes(), b"\xe9"].concat());
+    for (name, value) in [
+        ("TIDINGS_AUTH__HMAC_SECRET".into(), latin1(HIDDEN)),
+        ("TIDINGS_LOG__FORMAT".into(), latin1("text")),
+        (latin1("TIDINGS_LOG__FORMAT"), "text".into()),
+    ] {
+        let mut command = command(&["check-config"]);
+        command.envs([SECRET_VARIABLE]).env(&name, &value).stdin(Stdio::null());
+        let Output { status, stderr, .. } = output(command).await;
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(2), "{name:?}: {stderr}");
+        assert!(stderr.contains(&*name.to_string_lossy()) && stderr.contains("UTF-8"), "{stderr}");
+        assert!(!stderr.contains(HIDDEN), "{stderr}");
+    }
+    // A variable of another program is ignored.
+    let mut command = command(&["check-config"]);
+    command.envs([SECRET_VARIABLE]).env("OTHER", latin1("x")).stdin(Stdio::null());
+    assert!(output(command).await.status.success());
+}
+
+#[tokio::test]
+async fn a_host_may_be_any_name_or_address() {
+    for host in ["redis", "redis_1", "Redis-0.redis.svc.cluster.local.", "127.0.0.1", "[2001:db8::1]"] {
+        let url = format!("redis://app:hunter2@{host}:6379/1");
+        let (config, _) = checked(&[], &[SECRET_VARIABLE, ("TIDINGS_REDIS__URL", &url)]).await;
+        assert_eq!(config["redis"]["url"].as_str(), Some(&*format!("redis://{host}:6379/1")));
     }
 }
 
@@ -276,7 +529,8 @@ async fn what_cannot_be_done_exits_with_1() {
     for (args, named) in [
         (&["serve", "--dev", "--listen", &*taken, "--admin-listen", "127.0.0.1:0"][..], &*taken),
         (&["serve", "--dev", "--listen", "127.0.0.1:0", "--admin-listen", &taken], &taken),
-        (&["publish", "42", "{}", "--redis-url", &redis], "Redis"),
+        (&["publish", "42", "{}", "--redis-url", &redis], &closed),
+        (&["publish", "42", "{}", "--durable", "--redis-url", &redis], &closed),
         (&["publish", "42", "{}", "--admin", &admin], &admin),
         (&["publish", "42", "{}", "--admin", &admin_with_password], &closed),
         (&["publish", "42", "{}", "--admin", &guarded], "401"),
@@ -351,12 +605,12 @@ async fn check_config_prints_everything_with_secrets_masked() {
     let (config, text) = checked(&[], &env).await;
     assert!(!text.contains(HIDDEN), "{text}");
     let url = config["redis"]["url"].as_str().unwrap();
-    assert!(url.starts_with("rediss://app:") && url.ends_with("@redis.example:6380/3"), "{url}");
+    assert_eq!(url, "rediss://redis.example:6380/3");
     for (section, key) in [("auth", "hmac_secret"), ("auth", "previous_hmac_secret"), ("admin", "api_key")] {
         assert!(config[section].as_table().unwrap().contains_key(key), "{section}.{key} is shown as given: {text}");
     }
     assert!(text.contains("billing"), "{text}");
-    let defaults = [("presence", "lease", "10s"), ("drain", "window", "10s"), ("redis", "prefix", "tidings:")];
+    let defaults = [("presence", "lease", "10s"), ("drain", "window", "8s"), ("redis", "prefix", "tidings:")];
     for (section, key, value) in defaults {
         assert_eq!(config[section][key].as_str(), Some(value), "{section}.{key}");
     }
@@ -389,7 +643,12 @@ async fn a_secret_may_come_from_a_file_beside_its_key() {
     let bearer = [("Authorization", "Bearer the key of the file")];
     assert_eq!(gateway.ask_admin("GET", "/v1/info", &bearer, "").await.status, 200);
     assert_eq!(gateway.ask_admin("GET", "/v1/info", &[], "").await.status, 401);
-    is_refused(&["check-config", "--set", "auth.hmac_secret_file=/does/not/exist"], &[], &["/does/not/exist"]).await;
+    is_refused(
+        &["check-config", "--set", "auth.hmac_secret_file=/does/not/exist"],
+        &[],
+        &["auth.hmac_secret_file", "--set"],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -517,6 +776,24 @@ async fn publish_durable_stores_byte_for_byte_and_prints_the_id() {
 }
 
 #[tokio::test]
+async fn publish_with_a_collapse_key_replaces_the_earlier_notification() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let [url, admin] = [redis.url(), format!("http://{}", gateway.admin)];
+    for (data, way, to) in [("1", "--redis-url", &url), ("2", "--admin", &admin), ("3", "--redis-url", &url)] {
+        let done = run(&["publish", "42", data, "--durable", "--collapse", "chat \"7\"", way, to], &[]).await;
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        let listed = gateway.listed("42", 10).await;
+        assert_eq!(listed.iter().map(|listed| listed.data.as_str()).collect::<Vec<_>>(), [data]);
+    }
+    let long = "k".repeat(129);
+    for wrong in [&["--collapse", "k"][..], &["--durable", "--collapse", ""], &["--durable", "--collapse", &long]] {
+        let done = run(&[&["publish", "42", "1", "--redis-url", &url], wrong].concat(), &[]).await;
+        assert_eq!(done.code, 2, "{wrong:?}: {}", done.stderr);
+    }
+}
+
+#[tokio::test]
 async fn publish_without_redis_finds_the_configured_admin_listener() {
     let gateway = Gateway::dev().await;
     let mut client = Client::connect(&gateway, "42").await;
@@ -611,6 +888,15 @@ async fn a_development_instance_says_where_its_page_is_and_signs_anybody_in() {
     let other = Options::dev().without_secret().start().await;
     let foreign = refused(other.public, &format!("/ws?token={token}"), &[]).await;
     assert_eq!(foreign.status, 401, "each has a secret of its own");
+}
+
+#[tokio::test]
+async fn the_demo_page_publishes_on_the_configured_channel() {
+    for channel in ["user:", "notify/"] {
+        let gateway = Options::dev().set("redis.user_channel", channel).start().await;
+        let terminal = gateway.ask_public("GET", "/demo/terminal", &[], "").await.json();
+        assert_eq!(terminal["channel"], channel);
+    }
 }
 
 #[tokio::test]
@@ -723,11 +1009,10 @@ async fn every_key_is_in_the_documentation_with_the_default_it_has() {
     let page = include_str!("../docs/configuration.md");
     let refused = run(&["check-config"], &[("TIDINGS_NONSENSE", "1")]).await;
     let (_, keys) = refused.stderr.split_once("known keys are ").unwrap();
-    let keys: Vec<&str> = keys
-        .trim()
-        .split(", ")
-        .filter(|key| !key.ends_with("_file") || ["ca_", "tls_", "public_"].iter().any(|kind| key.contains(kind)))
-        .collect();
+    let known: Vec<&str> = keys.trim().split(", ").collect();
+    // The page says once that each secret may be in a file.
+    let is_in_file = |key: &str| key.strip_suffix("_file").is_some_and(|secret| known.contains(&secret));
+    let keys: Vec<&str> = known.iter().copied().filter(|key| !is_in_file(key)).collect();
     assert!(keys.len() > 25, "{keys:?}");
     for key in &keys {
         assert!(page.contains(&format!("`{key}`")), "{key} is not documented");
@@ -743,5 +1028,18 @@ async fn every_key_is_in_the_documentation_with_the_default_it_has() {
             let default = value.to_string().trim_matches('"').replace("***", "none").replace("[]", "empty");
             assert!(line.contains(&default), "{key} is {default}: {line}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_mode_is_not_that_of_the_url_is_refused_before_a_listener_is_bound() {
+    let node = lone_node().await;
+    let server = RedisServer::start().await;
+    let cluster = format!("redis+cluster://127.0.0.1:{}", server.port());
+    // The listeners' ports are taken: binding them would exit 1.
+    let (_taken, address) = closed_port();
+    for (url, named) in [(node.url(), "is a node of a cluster"), (cluster, "is no node of a cluster")] {
+        let args = ["serve", "--listen", &address, "--admin-listen", "127.0.0.1:0", "--redis-url", &url];
+        is_refused(&args, &[SECRET_VARIABLE], &["redis.url", named, "redis+cluster://"]).await;
     }
 }

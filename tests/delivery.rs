@@ -191,6 +191,22 @@ async fn a_flood_of_bad_messages_is_logged_at_a_bounded_rate() {
 }
 
 #[tokio::test]
+async fn the_line_of_a_dropped_message_names_the_channel_of_its_user() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).set("limits.max_payload_bytes", "100").start().await;
+    let _client = Client::connect(&gateway, "42").await;
+    for (payload, reason) in [("no JSON".to_owned(), "json"), (format!("\"{}\"", "x".repeat(5_000)), "size")] {
+        let named = format!("message dropped reason=\"{reason}\" channel=\"user:42\"");
+        // At most one line a second.
+        eventually(reason, async || {
+            redis.publish("42", &payload).await;
+            gateway.log().contains(&named)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_published_right_after_the_welcome_arrives() {
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis).set("presence.offline_delay", "0ms").start().await;

@@ -211,7 +211,8 @@ async fn a_subscriber_of_its_own_sees_the_stamp_in_front_of_what_is_stored_or_na
     let (status, _) = gateway.post(gateway.admin, path, r#"{"data":{"n":1},"event":"order \"paid\""}"#).await;
     assert_eq!((status, next().await), (202, r#"~"order \"paid\"" {"n":1}"#.to_owned()));
     let id = gateway.store("42", json!({"n": 2})).await;
-    assert_eq!(next().await, format!(r#"~1 {id} "notification" {{"n":2}}"#));
+    let term: String = redis.command(&["HGET", "tidings:history", "term"]).await;
+    assert_eq!(next().await, format!(r#"~1@{term} {id} "notification" {{"n":2}}"#));
 }
 
 #[tokio::test]
@@ -255,7 +256,7 @@ async fn the_commands_of_the_page_on_delivery_do_what_it_says() {
         let block = block.replace("127.0.0.1:9090", &gateway.admin.to_string());
         block.replace("127.0.0.1:8080", &gateway.public.to_string())
     };
-    let [publish, _serve, connect, store, position] = blocks("sh").try_into().unwrap();
+    let [publish, take_back, broadcast, _serve, connect, store, position] = blocks("sh").try_into().unwrap();
     run("sh", &["-ec", &here(publish)]).await;
     eventually("all three are stored", async || gateway.listed("42", 100).await.len() == 3).await;
     let events = gateway.listed("42", 100).await.into_iter().map(|one| one.event).collect::<Vec<_>>();
@@ -281,6 +282,16 @@ async fn the_commands_of_the_page_on_delivery_do_what_it_says() {
     assert_eq!((&first["text"], &second["text"]), (&json!("while you were away"), &json!("this too")));
     client.send(&json!({"type": "ack", "id": id}).to_string()).await;
     eventually("it is acked", async || run("sh", &["-ec", &here(position)]).await.contains(&id)).await;
+
+    run("sh", &["-ec", &here(broadcast)]).await;
+    let (first, second) = (client.frame().await, client.frame().await);
+    assert_eq!((&first["event"], &second["event"]), (&json!("notification"), &json!("sale")), "{first} {second}");
+    let publish = format!("{} publish --admin http://{}", env!("CARGO_BIN_EXE_tidings"), gateway.admin);
+    let script = format!("ID={id}\n{}", here(take_back).replace("tidings publish", &publish));
+    run("sh", &["-ec", &script]).await;
+    assert_eq!(client.frame().await, json!({"type": "retracted", "id": id}));
+    assert_eq!(client.frame().await, json!({"type": "retracted", "all": true}));
+    assert_eq!(client.stored_event().await.1, json!({"unread": 3}));
 }
 
 #[tokio::test]
@@ -289,12 +300,18 @@ async fn a_backend_takes_the_data_out_of_what_it_hears_as_the_page_says() {
         (r#"{"text":"hello"}"#, r#"{"text":"hello"}"#),
         (r#"~"paid" {"order":7}"#, r#"{"order":7}"#),
         (r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#, r#"{"order":7}"#),
+        (r#"~12@?0a1b a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#, r#"{"order":7}"#),
         (r#"~1 a1b2c3d4e5f60718-1-1 "a \"b\" 1 c" "~x \"y\" z""#, r#""~x \"y\" z""#),
+        (r#"~13 a1b2c3d4e5f60718-1795000000123-18 ="a \"b\" c" "paid" {"order":7}"#, r#"{"order":7}"#),
         (r#"~"12 x " 5"#, "5"),
+        (r#"~"paid","00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01" "5""#, r#""5""#),
     ];
-    let (heard, data): (Vec<&str>, Vec<&str>) = messages.into_iter().unzip();
+    let (mut heard, data): (Vec<&str>, Vec<&str>) = messages.into_iter().unzip();
+    let mut data: Vec<Option<String>> = data.into_iter().map(|data| Some(data.to_owned())).collect();
+    heard.push(r#"~!{"retracted":"a1b2c3d4e5f60718-1795000000123-17"}"#);
+    data.push(None);
     let javascript = format!("{}\nconsole.log(JSON.stringify({}.map(dataOf)))", blocks("js")[0], json!(heard));
-    let taken: Vec<String> = serde_json::from_str(&run("node", &["-e", &javascript]).await).unwrap();
+    let taken: Vec<Option<String>> = serde_json::from_str(&run("node", &["-e", &javascript]).await).unwrap();
     assert_eq!(taken, data);
     let python = format!(
         "{}\nimport sys\nprint(json.dumps([data_of(message) for message in json.loads(sys.argv[1])]))",
@@ -305,7 +322,7 @@ async fn a_backend_takes_the_data_out_of_what_it_hears_as_the_page_says() {
         println!("no python3: the Python of the page was not run");
         return;
     }
-    let taken: Vec<String> =
+    let taken: Vec<Option<String>> =
         serde_json::from_str(&run("python3", &["-c", &python, &json!(heard).to_string()]).await).unwrap();
     assert_eq!(taken, data, "in Python");
 }

@@ -32,6 +32,13 @@ async fn still_lives(gateway: &Gateway, client: &mut Client) {
     }
 }
 
+/// Asserts the remaining lifetime in a frame: this many seconds when the token was signed, a moment ago.
+fn assert_lifetime(frame: &Value, seconds: u64) {
+    let remaining = frame["expires_in_ms"].as_u64().unwrap_or_else(|| panic!("no lifetime: {frame}"));
+    let since_signed = (seconds * 1_000).checked_sub(remaining).unwrap_or_else(|| panic!("too long: {frame}"));
+    assert!(since_signed < 30_000, "{frame}");
+}
+
 async fn refresh(client: &mut Client, token: &str) -> Value {
     client.send(&json!({"type": "auth", "token": token}).to_string()).await;
     client.frame().await
@@ -47,9 +54,11 @@ async fn the_welcome_comes_first_and_has_exactly_the_promised_fields() {
     assert_ne!(other["connection"], connection, "each connection has an id of its own");
     let cursor = &welcome["cursor"];
     assert!(cursor.is_string(), "{welcome}");
+    assert_lifetime(&welcome, 3_600);
     let expected = json!({
         "type": "welcome", "connection": connection, "user": "42", "instance": gateway.instance,
-        "cursor": cursor, "recovered": false, "unread": 0, "heartbeat_ms": 7_000,
+        "cursor": cursor, "recovered": false, "unread": 0, "expires_in_ms": welcome["expires_in_ms"],
+        "heartbeat_ms": 7_000,
     });
     assert_eq!(welcome, expected);
 }
@@ -90,12 +99,39 @@ async fn text_that_is_no_known_frame_is_answered_by_an_error_and_the_connection_
 }
 
 #[tokio::test]
+async fn a_field_of_the_wrong_type_gets_an_error_4000_and_the_connection_lives_on() {
+    let gateway = Gateway::dev().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    for value in ["5", "1.5", "null", "true", "[]", "{}", r#"["a"]"#, r#"{"a":1}"#] {
+        for (frame, named) in [
+            (format!(r#"{{"type":"auth","token":{value}}}"#), r#""token""#),
+            (format!(r#"{{"token":{value},"type":"auth"}}"#), r#""token""#),
+            (format!(r#"{{"type":"ack","id":{value}}}"#), r#""id""#),
+            (format!(r#"{{"type":"hello","token":{value}}}"#), r#""token""#),
+            (format!(r#"{{"type":"hello","token":"t","resume":{value}}}"#), "already authenticated"),
+            (format!(r#"{{"type":{value},"token":"t"}}"#), r#""type""#),
+        ] {
+            client.send(&frame).await;
+            let error = client.frame().await;
+            assert_eq!((&error["type"], &error["code"]), (&"error".into(), &4000.into()), "{frame}: {error}");
+            assert!(error["message"].as_str().is_some_and(|message| message.contains(named)), "{frame}: {error}");
+        }
+    }
+    client.send(r#"{"type":"auth","token":"a","token":5}"#).await;
+    assert_eq!(client.frame().await["code"], 4000, "which of the two?");
+    still_lives(&gateway, &mut client).await;
+}
+
+#[tokio::test]
 async fn a_fresh_token_of_the_same_user_is_taken_and_a_refused_one_says_why() {
     let gateway = Gateway::dev().await;
     let mut client = Client::connect(&gateway, "42").await;
     let expires = now() + 7_200;
     let fresh = sign(&json!({"sub": "42", "exp": expires}));
-    assert_eq!(refresh(&mut client, &fresh).await, json!({"type": "authenticated", "expires": expires}));
+    let authenticated = refresh(&mut client, &fresh).await;
+    assert_lifetime(&authenticated, 7_200);
+    let remaining = &authenticated["expires_in_ms"];
+    assert_eq!(authenticated, json!({"type": "authenticated", "expires": expires, "expires_in_ms": remaining}));
     let integer = sign(&json!({"sub": 42, "exp": expires}));
     assert_eq!(refresh(&mut client, &integer).await["type"], "authenticated", "42 is \"42\"");
 
@@ -116,7 +152,7 @@ async fn a_fresh_token_of_the_same_user_is_taken_and_a_refused_one_says_why() {
 #[tokio::test]
 async fn a_connection_ends_with_its_token_unless_it_is_refreshed() {
     let gateway = Options::dev().set("auth.leeway", "0s").start().await;
-    let exp = now() + 3;
+    let exp = now() + 5;
     let ends = |at: u64| sign(&json!({"sub": "42", "exp": at}));
     let (mut ending, _) = Client::connect_with_token(&gateway, &ends(exp)).await;
     let (mut refused, _) = Client::connect_with_token(&gateway, &ends(exp)).await;
@@ -140,7 +176,8 @@ async fn a_connection_ends_with_its_token_unless_it_is_refreshed() {
 async fn a_connection_lives_through_the_leeway_of_its_token() {
     let gateway = Options::dev().set("auth.leeway", "3s").start().await;
     let exp = now() - 1;
-    let (mut client, _) = Client::connect_with_token(&gateway, &sign(&json!({"sub": "42", "exp": exp}))).await;
+    let (mut client, welcome) = Client::connect_with_token(&gateway, &sign(&json!({"sub": "42", "exp": exp}))).await;
+    assert_eq!(welcome["expires_in_ms"], 0, "the leeway is not part of the lifetime");
     assert_eq!(client.close_code().await, 4010);
     let late = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64() - exp as f64;
     assert!((3.0..8.0).contains(&late), "closed {late} s after exp with a leeway of 3 s");

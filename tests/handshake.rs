@@ -117,7 +117,7 @@ fn bad_tokens() -> Vec<String> {
         format!("{signed}."),
         signed.to_owned(),
         format!("{good}x"),
-        "no token".to_owned(),
+        "no jwt".to_owned(),
         String::new(),
     ];
     claims.iter().map(sign).chain(other).collect()
@@ -449,7 +449,7 @@ async fn the_public_listener_has_neither_admin_paths_nor_unasked_a_demo() {
 
 #[tokio::test]
 async fn a_slow_handshake_is_cut_at_its_timeout() {
-    let gateway = Options::dev().set("server.handshake_timeout", "500ms").start().await;
+    let gateway = Options::dev().set("server.handshake_timeout", "2s").start().await;
     let mut dripping = TcpStream::connect(gateway.public).await.unwrap();
     let (mut reader, mut writer) = dripping.split();
     writer.write_all(b"GET /ws HTTP/1.1\r\nHost: x\r\nX-Slow: ").await.unwrap();

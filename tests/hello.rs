@@ -40,6 +40,9 @@ async fn a_refused_hello_is_closed_with_the_code_that_says_why() {
         (Message::text(r#"{"type":"pong"}"#), 4012),
         (Message::text(json!({"type": "auth", "token": token("42")}).to_string()), 4012),
         (Message::text(r#"{"type":"shout"}"#), 4012),
+        (Message::text(r#"{"type":"hello","token":5}"#), 4012),
+        (Message::text(r#"{"type":"hello","token":null}"#), 4012),
+        (Message::text(json!({"type": "hello", "token": token("42"), "device": 5}).to_string()), 4012),
         (Message::text("[]"), 4012),
         (Message::text("hello"), 4012),
         (Message::text(""), 4012),
@@ -96,7 +99,7 @@ async fn a_token_in_the_handshake_leaves_nothing_to_say_hello_for() {
 
 #[tokio::test]
 async fn a_raw_client_says_hello_too_and_its_errors_are_close_codes() {
-    let gateway = Options::dev().set("server.hello_timeout", "1s").start().await;
+    let gateway = Options::dev().set("server.hello_timeout", "4s").start().await;
     let mut client = handshake(gateway.public, "/ws?format=raw", &[]).await.expect("admitted");
     client.send(&hello(&token("42"))).await;
     gateway.connections(1).await;

@@ -152,7 +152,7 @@ async fn after_redis_lost_everything_an_earlier_place_is_gone() {
 #[tokio::test]
 async fn what_is_older_than_history_ttl_is_gone() {
     let redis = RedisServer::start().await;
-    for gateway in each(&redis, &[("history.ttl", "1s")]).await {
+    for gateway in each(&redis, &[("history.ttl", "3s")]).await {
         publish(&gateway, "42", ["1", "2"].map(str::to_owned)).await;
         let (all, _) = gateway.page("42", "").await;
         let first = &all[0].id;

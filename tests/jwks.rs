@@ -186,7 +186,7 @@ async fn without_any_set_a_token_is_not_called_bad_but_sent_to_try_again() {
     let answer = refused(gateway.public, "/ws", &[("Authorization", &bearer)]).await;
     assert_eq!((answer.status, answer.code.as_str()), (503, "keys_unavailable"));
     assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
-    assert_eq!(gateway.metric("tidings_handshakes_refused_total{status=\"503\"}").await, 1.0);
+    assert_eq!(gateway.metric("tidings_refusals_total{code=\"keys_unavailable\"}").await, 1.0);
 
     let mut client = Client::anonymous(&gateway).await;
     client.send(&json!({"type": "hello", "token": issuer.token("42")}).to_string()).await;
@@ -284,6 +284,35 @@ async fn a_set_over_https_is_had_only_from_whom_the_system_trusts() {
 }
 
 #[tokio::test]
+async fn a_set_over_https_is_had_from_the_configured_authority_too_and_a_distrusted_one_names_the_key() {
+    let (authority, stranger, issuer) = (Authority::new(), Authority::new(), Issuer::new("ES256"));
+    let server = KeyServer::start_tls(Publishes::Keys(key_set(&[&issuer])), &authority).await;
+    let trusting = |authority: &Authority| on(&server).set("auth.jwks_ca_file", authority.ca_file().to_str().unwrap());
+    let gateway = trusting(&authority).start().await;
+    assert!(let_in(&gateway, &issuer.token("42")).await);
+    // In addition to the system's.
+    let both = trusting(&stranger).env("SSL_CERT_FILE", authority.ca_file().to_str().unwrap()).start().await;
+    assert!(let_in(&both, &issuer.token("42")).await);
+    for gateway in [trusting(&stranger).start().await, on(&server).start().await] {
+        eventually("the failure is counted", async || refreshes(&gateway, "unreachable").await >= 1.0).await;
+        assert!(gateway.log().contains("set auth.jwks_ca_file"), "{}", gateway.log());
+    }
+}
+
+#[tokio::test]
+async fn a_key_server_without_encryption_is_warned_of_at_every_start_and_its_query_not_shown() {
+    let url = "http://issuer.invalid/keys?key=hunter2-of-jwks";
+    let options = || Options::bare().without_secret().arg("--dev").set("auth.jwks_url", url).set("log.level", "trace");
+    for _ in 0..2 {
+        let gateway = options().set("auth.jwks_allow_http", "true").start().await;
+        eventually("the failure is counted", async || refreshes(&gateway, "unreachable").await >= 1.0).await;
+        let log = gateway.log();
+        assert!(log.lines().any(|line| line.contains("WARN") && line.contains("auth.jwks_allow_http")), "{log}");
+        assert!(!log.contains("hunter2-of-jwks"), "{log}");
+    }
+}
+
+#[tokio::test]
 async fn a_set_has_at_most_32_keys_and_one_without_any_lets_nobody_in() {
     let mut issuers: Vec<Issuer> = (0..33).map(|_| Issuer::new("EdDSA")).collect();
     let last = issuers.pop().unwrap();
@@ -296,4 +325,18 @@ async fn a_set_has_at_most_32_keys_and_one_without_any_lets_nobody_in() {
     assert!(!let_in(&gateway, &last.named("new").token("42")).await);
     assert!(!let_in(&gateway, &issuers[0].token("42")).await);
     assert!(gateway.log().contains("no key that verifies"), "{}", gateway.log());
+}
+
+#[tokio::test]
+async fn a_private_key_that_a_set_publishes_is_warned_of_by_its_name() {
+    let (good, leaked) = (Issuer::new("EdDSA").named("good"), Issuer::new("EdDSA").named("leaked"));
+    let mut keys = [&good, &leaked].map(Issuer::jwk);
+    keys[1]["d"] = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A".into();
+    let server = KeyServer::start(Publishes::Keys(json!({"keys": keys}).to_string())).await;
+    let gateway = on(&server).start().await;
+    assert!(let_in(&gateway, &leaked.token("42")).await, "the issuer decides which keys are good");
+    let log = gateway.log();
+    let warning = log.lines().find(|line| line.contains("private key")).unwrap_or_else(|| panic!("no warning: {log}"));
+    assert!(warning.contains("WARN") && warning.contains("leaked") && !warning.contains("good"), "{warning}");
+    assert!(!log.contains("nWGxne"), "the key itself is not shown: {log}");
 }

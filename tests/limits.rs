@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use serde_json::json;
 use tidings::internals::{Backplane, Claim, InstanceId, Metrics, RedisLimits, UserId};
 use tidings::{Config, Layers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
     Client, Gateway, Options, PATIENCE, Proxy, RedisServer, Refused, Way, Whose, eventually, eventually_within,
@@ -17,6 +19,7 @@ use crate::support::{
 
 const LEASE: Duration = Duration::from_secs(2);
 const SECOND: Duration = Duration::from_secs(1);
+const HOLDERS: &str = "{tidings:slots}:leases";
 
 async fn connect_from(gateway: &Gateway, user: &str, headers: &[(&str, &str)]) -> Result<Client, Refused> {
     let bearer = format!("Bearer {}", token(user));
@@ -72,7 +75,7 @@ async fn over_capacity_is_503_until_somebody_leaves() {
     let (first, _second) = (Client::connect(&gateway, "1").await, Client::anonymous(&gateway).await);
     assert_refused(connect(&gateway, "3").await, 503, "max_connections");
     assert_eq!(limited(&gateway, "max_connections").await, 1.0);
-    assert_eq!(gateway.metric("tidings_handshakes_refused_total{status=\"503\"}").await, 1.0);
+    assert_eq!(gateway.metric("tidings_refusals_total{code=\"max_connections\"}").await, 1.0);
     first.close().await;
     connect_within(3 * SECOND, &gateway, "3").await;
 }
@@ -130,15 +133,15 @@ async fn a_client_s_own_word_on_its_address_is_nothing() {
 async fn a_user_has_so_many_connections_on_all_instances_together() {
     let redis = RedisServer::start().await;
     let [one, other] = &two(&redis, 3).await;
-    let first = Client::connect(one, "42").await;
-    let _more = [Client::connect(one, "42").await, Client::connect(other, "42").await];
+    let first = Client::connect(one, "42").await.answering();
+    let _more = [Client::connect(one, "42").await.answering(), Client::connect(other, "42").await.answering()];
     for gateway in [one, other] {
         assert_refused(connect(gateway, "42").await, 429, "max_connections_per_user");
         assert_eq!(limited(gateway, "max_connections_per_user").await, 1.0);
     }
     let _another = Client::connect(one, "43").await;
-    first.close().await;
-    let _fourth = connect_within(3 * SECOND, other, "42").await;
+    drop(first);
+    let _fourth = connect_within(3 * SECOND, other, "42").await.answering();
     assert_refused(connect(one, "42").await, 429, "max_connections_per_user");
 }
 
@@ -146,7 +149,7 @@ async fn a_user_has_so_many_connections_on_all_instances_together() {
 async fn one_too_many_with_a_hello_is_closed_with_4004() {
     let redis = RedisServer::start().await;
     let [one, other] = &two(&redis, 1).await;
-    let _first = Client::connect(one, "42").await;
+    let _first = Client::connect(one, "42").await.answering();
     for gateway in [one, other] {
         let mut late = Client::anonymous(gateway).await;
         late.send(&format!(r#"{{"type":"hello","token":"{}"}}"#, token("42"))).await;
@@ -173,7 +176,8 @@ async fn a_race_on_two_instances_has_no_more_winners_than_slots() {
     let fleet = two(&redis, 5).await;
     for round in 0..5 {
         let user = format!("user {round}");
-        let racers = join_all((0..20).map(|n| connect(&fleet[n % 2], &user))).await;
+        let race = async |n: usize| connect(&fleet[n % 2], &user).await.map(Client::answering);
+        let racers = join_all((0..20).map(race)).await;
         let winners = racers.iter().filter(|racer| racer.is_ok()).count();
         assert_eq!(winners, 5, "round {round}");
     }
@@ -183,11 +187,99 @@ async fn a_race_on_two_instances_has_no_more_winners_than_slots() {
 async fn a_killed_instance_s_slots_are_free_when_its_lease_has_ended() {
     let redis = RedisServer::start().await;
     let [mut doomed, other] = two(&redis, 2).await;
-    let _gone = [Client::connect(&doomed, "42").await, Client::connect(&doomed, "42").await];
+    let _gone = [Client::connect(&doomed, "42").await.answering(), Client::connect(&doomed, "42").await.answering()];
     assert_refused(connect(&other, "42").await, 429, "max_connections_per_user");
     doomed.kill().await;
-    let _first = connect_within(LEASE + 2 * SECOND, &other, "42").await;
-    let _second = connect_within(SECOND, &other, "42").await;
+    let _first = connect_within(LEASE + 2 * SECOND, &other, "42").await.answering();
+    let _second = connect_within(SECOND, &other, "42").await.answering();
+    assert_refused(connect(&other, "42").await, 429, "max_connections_per_user");
+}
+
+#[tokio::test]
+async fn a_user_whose_other_connection_may_be_to_a_dead_instance_is_asked_to_retry() {
+    let redis = RedisServer::start().await;
+    let start = || per_user(Options::redis(&redis), 1).set("presence.lease", "1h").start();
+    let [mut doomed, other]: [Gateway; 2] = tokio::join!(start(), start()).into();
+    let hello = async || {
+        let mut client = handshake(other.public, "/ws", &[]).await.unwrap();
+        client.send(&json!({"type": "hello", "token": token("42")}).to_string()).await;
+        client.close_code().await
+    };
+    let _gone = Client::connect(&doomed, "42").await.answering();
+    assert_eq!(hello().await, 4004);
+    doomed.kill().await;
+    assert_eq!(hello().await, 4101);
+    assert_refused(connect(&other, "42").await, 429, "max_connections_per_user");
+}
+
+#[tokio::test]
+async fn a_killed_instance_s_slots_are_free_in_time_though_redis_s_clock_steps_back() {
+    let redis = RedisServer::with_stepped_clock().await;
+    let [mut doomed, other] = two(&redis, 1).await;
+    let _gone = Client::connect(&doomed, "42").await;
+    doomed.kill().await;
+    redis.step_clock(-120_000);
+    let _next = connect_within(LEASE + 2 * SECOND, &other, "42").await;
+}
+
+#[tokio::test]
+async fn a_failure_to_release_the_slots_of_a_dead_instance_leaves_the_limit_in_force() {
+    let redis = RedisServer::start().await;
+    let start = || per_user(Options::redis(&redis), 1).start();
+    let [mut doomed, one, other]: [Gateway; 3] = tokio::join!(start(), start(), start()).into();
+    let () = redis.command(&["ACL", "SETUSER", "default", "-unlink"]).await;
+    doomed.kill().await;
+    eventually("its permits are released", async || redis.command::<u32>(&["ZCARD", HOLDERS]).await == 2).await;
+    let failed = |gateway: &Gateway| gateway.log().contains("NOPERM") || gateway.log().contains("unlink");
+    eventually("one of the two could not remove all", async || failed(&one) || failed(&other)).await;
+    let _first = Client::connect(&one, "1").await.answering();
+    let _second = Client::connect(&other, "2").await.answering();
+    assert_refused(connect(&other, "1").await, 429, "max_connections_per_user");
+    assert_refused(connect(&one, "2").await, 429, "max_connections_per_user");
+}
+
+#[tokio::test]
+async fn a_step_of_redis_s_clock_frees_nobody_s_slot() {
+    let redis = RedisServer::with_stepped_clock().await;
+    let [one, other] = two(&redis, 1).await;
+    let _client = Client::connect(&one, "42").await.answering();
+    for step in [120_000, -240_000, 86_400_000] {
+        redis.step_clock(step);
+        assert_refused(connect(&other, "42").await, 429, "max_connections_per_user");
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_stood_still_for_longer_than_the_lease_frees_nobody_s_slot() {
+    let redis = RedisServer::start().await;
+    let [one, other] = two(&redis, 1).await;
+    let _client = Client::connect(&one, "42").await.answering();
+    let names: Vec<String> = redis.command(&["ZRANGE", HOLDERS, "0", "-1"]).await;
+    // Both stand still, and the instance comes back last.
+    one.signal("STOP");
+    let all = async || redis.command::<Vec<(String, f64)>>(&["ZRANGE", HOLDERS, "0", "-1", "WITHSCORES"]).await;
+    // One of these holders renews its lease again and again.
+    let renewed = async |is_meant: &dyn Fn(&String) -> bool| {
+        let mut before = all().await;
+        for _ in 0..3 {
+            eventually("a lease is renewed", async || {
+                let now = all().await;
+                now.iter().any(|one| is_meant(&one.0) && !before.contains(one))
+            })
+            .await;
+            before = all().await;
+        }
+    };
+    // The other has seen it for the last time.
+    renewed(&|name| names.contains(name)).await;
+    redis.freeze();
+    sleep(LEASE + SECOND).await;
+    redis.thaw();
+    // The other has looked again, under a new lease.
+    renewed(&|name| !names.contains(name)).await;
+    assert!(all().await.iter().any(|(name, _)| names.contains(name)), "the instance that stands still is kept");
+    one.signal("CONT");
+    one.ready().await;
     assert_refused(connect(&other, "42").await, 429, "max_connections_per_user");
 }
 
@@ -206,10 +298,11 @@ async fn a_stopped_instance_s_slots_are_free_at_its_exit() {
 async fn a_paused_instance_takes_nobody_s_slot_when_it_wakes_and_loses_no_client() {
     let redis = RedisServer::start().await;
     let [paused, other] = two(&redis, 1).await;
-    let mut sleeper = Client::connect(&paused, "42").await;
+    let mut sleeper = Client::connect(&paused, "42").await.answering();
     paused.signal("STOP");
     let mut successor = connect_within(LEASE + 2 * SECOND, &other, "42").await;
     assert_eq!(successor.frame().await["type"], "welcome");
+    let mut successor = successor.answering();
     paused.signal("CONT");
     paused.ready().await;
     // Both stay open: one more than the limit, because no connection is closed for it.
@@ -217,14 +310,14 @@ async fn a_paused_instance_takes_nobody_s_slot_when_it_wakes_and_loses_no_client
     redis.publish("42", "1").await;
     assert_eq!(sleeper.event().await, 1);
     assert_eq!(successor.event().await, 1);
-    sleeper.close().await;
+    drop(sleeper);
     eventually("one is", async || holders(&redis, "42").await == 1).await;
     assert_refused(connect(&paused, "42").await, 429, "max_connections_per_user");
 }
 
 /// How many live instances hold a permit of this user.
 async fn holders(redis: &RedisServer, user: &str) -> usize {
-    let live: Vec<String> = redis.command(&["ZRANGE", "{tidings:slots}:holders", "0", "-1"]).await;
+    let live: Vec<String> = redis.command(&["ZRANGE", HOLDERS, "0", "-1"]).await;
     let held = live.iter().map(async |holder| {
         let key = format!("{{tidings:slots}}:held:{holder}");
         redis.command::<Option<u32>>(&["HGET", &key, user]).await
@@ -236,7 +329,7 @@ async fn holders(redis: &RedisServer, user: &str) -> usize {
 async fn slots_are_counted_again_after_redis_lost_everything() {
     let redis = RedisServer::start().await;
     let [one, other] = &two(&redis, 2).await;
-    let _both = [Client::connect(one, "42").await, Client::connect(other, "42").await];
+    let _both = [Client::connect(one, "42").await.answering(), Client::connect(other, "42").await.answering()];
     let _: () = redis.command(&["FLUSHALL"]).await;
     eventually_within(5 * SECOND, "both are back", async || holders(&redis, "42").await == 2).await;
     for gateway in [one, other] {
@@ -252,12 +345,12 @@ async fn slots_are_counted_again_after_redis_lost_everything() {
 async fn without_redis_each_instance_counts_alone_and_refuses_nobody_else() {
     let mut redis = RedisServer::start().await;
     let [one, other] = &two(&redis, 2).await;
-    let _first = Client::connect(one, "42").await;
+    let _first = Client::connect(one, "42").await.answering();
     redis.kill().await;
     one.not_ready().await;
     let begun = Instant::now();
-    let _second = Client::connect(one, "42").await;
-    let third = Client::connect(other, "42").await;
+    let _second = Client::connect(one, "42").await.answering();
+    let third = Client::connect(other, "42").await.answering();
     assert!(begun.elapsed() < 5 * SECOND, "no client waits long for a Redis that does not answer");
     assert_refused(connect(one, "42").await, 429, "max_connections_per_user");
     let unshared = "tidings_limits_unshared_total{limit=\"max_connections_per_user\"}";
@@ -265,7 +358,7 @@ async fn without_redis_each_instance_counts_alone_and_refuses_nobody_else() {
     redis.restart().await;
     // Now all three are known to all, and there is room only once two have left.
     eventually("both are back", async || holders(&redis, "42").await == 2).await;
-    third.close().await;
+    drop(third);
     eventually("one has left", async || holders(&redis, "42").await == 1).await;
     assert_refused(connect(other, "42").await, 429, "max_connections_per_user");
 }
@@ -287,12 +380,138 @@ async fn a_lost_answer_costs_nobody_a_slot() {
     let _next = connect_within(PATIENCE, &other, "42").await;
 }
 
+// Room for a user at the limit.
+
+const RELEASED: &str = "tidings_connections_released_total";
+
+#[tokio::test]
+async fn a_connection_that_does_not_answer_makes_room_for_the_next_within_seconds() {
+    let redis = RedisServer::start().await;
+    let [one, other] = &two(&redis, 1).await;
+    // Nothing reads its socket, as after a change of networks.
+    let mut dead = Client::connect(one, "42").await;
+    let begun = Instant::now();
+    let mut next = connect(other, "42").await.expect("room was made");
+    assert!(begun.elapsed() < 5 * SECOND, "{:?}", begun.elapsed());
+    assert_eq!(next.frame().await["type"], "welcome");
+    assert_eq!(dead.close_code().await, 4201);
+    assert_eq!(one.metric(&format!("{RELEASED}{{reason=\"unanswered\"}}")).await, 1.0);
+    redis.publish("42", "1").await;
+    assert_eq!(next.event().await, 1);
+    // On the same instance, and after a hello.
+    let mut last = Client::anonymous(other).await;
+    last.send(&format!(r#"{{"type":"hello","token":"{}"}}"#, token("42"))).await;
+    assert_eq!(last.frame().await["type"], "welcome");
+}
+
+#[tokio::test]
+async fn without_redis_an_instance_makes_room_among_its_own_connections() {
+    let mut redis = RedisServer::start().await;
+    let gateway = per_user(Options::redis(&redis), 1).start().await;
+    let _dead = Client::connect(&gateway, "42").await;
+    redis.kill().await;
+    gateway.not_ready().await;
+    connect_within(10 * SECOND, &gateway, "42").await;
+}
+
+#[tokio::test]
+async fn a_redis_that_stands_still_does_not_keep_a_user_out_whose_connection_is_dead() {
+    let redis = RedisServer::start().await;
+    let gateway = per_user(Options::redis(&redis), 1).start().await;
+    let _dead = Client::connect(&gateway, "42").await;
+    redis.freeze();
+    let first_attempt = connect(&gateway, "42").await;
+    redis.thaw();
+    first_attempt.expect("admitted");
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_for_room_does_not_delay_a_drain() {
+    let mut gateway = per_user(Options::dev(), 1).set("limits.over_user", "replace_oldest").start().await;
+    let mut kept = Client::connect(&gateway, "42").await.answering();
+    let mut late = Client::anonymous(&gateway).await;
+    late.send(&format!(r#"{{"type":"hello","token":"{}"}}"#, token("42"))).await;
+    let waits = connect(&gateway, "42");
+    let drained = async {
+        while !kept.message().await.is_some_and(|message| message == Message::text(r#"{"type":"ping"}"#)) {}
+        gateway.signal("TERM");
+    };
+    let (refused, ()) = tokio::join!(waits, drained);
+    assert_refused(refused, 503, "draining");
+    assert_eq!(late.close_frame().await, 4200);
+    assert!(gateway.exit().await.success());
+}
+
+#[tokio::test]
+async fn a_connection_whose_socket_is_full_makes_room_too() {
+    let options = per_user(Options::dev(), 1).set("send_queue.write_timeout", "1h").set("server.pong_timeout", "1h");
+    let gateway = options.set("send_queue.max_messages", "100000").start().await;
+    let _stalled = Client::connect_narrow(&gateway, "42").await;
+    let event = format!("{{\"data\":\"{}\"}}", "x".repeat(60_000));
+    eventually("its socket is full", async || {
+        gateway.post(gateway.admin, "/v1/users/42/notifications", &event).await;
+        gateway.metric("tidings_backlog_bytes").await > 0.0
+    })
+    .await;
+    connect(&gateway, "42").await.expect("room was made");
+}
+
+#[tokio::test]
+async fn connections_that_answer_are_kept_and_pinged_no_more_than_needed() {
+    let redis = RedisServer::start().await;
+    let [one, other] = &two(&redis, 2).await;
+    let mut kept = [Client::connect(one, "42").await.answering(), Client::raw(other, "42").await.answering()];
+    let attempts = (0..30).map(|n| connect([one, other][n % 2], "42"));
+    for attempt in join_all(attempts).await {
+        assert_refused(attempt, 429, "max_connections_per_user");
+    }
+    redis.publish("42", "1").await;
+    assert_eq!(kept[0].event().await, 1);
+    for client in &mut kept {
+        // One or two for each instance that made an attempt, though each made 15 of them.
+        let pings = client.pings();
+        assert!(pings <= 4, "{pings} pings");
+    }
+    assert_eq!(one.metric("tidings_connections").await + other.metric("tidings_connections").await, 2.0);
+}
+
+#[tokio::test]
+async fn the_oldest_connection_of_the_fleet_is_replaced_where_that_is_configured() {
+    let redis = RedisServer::start().await;
+    let start = || per_user(Options::redis(&redis), 2).set("limits.over_user", "replace_oldest").start();
+    let (one, other) = tokio::join!(start(), start());
+    let mut first = Client::connect(&one, "42").await.answering();
+    let mut second = Client::connect(&other, "42").await.answering();
+    let _another = Client::connect(&other, "43").await.answering();
+    // The oldest is elsewhere, then here.
+    let mut third = connect(&other, "42").await.expect("it takes the place of the first").answering();
+    assert_eq!(first.close_frame().await, 4004);
+    let mut fourth = connect(&other, "42").await.expect("it takes the place of the second").answering();
+    assert_eq!(second.close_frame().await, 4004);
+    redis.publish("42", "1").await;
+    assert_eq!((third.event().await, fourth.event().await), (1.into(), 1.into()));
+    assert_eq!(one.metric(&format!("{RELEASED}{{reason=\"replaced\"}}")).await, 1.0);
+    assert_eq!(other.metric(&format!("{RELEASED}{{reason=\"replaced\"}}")).await, 1.0);
+    assert_eq!(limited(&other, "max_connections_per_user").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_answer_is_released_before_any_is_replaced() {
+    let gateway = per_user(Options::dev(), 2).set("limits.over_user", "replace_oldest").start().await;
+    let mut oldest = Client::connect(&gateway, "42").await.answering();
+    let mut dead = Client::connect(&gateway, "42").await;
+    connect(&gateway, "42").await.expect("room was made");
+    assert_eq!(dead.close_code().await, 4201);
+    gateway.post(gateway.admin, "/v1/users/42/notifications", r#"{"data":1}"#).await;
+    assert_eq!(oldest.event().await, 1);
+}
+
 /// The store of the fleet's limits, as an instance uses it.
 fn fleet(redis: &RedisServer) -> RedisLimits {
     let flags = vec![("--set".into(), "redis.url".into(), redis.url())];
     let config = Config::load(Layers { flags, ..Layers::default() }).unwrap();
     let backplane = Backplane::new(&config, &InstanceId::random(), &Arc::new(Metrics::new())).unwrap();
-    RedisLimits::new(Arc::clone(backplane.redis().unwrap()), &config.redis.prefix, config.presence.lease)
+    RedisLimits::new(Arc::clone(backplane.redis().unwrap()), &config.redis.prefix)
 }
 
 #[tokio::test]
@@ -304,18 +523,18 @@ async fn a_holder_is_heard_while_its_lease_runs_and_not_once_another_took_its_pl
         let granted = fleet.claim(holder, size, 2, std::slice::from_ref(&claim_of)).await.unwrap();
         granted.map(|granted| (granted.size, granted.permits))
     };
-    let lease = async || redis.command::<f64>(&["ZSCORE", "{tidings:slots}:holders", "first"]).await;
+    let lease = async || redis.command::<f64>(&["ZSCORE", HOLDERS, "first"]).await;
     assert_eq!(claim("unknown", 0).await, None);
     fleet.hold("first", None).await.unwrap();
     let begun = lease().await;
     eventually("the lease is renewed", async || {
-        fleet.claim("first", 0, 2, &[]).await.unwrap().expect("heard");
+        fleet.claim("first", 0, 2, &[]).await.unwrap().expect("not fenced");
         lease().await > begun
     })
     .await;
     assert_eq!(claim("first", 0).await, Some((1, vec![2])), "as many permits as are free");
-    let left: u64 = redis.command(&["PTTL", "{tidings:slots}:held:first"]).await;
-    assert!(left <= 70_000, "it goes by itself: {left}");
+    let left: i64 = redis.command(&["PTTL", "{tidings:slots}:held:first"]).await;
+    assert_eq!(left, -1, "no clock of Redis removes it");
 
     fleet.hold("second", Some("first")).await.unwrap();
     // A request under the earlier name that arrives late.
@@ -324,13 +543,48 @@ async fn a_holder_is_heard_while_its_lease_runs_and_not_once_another_took_its_pl
     assert_eq!(claim("second", 0).await, Some((1, vec![2])));
 }
 
+/// The calls of these commands, those of scripts too.
+async fn calls(redis: &RedisServer, commands: &[&str]) -> Vec<u64> {
+    let stats: String = redis.command(&["INFO", "commandstats"]).await;
+    let of = |command: &&str| {
+        let calls = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        calls.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+    };
+    commands.iter().map(of).collect()
+}
+
+#[tokio::test]
+async fn a_batch_of_claims_asks_each_other_holder_once_and_one_that_requests_nothing_asks_none() {
+    let redis = RedisServer::start().await;
+    let fleet = &fleet(&redis);
+    let claims = |has, wants| -> Vec<Claim> {
+        (0..500).map(|user: u32| Claim { user: UserId::new(&user.to_string()).unwrap(), has, wants }).collect()
+    };
+    for other in ["a", "b", "c"] {
+        fleet.hold(other, None).await.unwrap();
+        assert_eq!(fleet.claim(other, 0, 5, &claims(0, 1)).await.unwrap().expect("not fenced").permits, [1; 500]);
+    }
+    fleet.hold("last", None).await.unwrap();
+    let reads = ["hget", "hmget"];
+    let before = calls(&redis, &reads).await;
+    let granted = fleet.claim("last", 0, 5, &claims(0, 3)).await.unwrap().expect("not fenced");
+    assert_eq!((granted.size, granted.permits), (500, vec![2; 500]), "of five, three are held elsewhere");
+    let after = calls(&redis, &reads).await;
+    // One HGET is of the number of the last renewal.
+    assert_eq!([after[0] - before[0], after[1] - before[1]], [1, 3]);
+    let renewed = fleet.claim("last", 500, 5, &claims(2, 0)).await.unwrap().expect("not fenced");
+    assert_eq!((renewed.size, renewed.permits), (500, vec![0; 500]));
+    assert_eq!(calls(&redis, &reads).await[1], after[1], "what is written without a request asks no holder");
+}
+
 #[tokio::test]
 async fn a_silent_redis_delays_a_handshake_by_little() {
     let redis = RedisServer::start().await;
     let gateway = per_user(Options::redis(&redis), 2).set("limits.connects_per_second_per_user", "1000").start().await;
     redis.freeze();
     // All of them wait for the same answer, which never arrives; then the limit applies to this instance.
-    let racers = join_all((0..10).map(|_| connect(&gateway, "42"))).await;
+    let race = async |_| connect(&gateway, "42").await.map(Client::answering);
+    let racers = join_all((0..10).map(race)).await;
     assert_eq!(racers.iter().filter(|racer| racer.is_ok()).count(), 2);
     // Clients do not wait again and again for a Redis that has not answered before.
     within("many come", async {
@@ -660,6 +914,30 @@ async fn behind_a_tcp_proxy_the_client_is_whom_the_header_names() {
     assert!(again.contains("429"), "{again}");
     let (other, _open) = behind(&gateway, &proxy_header([192, 0, 2, 2])).await;
     assert!(other.contains("101"), "{other}");
+}
+
+#[tokio::test]
+async fn a_silent_socket_behind_a_tcp_proxy_counts_for_the_client_of_its_header() {
+    let gateway = Options::dev()
+        .set("server.proxy_protocol", "true")
+        .set("limits.max_connections_per_ip", "1")
+        .start_unready()
+        .await;
+    let status = async |address| behind(&gateway, &proxy_header(address)).await.0;
+    let silent = within("its header is read", async {
+        loop {
+            let mut silent = TcpStream::connect(gateway.public).await.unwrap();
+            silent.write_all(&proxy_header([192, 0, 2, 1])).await.unwrap();
+            // The gateway may read the later header first: then the silent socket is the one over the limit.
+            if status([192, 0, 2, 1]).await.contains("429") && status([192, 0, 2, 1]).await.contains("429") {
+                break silent;
+            }
+        }
+    })
+    .await;
+    assert!(status([192, 0, 2, 2]).await.contains("101"), "another client of the same proxy");
+    drop(silent);
+    eventually("its end is read", async || status([192, 0, 2, 1]).await.contains("101")).await;
 }
 
 #[tokio::test]

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use serde_json::Value;
 
-use crate::redis_link::{delivered_within, reason};
+use crate::redis_link::{delivered_within, gap, reason};
 use crate::support::{
     Authority, Client, Gateway, Options, Proxy, RedisServer, Way, Whose, eventually, eventually_within, free_port,
+    http, lone_node,
 };
 
 const FOUND: Duration = Duration::from_secs(15);
@@ -17,7 +18,7 @@ const ANSWERED: Duration = Duration::from_secs(5);
 const NOTIFY: &str = "/v1/users/42/notifications";
 
 fn options(url: &str) -> Options {
-    Options::redis_at(url).set("presence.offline_delay", "300ms")
+    Options::redis_at(url).set("presence.offline_delay", "300ms").set("server.heartbeat", "2m")
 }
 
 /// An instance that reaches its Redis through a proxy.
@@ -195,16 +196,55 @@ async fn a_subscription_that_redis_dropped_for_its_backlog_is_made_anew_and_coun
     let gateway = options(&redis.url()).start().await;
     let mut client = Client::connect(&gateway, "42").await;
     gateway.signal("STOP");
-    let megabyte = format!("\"{}\"", "x".repeat(1_000_000));
-    redis.publish_all("absent", std::iter::repeat_n(megabyte, 40)).await;
+    // Small enough that Redis begins to write before it reaches the limit.
+    let payload = format!("\"{}\"", "x".repeat(100_000));
+    redis.publish_all("absent", std::iter::repeat_n(payload, 400)).await;
     eventually("redis has dropped it", async || redis.links_of(&gateway.instance, "subscriber").await.is_empty()).await;
     gateway.signal("CONT");
+    gap(&mut client).await;
     delivered_within(Duration::from_secs(5), &redis, &mut client).await;
     told(&gateway, "connection").await;
+    let log = gateway.log();
+    let line = log.lines().find(|line| line.contains("not subscribed to redis")).expect("told");
+    assert!(line.contains("fell behind (client-output-buffer-limit pubsub)") && line.contains("lag_ms="), "{line}");
     gateway.ready().await;
     let (_, ready) = gateway.get(gateway.public, "/readyz").await;
     assert_eq!(serde_json::from_str::<Value>(&ready).unwrap()["gaps"], 1, "{ready}");
     assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_subscription_that_is_lost_again_and_again_is_made_anew_at_growing_intervals() {
+    let redis = RedisServer::start().await;
+    let gateway = options(&redis.url()).start().await;
+    for _ in 0..10 {
+        eventually("it is subscribed", async || redis.command::<u64>(&["PUBLISH", "user:0", "1"]).await == 1).await;
+        let _: u64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    }
+    eventually("each is told", async || gateway.log().matches("retry_ms=").count() >= 10).await;
+    let log = gateway.log();
+    let pauses = log.split("retry_ms=").skip(1).map(|rest| rest.split_whitespace().next().unwrap());
+    let pauses: Vec<u64> = pauses.map(|pause| pause.parse().unwrap()).collect();
+    // Each is drawn between zero and a ceiling that begins at 100 ms and doubles.
+    assert!(pauses.iter().any(|pause| *pause > 200), "{pauses:?}");
+    assert!(log.contains("CLIENT KILL") && !log.contains("fell behind"), "nothing had fallen behind: {log}");
+}
+
+#[tokio::test]
+async fn the_lag_is_that_of_the_probes_and_grows_while_redis_stands_still() {
+    let redis = RedisServer::start().await;
+    let gateway = options(&redis.url()).set("redis.probe_interval", "200ms").start().await;
+    let lag = async || {
+        let (_, metrics) = gateway.get(gateway.admin, "/metrics").await;
+        let value = metrics.lines().find_map(|line| line.strip_prefix("tidings_backplane_lag_seconds "));
+        value.expect("a value").parse::<f64>().unwrap()
+    };
+    eventually("a probe has returned", async || (0.000_001..0.2).contains(&lag().await)).await;
+    redis.freeze();
+    eventually("the age of a probe counts", async || lag().await > 1.2).await;
+    eventually("it grows", async || lag().await > 2.5).await;
+    redis.thaw();
+    eventually("it is small again", async || (0.000_001..0.2).contains(&lag().await)).await;
 }
 
 /// An instance that Redis does not let subscribe: it says so, at a bounded rate and without the password, until the
@@ -215,7 +255,7 @@ async fn kept_out(redis: &RedisServer, credentials: &str, kind: &str, cure: &[&s
     let gateway = options(&url).set("log.level", "trace").start_unready().await;
     let mut client = Client::connect(&gateway, "42").await;
     told(&gateway, kind).await;
-    assert!(reason(&gateway).await.contains(kind), "{}", reason(&gateway).await);
+    eventually("readyz says so", async || reason(&gateway).await.contains(kind)).await;
     if kind != "NOPERM" {
         assert!(!publishes(&gateway).await);
     }
@@ -292,7 +332,9 @@ async fn presence_waits(redis: &RedisServer, url: &str, kind: &str, cause: &[&[&
     assert_eq!((before.event().await, meanwhile.event().await), (1.into(), 1.into()));
     assert!(publishes(&gateway).await);
     assert_eq!(before.event().await, 1);
-    assert_eq!(gateway.get(gateway.public, "/readyz").await.0, 200);
+    // A missing right lasts until someone acts, other refusals pass.
+    let ready = if kind == "NOPERM" { 503 } else { 200 };
+    assert_eq!(gateway.get(gateway.public, "/readyz").await.0, ready);
     let online: bool = redis.command(&["SISMEMBER", "online_users", "44"]).await;
     assert!(!online, "it was written in spite of {kind}");
     assert_eq!(errors(&gateway, "refused").await, 0.0, "{}", gateway.log());
@@ -300,6 +342,7 @@ async fn presence_waits(redis: &RedisServer, url: &str, kind: &str, cause: &[&[&
 
     run(redis, cure).await;
     online_within(EXACT, redis, &["42", "44"]).await;
+    gateway.ready().await;
     assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 0.0);
 }
 
@@ -342,15 +385,93 @@ async fn no_change_of_presence_is_written_that_could_not_be_told() {
     assert_eq!(redis.online().await, come);
 }
 
-#[tokio::test]
-async fn a_replica_keeps_presence_until_it_is_a_primary_again() {
-    let redis = RedisServer::start().await;
+/// Makes it a replica of a server that refuses it.
+async fn demote(redis: &RedisServer) {
     let refusing = Proxy::start(redis.port());
     refusing.refuse();
     let primary = refusing.url();
-    let port = primary.rsplit_once(':').unwrap().1;
-    let (cause, cure) = (["REPLICAOF", "127.0.0.1", port], ["REPLICAOF", "NO", "ONE"]);
-    presence_waits(&redis, &redis.url(), "READONLY", &[&cause], &[&cure]).await;
+    let () = redis.command(&["REPLICAOF", "127.0.0.1", primary.rsplit_once(':').unwrap().1]).await;
+}
+
+/// Nothing that is requested through this instance is accepted.
+async fn accepts_nothing(gateway: &Gateway) {
+    let users = r#"{"users":["42","43"],"data":1}"#;
+    let durable = r#"{"data":1,"durable":true}"#;
+    for (path, body) in [(NOTIFY, r#"{"data":1}"#), (NOTIFY, durable), ("/v1/notifications", users)] {
+        let (status, answer) = gateway.post(gateway.admin, path, body).await;
+        assert_eq!(status, 503, "{path} {body}: {answer}");
+    }
+    let url = format!("http://{}/v1/users/42/connections", gateway.admin);
+    assert_eq!(http().delete(&url).send().await.unwrap().status(), 503);
+}
+
+#[tokio::test]
+async fn a_replica_is_never_ready_and_accepts_nothing_until_it_is_a_master() {
+    let redis = RedisServer::start().await;
+    demote(&redis).await;
+    let gateway = options(&redis.url()).start_unready().await;
+    told(&gateway, "replica").await;
+    eventually("/readyz says why", async || reason(&gateway).await.contains("replica")).await;
+    accepts_nothing(&gateway).await;
+    let mut client = Client::connect(&gateway, "42").await;
+    let () = redis.command(&["REPLICAOF", "NO", "ONE"]).await;
+    gateway.ready().await;
+    publishing_is_back(&gateway).await;
+    assert_eq!(client.event().await, 1);
+    online_within(EXACT, &redis, &["42"]).await;
+    // What was found before is not held against the first subscription.
+    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 0.0, "{}", gateway.log());
+}
+
+#[tokio::test]
+async fn a_master_that_becomes_a_replica_is_found_and_left_for_the_one_that_the_address_leads_to() {
+    let (redis, next) = (RedisServer::start().await, RedisServer::start().await);
+    let proxy = Proxy::start(redis.port());
+    let gateway = options(&proxy.url()).start().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    demote(&redis).await;
+    // From the first request on, before it is detected.
+    accepts_nothing(&gateway).await;
+    becomes_unready_within(EXACT, &gateway).await;
+    eventually("/readyz says why", async || reason(&gateway).await.contains("replica")).await;
+    accepts_nothing(&gateway).await;
+    proxy.lead_to(next.port());
+    delivered_within(BACK, &next, &mut client).await;
+    gateway.ready().await;
+    online_within(EXACT, &next, &["42"]).await;
+    publishing_is_back(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_evicts_is_warned_of_once_for_each_connection_of_the_subscription() {
+    let redis = RedisServer::start_with(&["--maxmemory-policy", "volatile-lru"]).await;
+    let gateway = options(&redis.url()).start().await;
+    let warnings = || gateway.log().lines().filter(|line| line.contains("volatile-lru")).count();
+    assert_eq!((warnings(), gateway.metric("tidings_redis_evicts").await), (1, 1.0), "{}", gateway.log());
+    redis.config_set("maxmemory-policy", "noeviction").await;
+    let _: u64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    eventually("it is set right", async || gateway.metric("tidings_redis_evicts").await == 0.0).await;
+    assert_eq!(warnings(), 1);
+}
+
+#[tokio::test]
+async fn an_instance_without_the_right_to_info_works() {
+    let redis = guarded(&["~*", "&*", "+@all", "-info"]).await;
+    let gateway = options(&format!("redis://app:hunter2@127.0.0.1:{}", redis.port())).start().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    gateway.store("42", 1).await;
+    assert_eq!(client.event().await, 1);
+    online_within(EXACT, &redis, &["42"]).await;
+}
+
+#[tokio::test]
+async fn a_node_of_a_cluster_that_the_address_comes_to_lead_to_is_not_ready_and_said_to_be_one() {
+    let (_redis, proxy, gateway) = behind_a_proxy().await;
+    let node = lone_node().await;
+    proxy.lead_to(node.port());
+    proxy.cut();
+    told(&gateway, "cluster").await;
+    eventually("/readyz says why", async || reason(&gateway).await.contains("cluster")).await;
 }
 
 #[tokio::test]
@@ -382,7 +503,7 @@ async fn a_full_memory_makes_nobody_go_offline_and_keeps_nobody_from_coming() {
 
 #[tokio::test]
 async fn a_redis_that_cannot_save_keeps_presence_until_it_can() {
-    let redis = RedisServer::start_with(&["--save", "3600 1", "--dbfilename", "dump"]).await;
+    let redis = RedisServer::start_with(&["--save", "3600", "1", "--dbfilename", "dump"]).await;
     let dump = redis.dir().join("dump");
     let set = |key, value| ["CONFIG", "SET", key, value];
     // What is to be replaced by a file is no file: each save fails.
@@ -397,7 +518,8 @@ async fn a_redis_that_cannot_save_keeps_presence_until_it_can() {
     presence_waits(&redis, &redis.url(), "MISCONF", &[&stop], &[&go_on]).await;
 
     run(&redis, &[&stop]).await;
-    let gateway = options(&redis.url()).start().await;
+    // The users whom the killed instance left go a lease after that.
+    let gateway = options(&redis.url()).set("presence.lease", "2s").start().await;
     let _client = Client::connect(&gateway, "45").await;
     told(&gateway, "MISCONF").await;
     std::fs::remove_dir_all(&dump).unwrap();
@@ -427,7 +549,7 @@ async fn presence_is_exact_once_redis_has_loaded_its_data() {
     let _newcomer = Client::connect(&gateway, "44").await;
     told(&gateway, "LOADING").await;
     delivered_within(BACK, &redis, &mut client).await;
-    assert_eq!(gateway.get(gateway.public, "/readyz").await.0, 200);
+    gateway.ready().await;
     let loading: String = redis.command(&["INFO", "persistence"]).await;
     assert!(loading.contains("\nloading:1"), "all this while it loads: {loading}");
     redis.answering().await;
@@ -436,22 +558,14 @@ async fn presence_is_exact_once_redis_has_loaded_its_data() {
 
 /// Redis with TLS and a certificate for these names; what it is reached by.
 async fn with_tls(authority: &Authority, names: &[&str]) -> (RedisServer, u16) {
-    let [certificate, key] = authority.certificate(names).map(|path| path.display().to_string());
-    let ca = authority.ca_file().display().to_string();
+    with_tls_for(authority, names, "no").await
+}
+
+/// As [`with_tls`]; whether clients need a certificate of the same authority.
+async fn with_tls_for(authority: &Authority, names: &[&str], clients: &str) -> (RedisServer, u16) {
     let port = free_port();
-    let redis = RedisServer::start_with(&[
-        "--tls-port",
-        &port.to_string(),
-        "--tls-cert-file",
-        &certificate,
-        "--tls-key-file",
-        &key,
-        "--tls-ca-cert-file",
-        &ca,
-        "--tls-auth-clients",
-        "no",
-    ])
-    .await;
+    let args = [vec!["--tls-port".to_owned(), port.to_string()], authority.redis_args(names, clients)].concat();
+    let redis = RedisServer::start_with(&args.iter().map(String::as_str).collect::<Vec<_>>()).await;
     (redis, port)
 }
 
@@ -472,6 +586,43 @@ async fn a_certificate_of_the_configured_authority_is_trusted() {
         }
         client.close().await;
         online_within(EXACT, &redis, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_requires_a_certificate_of_its_clients_gets_the_configured_one() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (redis, port) = with_tls_for(&authority, &["localhost"], "yes").await;
+    let url = format!("rediss://localhost:{port}");
+    let trusting = || options(&url).set("redis.ca_file", authority.ca_file().to_str().unwrap());
+    let with = |[certificate, key]: &[std::path::PathBuf; 2]| {
+        let path = |path: &std::path::PathBuf| path.to_str().unwrap().to_owned();
+        trusting().set("redis.cert_file", &path(certificate)).set("redis.key_file", &path(key))
+    };
+    let gateway = with(&authority.certificate(&["tidings"])).start().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    online_within(EXACT, &redis, &["42"]).await;
+    assert_eq!(redis.publish("42", "1").await, 1);
+    assert_eq!(client.event().await, 1);
+
+    for options in [trusting(), with(&stranger.certificate(&["tidings"]))] {
+        let gateway = options.start_unready().await;
+        eventually("the key is named", async || reason(&gateway).await.contains("redis.cert_file")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_failure_of_tls_names_the_key_that_corrects_it() {
+    let (authority, unknown) = (Authority::new(), Authority::new());
+    let (_redis, port) = with_tls(&authority, &["redis.example.com"]).await;
+    let url = format!("rediss://localhost:{port}");
+    for (ca_file, advice) in [
+        (unknown.ca_file(), "set redis.ca_file"),
+        (authority.ca_file(), "redis.url must have a name in the server's certificate"),
+    ] {
+        let gateway = options(&url).set("redis.ca_file", ca_file.to_str().unwrap()).start_unready().await;
+        eventually("the key is named", async || reason(&gateway).await.contains(advice)).await;
+        eventually("it is logged", async || gateway.log().contains(advice)).await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Gateway, RedisServer, SECRET, command, output};
+use crate::support::{Gateway, RedisServer, SECRET, command, eventually, output};
 
 async fn load(gateway: &Gateway, redis: &RedisServer, flags: &[&str]) -> (i32, Vec<Value>, String) {
     let (target, admin, url) = (gateway.public.to_string(), gateway.admin.to_string(), redis.url());
@@ -30,12 +30,13 @@ async fn each_phase_has_a_report_that_counts_every_delivery() {
         assert_eq!((&report["lost"], &report["twice"], &report["out_of_order"]), (&0.into(), &0.into(), &0.into()));
     }
     assert_eq!(unicast["mode"], "unicast");
-    assert!(miss["published"].as_u64() > Some(1_000), "{miss}");
-    assert!(gateway.metric("tidings_messages_missed_total").await > 900.0);
+    let published = miss["published"].as_f64().unwrap();
+    assert!(published > 100.0, "{miss}");
+    eventually("each is counted", async || gateway.metric("tidings_messages_missed_total").await >= published).await;
 }
 
 #[tokio::test]
-async fn every_interface_delivers_and_a_stored_message_runs_a_script() {
+async fn every_interface_delivers_and_stored_messages_run_scripts() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
     let phases = ["pubsub", "outbox", "http"].map(|publish| {
@@ -59,7 +60,8 @@ async fn every_interface_delivers_and_a_stored_message_runs_a_script() {
     // The published messages and the usage of Redis are not read at the same moment.
     let scripts = |report: &Value| report["redis"]["scripts"].as_u64().unwrap();
     let half = |report: &Value| report["published"].as_u64().unwrap() / 2;
-    assert!(scripts(outbox) > half(outbox) && scripts(http) > half(http), "{outbox} {http}");
+    // One call stores many.
+    assert!(scripts(outbox) > half(outbox) / 100 && scripts(http) > half(http) / 100, "{outbox} {http}");
     assert!(scripts(pubsub) < half(pubsub), "{pubsub}");
     assert!(pubsub["redis"]["commands"].as_u64() > Some(half(pubsub)), "{pubsub}");
 }
@@ -85,20 +87,47 @@ async fn recovery_is_measured_until_the_clients_have_all_notifications() {
     assert_eq!(gateway.metric("tidings_resumes_total{result=\"recovered\"}").await, 40.0);
     // The second one may be noticed after the run.
     assert!(gateway.metric("tidings_backplane_gaps_total").await >= 1.0);
-    for report in &reports[1..3] {
-        assert!(report["redis"]["scripts"].as_u64() >= Some(20), "{report}");
+    // Clients that do not resume begin together.
+    for (report, scripts) in reports[1..3].iter().zip([1, 20]) {
+        assert!(report["redis"]["scripts"].as_u64() >= Some(scripts), "{report}");
         assert!(report["redis"]["cpu_us"].as_f64() > Some(0.0), "{report}");
     }
 }
 
 #[tokio::test]
-async fn fan_out_counts_every_copy() {
+async fn fan_out_and_broadcasts_count_every_copy() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;
-    let flags = [&SHORT[..], &["--mode", "fanout", "--rate", "50", "--payload", "65536"]].concat();
-    let (code, reports, errors) = load(&gateway, &redis, &flags).await;
-    assert_eq!(code, 0, "{errors}");
-    assert!(reports[0]["last_copy_us"]["p50"].as_f64() > Some(0.0), "{}", reports[0]);
+    for mode in ["fanout", "broadcast"] {
+        let flags = [&SHORT[..], &["--mode", mode, "--rate", "50", "--payload", "65536"]].concat();
+        let (code, reports, errors) = load(&gateway, &redis, &flags).await;
+        assert_eq!(code, 0, "{mode}: {errors}");
+        assert!(reports[0]["last_copy_us"]["p50"].as_f64() > Some(0.0), "{}", reports[0]);
+    }
+    assert!(gateway.metric("tidings_broadcasts_total").await > 0.0);
+}
+
+#[tokio::test]
+async fn on_a_terminal_each_activity_shows_its_progress_and_connecting_ends_at_100_per_cent() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let flags = format!(
+        "--target {} --redis-url {} --connections 20 --settle 300ms --warm-up 300ms --duration 300ms --linger 300ms \
+         --then '--mode resume --stored 30'",
+        gateway.public,
+        redis.url()
+    );
+    // `script` gives it a terminal.
+    let mut shell = crate::support::clean("script");
+    shell.args(["-qefc", &format!("'{}' load {flags}", env!("CARGO_BIN_EXE_tidings")), "/dev/null"]);
+    shell.env("TIDINGS_AUTH__HMAC_SECRET", SECRET).stdin(std::process::Stdio::null());
+    let done = output(shell).await;
+    let shown = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success(), "{shown}");
+    for activity in ["settling [", "warming up [", "publishing [", "lingering [", "storing ["] {
+        assert!(shown.contains(activity), "{activity}: {shown}");
+    }
+    assert!(shown.contains("connecting [####################] 100 %, 20, "), "{shown}");
 }
 
 #[tokio::test]
@@ -144,4 +173,19 @@ async fn the_error_for_an_invalid_phase_names_the_flag() {
         assert_eq!(done.status.code(), Some(2), "{flags:?}: {errors}");
         assert!(errors.contains(named), "{flags:?}: {errors}");
     }
+}
+
+#[tokio::test]
+async fn clients_of_every_protocol_receive_all_messages_and_resume() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    for client in ["websocket", "sse", "socket-io", "polling"] {
+        let flags =
+            [&SHORT[..], &["--client", client, "--rate", "500", "--then", "--mode resume --stored 40"]].concat();
+        let (code, reports, errors) = load(&gateway, &redis, &flags).await;
+        assert_eq!(code, 0, "{client}: {errors}");
+        assert!(reports[0]["deliveries"].as_u64() > Some(0), "{client}: {}", reports[0]);
+        assert_eq!(reports[1]["deliveries"], 40, "{client}");
+    }
+    assert_eq!(gateway.metric("tidings_resumes_total{result=\"recovered\"}").await, 80.0);
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use redis::aio::PubSubStream;
 use redis::{AsyncCommands, Pipeline, cmd};
-use tidings::internals::{Backplane, Envelope, HistoryStore, InstanceId, Metrics, Publication, UserId};
+use tidings::internals::{Backplane, Envelope, HistoryStore, InstanceId, Metrics, Publication, Stored, UserId};
 use tidings::{Config, Layers};
 use tokio::time::sleep;
 
-use crate::support::{Gateway, Options, RedisServer, eventually, within};
+use crate::support::{Client, Gateway, Options, RedisServer, eventually, within};
 
 const OUTBOX: &str = "tidings:outbox";
 const LOCK: &str = "tidings:outbox:lock";
@@ -63,15 +63,48 @@ impl Published {
         for expected in 1..=count {
             let (channel, payload) = self.next().await;
             let envelope = Envelope::parse(&payload).unwrap();
-            assert_eq!(envelope.stored.unwrap().0, expected, "the count has no hole");
+            assert_eq!(envelope.stored.unwrap().count, expected, "the count has no hole");
             numbers.entry(channel.replace("user:", "")).or_default().push(envelope.data.parse().unwrap());
         }
         numbers
     }
 }
 
+/// A Redis, and how its entries are relayed.
+struct Home {
+    redis: RedisServer,
+    /// In two steps, as they are if a replica must have a notification before its entry is removed.
+    replica: Option<RedisServer>,
+}
+
+impl Home {
+    async fn one_step() -> Self {
+        Self { redis: RedisServer::start().await, replica: None }
+    }
+
+    async fn two_steps() -> Self {
+        let redis = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+        let replica = RedisServer::start().await;
+        let () = replica.command(&["REPLICAOF", "127.0.0.1", &redis.port().to_string()]).await;
+        eventually("it is a replica", async || {
+            redis.command::<String>(&["INFO", "replication"]).await.contains("state=online")
+        })
+        .await;
+        Self { redis, replica: Some(replica) }
+    }
+
+    fn options(&self) -> Options {
+        let options = Options::redis(&self.redis);
+        if self.replica.is_some() { options.set("redis.wait_replicas", "1") } else { options }
+    }
+
+    async fn gateway(&self) -> Gateway {
+        self.options().start().await
+    }
+}
+
 /// Adds one entry; returns its id.
-async fn add(redis: &RedisServer, fields: &[&str]) -> String {
+pub async fn add(redis: &RedisServer, fields: &[&str]) -> String {
     redis.command(&[&["XADD", OUTBOX, "*"], fields].concat()).await
 }
 
@@ -146,16 +179,16 @@ fn seed() -> u64 {
     std::env::var("OUTBOX_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap())
 }
 
-async fn entries(redis: &RedisServer, stream: &str) -> Vec<BTreeMap<String, String>> {
+pub async fn entries(redis: &RedisServer, stream: &str) -> Vec<BTreeMap<String, String>> {
     let entries: Vec<(String, BTreeMap<String, String>)> = redis.command(&["XRANGE", stream, "-", "+"]).await;
     entries.into_iter().map(|(_, fields)| fields).collect()
 }
 
-async fn stored(redis: &RedisServer, user: &str) -> Vec<BTreeMap<String, String>> {
+pub async fn stored(redis: &RedisServer, user: &str) -> Vec<BTreeMap<String, String>> {
     entries(redis, &format!("tidings:history:{{{user}}}")).await
 }
 
-async fn emptied(redis: &RedisServer, outbox: &str) {
+pub async fn emptied(redis: &RedisServer, outbox: &str) {
     eventually("the outbox is empty", async || redis.command::<u64>(&["XLEN", outbox]).await == 0).await;
 }
 
@@ -197,14 +230,14 @@ async fn an_entry_of_the_outbox_is_stored_and_then_delivered() {
     let (channel, payload) = published.next().await;
     assert_eq!(channel, "user:tenant:42");
     let envelope = Envelope::parse(&payload).unwrap();
-    let (sequence, first) = envelope.stored.unwrap();
+    let Stored { count: sequence, cursor: first, .. } = envelope.stored.unwrap();
     assert_eq!(
         (sequence, first.number, envelope.event.as_str(), envelope.data),
         (1, 1, "notification", "{\"n\": 1.0}")
     );
     let (_, payload) = published.next().await;
     let envelope = Envelope::parse(&payload).unwrap();
-    let (sequence, second) = envelope.stored.unwrap();
+    let Stored { count: sequence, cursor: second, .. } = envelope.stored.unwrap();
     assert_eq!((sequence, second.number, envelope.event.as_str(), envelope.data), (2, 2, "a \"b\"", "\"é\""));
 
     let stored = stored(&redis, "tenant:42").await;
@@ -230,54 +263,70 @@ async fn a_ttl_longer_than_what_is_stored_at_all_is_none() {
 
 #[tokio::test]
 async fn entries_keep_their_order_and_come_once_while_relaying_instances_are_killed() {
-    let redis = RedisServer::start().await;
-    let mut published = Published::on(&redis).await;
-    let mut gateways = vec![Gateway::redis(&redis).await, Gateway::redis(&redis).await];
+    relaying_instances_are_killed(Home::one_step().await).await;
+}
+
+#[tokio::test]
+async fn entries_keep_their_order_and_come_once_while_relaying_instances_are_killed_in_two_steps() {
+    relaying_instances_are_killed(Home::two_steps().await).await;
+}
+
+async fn relaying_instances_are_killed(home: Home) {
+    let redis = &home.redis;
+    let mut published = Published::on(redis).await;
+    let mut gateways = vec![home.gateway().await, home.gateway().await];
     let mut writer = Writer::new(seed(), 20);
     for _ in 0..3 {
-        let relaying = relaying(&redis, &gateways).await;
+        let relaying = relaying(redis, &gateways).await;
         let mut victim = gateways.remove(relaying);
-        writer.add(&redis, 1_000).await;
+        writer.add(redis, 1_000).await;
         // It is relaying when it is killed.
         published.hear(writer.random.usize(1..900)).await;
         victim.kill().await;
-        println!("killed while {} entries wait", redis.command::<u64>(&["XLEN", OUTBOX]).await);
-        gateways.push(Gateway::redis(&redis).await);
+        gateways.push(home.gateway().await);
     }
-    writer.add(&redis, 500).await;
-    writer.all_stored(&redis).await;
+    writer.add(redis, 500).await;
+    writer.all_stored(redis).await;
     writer.all_published(&mut published).await;
 }
 
 #[tokio::test]
 async fn an_instance_that_was_paused_while_relaying_repeats_nothing_when_it_wakes() {
-    let redis = RedisServer::start().await;
-    let mut published = Published::on(&redis).await;
-    let gateways = [Gateway::redis(&redis).await, Gateway::redis(&redis).await];
+    a_relaying_instance_is_paused(Home::one_step().await).await;
+}
+
+#[tokio::test]
+async fn an_instance_that_was_paused_while_relaying_repeats_nothing_when_it_wakes_in_two_steps() {
+    a_relaying_instance_is_paused(Home::two_steps().await).await;
+}
+
+async fn a_relaying_instance_is_paused(home: Home) {
+    let redis = &home.redis;
+    let mut published = Published::on(redis).await;
+    let gateways = [home.gateway().await, home.gateway().await];
     let mut writer = Writer::new(seed(), 5);
-    let first = relaying(&redis, &gateways).await;
+    let first = relaying(redis, &gateways).await;
     let (paused, other) = (&gateways[first], &gateways[1 - first]);
-    writer.add(&redis, 1_500).await;
+    writer.add(redis, 1_500).await;
     published.hear(writer.random.usize(1..1_000)).await;
     paused.signal("STOP");
-    println!("paused while {} entries wait", redis.command::<u64>(&["XLEN", OUTBOX]).await);
-    eventually("the other relays", async || holder(&redis).await.as_ref() == Some(&other.instance)).await;
-    writer.add(&redis, 200).await;
+    eventually("the other relays", async || holder(redis).await.as_ref() == Some(&other.instance)).await;
+    writer.add(redis, 200).await;
     paused.signal("CONT");
-    writer.add(&redis, 200).await;
-    writer.all_stored(&redis).await;
+    writer.add(redis, 200).await;
+    writer.all_stored(redis).await;
     writer.all_published(&mut published).await;
     eventually("the paused one knows", async || paused.metric("tidings_outbox_holder").await == 0.0).await;
     assert_eq!(other.metric("tidings_outbox_holder").await, 1.0);
-    assert_eq!(holder(&redis).await.as_ref(), Some(&other.instance));
+    assert_eq!(holder(redis).await.as_ref(), Some(&other.instance));
 }
 
 /// The scripts, as an instance assembles them.
 const RELAY: &str = concat!(
-    "local function publish(KEYS, ARGV)\n",
+    include_str!("../src/history/scripts/position.lua"),
+    include_str!("../src/history/scripts/user.lua"),
+    include_str!("../src/history/scripts/keys.lua"),
     include_str!("../src/history/scripts/publish.lua"),
-    "end\n",
-    include_str!("../src/outbox/scripts/guard.lua"),
     include_str!("../src/outbox/scripts/relay.lua"),
 );
 const REJECT: &str =
@@ -288,19 +337,26 @@ async fn whoever_lost_the_lease_writes_nothing_and_whoever_has_it_takes_only_the
     let redis = RedisServer::start().await;
     let first = add(&redis, &["user", "42", "data", "1"]).await;
     let second = add(&redis, &["user", "42", "data", "2"]).await;
-    let relay = async |token: &str, id: &str| {
-        let keys = ["EVAL", RELAY, "4", LOCK, OUTBOX, "tidings:history", "tidings:history:{42}"];
-        let arguments =
-            [token, id, "42", "0123456789abcdef", "\"notification\"", "1", "1000", "3600000", "", "86400000"];
-        redis.command::<String>(&[&keys[..], &arguments].concat()).await
+    let third = add(&redis, &["user", "42", "data", "3"]).await;
+    let relay_all = async |token: &str, ids: &[&str]| {
+        let of_user = ["history", "retracted", "expiring", "collapse", "escalations", "keys"];
+        let of_user = of_user.map(|kind| format!("tidings:{kind}:{{42}}"));
+        let count = (4 + 6 * ids.len()).to_string();
+        let mut words = vec!["EVAL", RELAY, &count, LOCK, OUTBOX, "tidings:history", "tidings:escalations"];
+        words.extend(ids.iter().flat_map(|_| of_user.iter().map(String::as_str)));
+        words.extend(["0123456789abcdef", "1000", "3600000", "86400000", "5184000000", "user:", token]);
+        words.extend(ids.iter().flat_map(|id| ["42", "\"notification\"", "1", "", "", "", "", id, "mark"]));
+        words.push("server");
+        redis.command::<Vec<String>>(&words).await
     };
+    let relay = async |token: &str, id: &str| relay_all(token, &[id]).await.remove(0);
     let reject = async |token: &str, id: &str| {
         let words = ["EVAL", REJECT, "3", LOCK, OUTBOX, REJECTED, token, id, "no_data", "10", "user", "42"];
         redis.command::<String>(&words).await
     };
     let read = async |token: &str| {
         let script = include_str!("../src/outbox/scripts/read.lua");
-        let words = ["EVAL", script, "2", LOCK, OUTBOX, token, "3000", "500", "1000000", "1000", "100", "8"];
+        let words = ["EVAL", script, "2", LOCK, OUTBOX, token, "3000", "500", "1000000", "1000", "100", "8", "-"];
         redis.command::<Option<Vec<Vec<String>>>>(&words).await
     };
 
@@ -317,14 +373,42 @@ async fn whoever_lost_the_lease_writes_nothing_and_whoever_has_it_takes_only_the
     assert_eq!(redis.command::<Vec<String>>(&["KEYS", "*"]).await.into_iter().collect::<BTreeSet<_>>().len(), 2);
     assert_eq!(redis.command::<i64>(&["PTTL", LOCK]).await, -1, "it was not renewed");
 
-    assert_eq!(read("mine").await.unwrap().len(), 2);
+    assert_eq!(read("mine").await.unwrap().len(), 3);
     assert!(redis.command::<i64>(&["PTTL", LOCK]).await > 0);
-    assert!(relay("mine", &first).await.ends_with("-1"));
+    let replies = relay_all("mine", &[&first, &third, &second]).await;
+    assert!(replies[0].ends_with("-1") && replies[1..] == ["BEHIND", "BEHIND"], "{replies:?}");
     assert_eq!(relay("mine", &first).await, "BEHIND", "a repeated request");
     assert_eq!(reject("mine", &second).await, "REJECTED");
     assert_eq!(reject("mine", &second).await, "BEHIND", "a repeated request");
     assert_eq!(stored(&redis, "42").await.len(), 1);
     assert_eq!(entries(&redis, REJECTED).await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_outbox_is_relayed_again_though_redis_s_clock_steps_back_as_the_relaying_instance_is_killed() {
+    let redis = RedisServer::with_stepped_clock().await;
+    let mut gateways = vec![Gateway::redis(&redis).await, Gateway::redis(&redis).await];
+    let mut relay = gateways.remove(relaying(&redis, &gateways).await);
+    relay.kill().await;
+    redis.step_clock(-120_000);
+    add(&redis, &["user", "42", "data", "1"]).await;
+    emptied(&redis, OUTBOX).await;
+}
+
+#[tokio::test]
+async fn a_step_of_redis_s_clock_repeats_and_reorders_nothing_in_the_outbox() {
+    let redis = RedisServer::with_stepped_clock().await;
+    let _gateways = [Gateway::redis(&redis).await, Gateway::redis(&redis).await];
+    for number in 0..200 {
+        let data = number.to_string();
+        add(&redis, &["user", "42", "data", &data]).await;
+        if number % 50 == 25 {
+            redis.step_clock(if number == 75 { -7_000 } else { 5_000 });
+        }
+    }
+    emptied(&redis, OUTBOX).await;
+    let stored: Vec<String> = stored(&redis, "42").await.into_iter().map(|entry| entry["data"].clone()).collect();
+    assert_eq!(stored, (0..200).map(|number| number.to_string()).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -351,7 +435,8 @@ async fn a_key_is_published_once_to_a_user_whichever_way_it_comes() {
     let backplane = Backplane::new(&config, &InstanceId::random(), &metrics).unwrap();
     let history = HistoryStore::new(&config, &backplane, &metrics);
     let publish = async |data: &str, durable: bool, key: &str| {
-        let publication = Publication { event: "notification", data, durable, ttl: None, key: Some(key) };
+        let publication =
+            Publication { event: "notification", data, durable, key: Some(key), ..Publication::default() };
         history.publish(&[UserId::new("42").unwrap()], &publication).await.remove(0).unwrap()
     };
     let mut published = Published::on(&redis).await;
@@ -385,8 +470,50 @@ async fn a_key_is_published_once_to_a_user_whichever_way_it_comes() {
 
 #[tokio::test]
 async fn what_cannot_be_published_is_rejected_with_its_reason_and_the_rest_goes_on() {
-    let redis = RedisServer::start().await;
-    let gateway = Options::redis(&redis).set("limits.max_payload_bytes", "4096").start().await;
+    what_cannot_be_published_is_rejected(Home::one_step().await).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_published_is_rejected_with_its_reason_and_the_rest_goes_on_in_two_steps() {
+    what_cannot_be_published_is_rejected(Home::two_steps().await).await;
+}
+
+/// Entries that cannot be published, with the reason.
+fn poison<'a>(long: &'a str, huge: &'a str, many: Vec<&'a str>) -> Vec<(&'static str, Vec<&'a str>)> {
+    vec![
+        ("no_user", vec!["data", "1"]),
+        ("bad_user", vec!["user", "", "data", "1"]),
+        ("bad_user", vec!["user", long, "data", "1"]),
+        ("bad_user", vec!["user", "a\nb", "data", "1"]),
+        ("no_data", vec!["user", "42"]),
+        ("bad_json", vec!["user", "42", "data", "{"]),
+        ("bad_json", vec!["user", "42", "data", ""]),
+        ("bad_json", vec!["user", "42", "data", "1 2"]),
+        ("too_large", vec!["user", "42", "data", huge]),
+        ("bad_event", vec!["user", "42", "data", "1", "event", ""]),
+        ("bad_event", vec!["user", "42", "data", "1", "event", "a\u{7}"]),
+        ("bad_event", vec!["user", "42", "data", "1", "event", long]),
+        ("bad_ttl", vec!["user", "42", "data", "1", "ttl", "0"]),
+        ("bad_ttl", vec!["user", "42", "data", "1", "ttl", "1.5"]),
+        ("bad_ttl", vec!["user", "42", "data", "1", "ttl", "5s"]),
+        ("bad_escalate", vec!["user", "42", "data", "1", "escalate", "0"]),
+        ("bad_escalate", vec!["user", "42", "data", "1", "escalate", "2592001"]),
+        ("bad_key", vec!["user", "42", "data", "1", "key", ""]),
+        ("bad_key", vec!["user", "42", "data", "1", "key", long]),
+        ("bad_collapse", vec!["user", "42", "data", "1", "collapse", ""]),
+        ("bad_collapse", vec!["user", "42", "data", "1", "collapse", long]),
+        ("unknown_field", vec!["user", "42", "data", "1", "durable", "1"]),
+        ("unknown_field", vec!["User", "42", "data", "1"]),
+        ("unknown_field", many),
+        ("repeated_field", vec!["data", "1", "user", "42", "user", "43"]),
+        ("unstorable", vec!["user", "broken", "data", "1"]),
+        ("unstorable", vec!["user", "42", "data", "1", "key", "broken"]),
+    ]
+}
+
+async fn what_cannot_be_published_is_rejected(home: Home) {
+    let redis = &home.redis;
+    let gateway = home.options().set("limits.max_payload_bytes", "4096").start().await;
     let () = redis.command(&["RPUSH", "tidings:history:{broken}", "x"]).await;
     let () = redis.command(&["RPUSH", "tidings:key:2:{42}:broken", "x"]).await;
     let long = "x".repeat(257);
@@ -394,60 +521,35 @@ async fn what_cannot_be_published_is_rejected_with_its_reason_and_the_rest_goes_
     let largest = format!("\"{}\"", "x".repeat(4_094));
     let many: Vec<String> = (0..1_000).map(|field| format!("field{field}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    let poison: Vec<(&str, Vec<&str>)> = vec![
-        ("no_user", vec!["data", "1"]),
-        ("bad_user", vec!["user", "", "data", "1"]),
-        ("bad_user", vec!["user", &long, "data", "1"]),
-        ("bad_user", vec!["user", "a\nb", "data", "1"]),
-        ("no_data", vec!["user", "42"]),
-        ("bad_json", vec!["user", "42", "data", "{"]),
-        ("bad_json", vec!["user", "42", "data", ""]),
-        ("bad_json", vec!["user", "42", "data", "1 2"]),
-        ("too_large", vec!["user", "42", "data", &huge]),
-        ("bad_event", vec!["user", "42", "data", "1", "event", ""]),
-        ("bad_event", vec!["user", "42", "data", "1", "event", "a\u{7}"]),
-        ("bad_event", vec!["user", "42", "data", "1", "event", &long]),
-        ("bad_ttl", vec!["user", "42", "data", "1", "ttl", "0"]),
-        ("bad_ttl", vec!["user", "42", "data", "1", "ttl", "1.5"]),
-        ("bad_ttl", vec!["user", "42", "data", "1", "ttl", "5s"]),
-        ("bad_key", vec!["user", "42", "data", "1", "key", ""]),
-        ("bad_key", vec!["user", "42", "data", "1", "key", &long]),
-        ("unknown_field", vec!["user", "42", "data", "1", "durable", "1"]),
-        ("unknown_field", vec!["User", "42", "data", "1"]),
-        ("unknown_field", many),
-        ("repeated_field", vec!["data", "1", "user", "42", "user", "43"]),
-        ("unstorable", vec!["user", "broken", "data", "1"]),
-        ("unstorable", vec!["user", "42", "data", "1", "key", "broken"]),
-    ];
+    let poison = poison(&long, &huge, many);
     // All at once: in runs, and each alone among good ones.
-    hold_up(&redis).await;
+    hold_up(redis).await;
     let mut ids = Vec::new();
     for (_, fields) in &poison {
-        ids.push(add(&redis, fields).await);
+        ids.push(add(redis, fields).await);
     }
     for (number, (_, fields)) in poison.iter().enumerate() {
-        ids.push(add(&redis, fields).await);
-        add(&redis, &["user", "43", "data", &number.to_string()]).await;
+        ids.push(add(redis, fields).await);
+        add(redis, &["user", "43", "data", &number.to_string()]).await;
     }
-    add(&redis, &["user", "44", "data", &largest]).await;
-    let_go(&redis).await;
-    emptied(&redis, OUTBOX).await;
+    add(redis, &["user", "44", "data", &largest]).await;
+    let_go(redis).await;
+    emptied(redis, OUTBOX).await;
 
-    let rejected = entries(&redis, REJECTED).await;
+    let rejected = entries(redis, REJECTED).await;
     let told: Vec<_> = rejected.iter().map(|entry| (entry["reason"].as_str(), entry["id"].as_str())).collect();
     let reasons = poison.iter().chain(&poison).map(|(reason, _)| *reason);
     assert_eq!(told, reasons.zip(ids.iter().map(String::as_str)).collect::<Vec<_>>());
     for ((_, fields), entry) in poison.iter().zip(&rejected) {
         let [name, value] = [fields[0], fields[1]];
         assert_eq!(entry[name], value.get(..2_048).unwrap_or(value), "{entry:?}");
-        assert!(entry.values().all(|value| value.len() <= 2_048) && entry.len() <= 10, "{entry:?}");
+        assert!(entry.values().all(|value| value.len() <= 2_048) && entry.len() <= 11, "{entry:?}");
     }
     for (user, count) in [("42", 0), ("43", poison.len()), ("44", 1)] {
-        assert_eq!(stored(&redis, user).await.len(), count, "of user {user}");
+        assert_eq!(stored(redis, user).await.len(), count, "of user {user}");
     }
-    let in_order =
-        stored(&redis, "43").await.into_iter().enumerate().all(|(number, entry)| entry["data"] == number.to_string());
-    assert!(in_order);
+    let of_43 = stored(redis, "43").await;
+    assert!(of_43.iter().enumerate().all(|(number, entry)| entry["data"] == number.to_string()), "in their order");
     for reason in poison.iter().map(|(reason, _)| *reason).collect::<BTreeSet<_>>() {
         let count = poison.iter().filter(|(other, _)| *other == reason).count() * 2;
         assert_eq!(
@@ -462,7 +564,7 @@ async fn what_cannot_be_published_is_rejected_with_its_reason_and_the_rest_goes_
 async fn an_entry_that_is_not_text_harms_nobody() {
     let redis = RedisServer::start().await;
     let _gateway = Gateway::redis(&redis).await;
-    for field in ["user", "data", "event", "key", "ttl", "other"] {
+    for field in ["user", "data", "event", "key", "ttl", "collapse", "other"] {
         let mut add = cmd("XADD").arg(OUTBOX).arg("*").to_owned();
         for (name, value) in [("user", "42"), ("data", "1")] {
             if name != field {
@@ -475,7 +577,7 @@ async fn an_entry_that_is_not_text_harms_nobody() {
     emptied(&redis, OUTBOX).await;
     let rejected: Vec<(String, Fields)> = redis.command(&["XRANGE", REJECTED, "-", "+"]).await;
     let reasons: Vec<_> = rejected.iter().map(|(_, fields)| str::from_utf8(&fields[0].1).unwrap()).collect();
-    assert_eq!(reasons, ["bad_user", "bad_json", "bad_event", "bad_key", "bad_ttl", "unknown_field"]);
+    assert_eq!(reasons, ["bad_user", "bad_json", "bad_event", "bad_key", "bad_ttl", "bad_collapse", "unknown_field"]);
     assert!(rejected.iter().all(|(_, fields)| fields.iter().any(|(_, value)| value == b"\"\xff\0\"")));
 }
 
@@ -501,17 +603,44 @@ async fn entries_are_seen_as_they_come_and_one_of_any_size_is_passed_over() {
 
 #[tokio::test]
 async fn a_fault_that_is_not_the_entrys_own_rejects_nothing() {
-    let redis = RedisServer::start().await;
-    let gateway = Gateway::redis(&redis).await;
-    eventually("it relays", async || holder(&redis).await.is_some()).await;
+    the_fault_is_not_the_entrys_own(Home::one_step().await).await;
+}
+
+#[tokio::test]
+async fn a_fault_that_is_not_the_entrys_own_rejects_nothing_in_two_steps() {
+    the_fault_is_not_the_entrys_own(Home::two_steps().await).await;
+}
+
+async fn the_fault_is_not_the_entrys_own(home: Home) {
+    let redis = &home.redis;
+    let gateway = home.gateway().await;
+    eventually("it relays", async || holder(redis).await.is_some()).await;
     let () = redis.command(&["SET", "tidings:history", "x"]).await;
-    add(&redis, &["user", "42", "data", "1"]).await;
+    add(redis, &["user", "42", "data", "1"]).await;
     let refused = "tidings_backplane_errors_total{kind=\"refused\"}";
     eventually("it is refused", async || gateway.metric(refused).await > 0.0).await;
     assert_eq!(redis.command::<u64>(&["XLEN", OUTBOX]).await, 1);
     let () = redis.command(&["DEL", "tidings:history"]).await;
+    emptied(redis, OUTBOX).await;
+    assert_eq!((stored(redis, "42").await.len(), entries(redis, REJECTED).await.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_place_that_another_program_wrote_holds_up_nobody() {
+    let redis = RedisServer::start().await;
+    let _gateway = Gateway::redis(&redis).await;
+    for (user, place) in [("long", "99999999999999999999999-1"), ("many", "1-9007199254740992"), ("zeros", "05-07")] {
+        let () = redis.command(&["HSET", "tidings:history", &format!(":{user}"), place]).await;
+        add(&redis, &["user", user, "data", "1"]).await;
+        add(&redis, &["user", "42", "data", "2"]).await;
+    }
     emptied(&redis, OUTBOX).await;
-    assert_eq!((stored(&redis, "42").await.len(), entries(&redis, REJECTED).await.len()), (1, 0));
+    assert_eq!((stored(&redis, "42").await.len(), entries(&redis, REJECTED).await.len()), (3, 0));
+    for user in ["long", "many", "zeros"] {
+        assert_eq!(stored(&redis, user).await.len(), 1, "it begins again");
+        let place: String = redis.command(&["HGET", "tidings:history", &format!(":{user}")]).await;
+        assert!(place.ends_with("-1"), "{place}");
+    }
 }
 
 #[tokio::test]
@@ -537,32 +666,50 @@ async fn an_entry_waits_while_one_of_the_rights_to_relay_it_is_missing() {
 
 #[tokio::test]
 async fn requests_that_a_stopped_redis_answers_too_late_repeat_nothing() {
-    let redis = RedisServer::start().await;
-    let mut published = Published::on(&redis).await;
-    let gateways = [Gateway::redis(&redis).await, Gateway::redis(&redis).await];
+    redis_answers_too_late(Home::one_step().await).await;
+}
+
+#[tokio::test]
+async fn requests_that_a_stopped_redis_answers_too_late_repeat_nothing_in_two_steps() {
+    redis_answers_too_late(Home::two_steps().await).await;
+}
+
+async fn redis_answers_too_late(home: Home) {
+    let redis = &home.redis;
+    let mut published = Published::on(redis).await;
+    let gateways = [home.gateway().await, home.gateway().await];
     let mut writer = Writer::new(seed(), 5);
     for _ in 0..2 {
-        let relaying = relaying(&redis, &gateways).await;
+        let relaying = relaying(redis, &gateways).await;
         let timeouts = async || gateways[relaying].metric("tidings_backplane_errors_total{kind=\"timeout\"}").await;
         let before = timeouts().await;
-        writer.add(&redis, 1_500).await;
+        writer.add(redis, 1_500).await;
         published.hear(writer.random.usize(1..900)).await;
         redis.freeze();
         eventually("the relay no longer waits for it", async || timeouts().await > before + 1.0).await;
         redis.thaw();
-        emptied(&redis, OUTBOX).await;
+        emptied(redis, OUTBOX).await;
     }
-    writer.all_stored(&redis).await;
+    writer.all_stored(redis).await;
     writer.all_published(&mut published).await;
 }
 
 #[tokio::test]
 async fn a_redis_without_memory_loses_and_reorders_nothing() {
-    let redis = RedisServer::start().await;
-    let mut published = Published::on(&redis).await;
-    let gateway = Gateway::redis(&redis).await;
+    redis_has_no_memory(Home::one_step().await).await;
+}
+
+#[tokio::test]
+async fn a_redis_without_memory_loses_and_reorders_nothing_in_two_steps() {
+    redis_has_no_memory(Home::two_steps().await).await;
+}
+
+async fn redis_has_no_memory(home: Home) {
+    let redis = &home.redis;
+    let mut published = Published::on(redis).await;
+    let gateway = home.gateway().await;
     let mut writer = Writer::new(seed(), 3);
-    eventually("it relays", async || holder(&redis).await.is_some()).await;
+    eventually("it relays", async || holder(redis).await.is_some()).await;
     for _ in 0..10 {
         let pipeline = {
             let mut pipeline = adds(&writer.draw(300));
@@ -580,15 +727,24 @@ async fn a_redis_without_memory_loses_and_reorders_nothing() {
         }
         redis.config_set("maxmemory", "0").await;
     }
-    writer.all_stored(&redis).await;
+    writer.all_stored(redis).await;
     writer.all_published(&mut published).await;
 }
 
 #[tokio::test]
 async fn a_bad_entry_waits_for_memory_like_a_good_one() {
-    let redis = RedisServer::start().await;
-    let gateway = Gateway::redis(&redis).await;
-    eventually("it relays", async || holder(&redis).await.is_some()).await;
+    a_bad_entry_waits_for_memory(Home::one_step().await).await;
+}
+
+#[tokio::test]
+async fn a_bad_entry_waits_for_memory_like_a_good_one_in_two_steps() {
+    a_bad_entry_waits_for_memory(Home::two_steps().await).await;
+}
+
+async fn a_bad_entry_waits_for_memory(home: Home) {
+    let redis = &home.redis;
+    let gateway = home.gateway().await;
+    eventually("it relays", async || holder(redis).await.is_some()).await;
     let mut pipeline = redis::pipe();
     pipeline.atomic().cmd("XADD").arg(OUTBOX).arg("*").arg("user").arg("42").ignore();
     pipeline.cmd("CONFIG").arg("SET").arg("maxmemory").arg("1").ignore();
@@ -596,8 +752,8 @@ async fn a_bad_entry_waits_for_memory_like_a_good_one() {
     eventually("it is refused", async || gateway.metric(OOM).await > 0.0).await;
     assert_eq!(redis.command::<u64>(&["XLEN", OUTBOX]).await, 1);
     redis.config_set("maxmemory", "0").await;
-    emptied(&redis, OUTBOX).await;
-    assert_eq!(entries(&redis, REJECTED).await.len(), 1);
+    emptied(redis, OUTBOX).await;
+    assert_eq!(entries(redis, REJECTED).await.len(), 1);
 }
 
 #[tokio::test]
@@ -659,4 +815,42 @@ async fn the_metrics_tell_what_waits_and_who_relays() {
     eventually("nothing waits", async || gateway.metric("tidings_outbox_lag").await == 0.0).await;
     assert_eq!(gateway.metric("tidings_outbox_oldest_seconds").await, 0.0);
     assert_eq!(gateway.metric("tidings_outbox_relayed_total").await, 2.0);
+}
+
+#[tokio::test]
+async fn an_entry_leaves_the_outbox_only_once_the_replicas_have_its_notification() {
+    let fleet = Home::two_steps().await;
+    let gateway = fleet.options().set("redis.wait_timeout", "200ms").start().await;
+    let mut client = Client::connect(&gateway, "42").await;
+    let replica = fleet.replica.as_ref().unwrap();
+    replica.freeze();
+    let _: String = fleet.redis.command(&["XADD", "tidings:outbox", "*", "user", "42", "data", "1"]).await;
+    assert_eq!(client.event().await, 1, "it is stored and delivered first");
+    eventually("it is counted", async || {
+        gateway.metric("tidings_backplane_errors_total{kind=\"not_replicated\"}").await > 1.0
+    })
+    .await;
+    assert_eq!(fleet.redis.command::<u64>(&["XLEN", "tidings:outbox"]).await, 1);
+    replica.thaw();
+    eventually("it has left", async || fleet.redis.command::<u64>(&["XLEN", "tidings:outbox"]).await == 0).await;
+    fleet.redis.publish("42", "2").await;
+    assert_eq!(client.event().await, 2, "it came once");
+}
+
+#[tokio::test]
+async fn an_entry_that_was_stored_in_the_first_of_two_steps_is_not_stored_again_in_one() {
+    let redis = RedisServer::start().await;
+    let id = add(&redis, &["user", "42", "data", "1"]).await;
+    let _: u64 = redis.command(&["HSET", "tidings:history", ">42", "1 another mark"]).await;
+    let _: String = redis.command(&["SET", LOCK, "token"]).await;
+    let of_user = ["history", "retracted", "expiring", "collapse", "escalations", "keys"];
+    let of_user = of_user.map(|name| format!("tidings:{name}:{{42}}"));
+    let keys = ["EVAL", RELAY, "10", LOCK, OUTBOX, "tidings:history", "tidings:escalations"];
+    let keys = keys.into_iter().chain(of_user.iter().map(String::as_str));
+    let shared = ["0123456789abcdef", "9", "9999", "9999", "9999", "user:", "token"];
+    let notification = ["42", "\"n\"", "1", "", "", "", "", &id, "mark", "server"];
+    let call: Vec<_> = keys.chain(shared).chain(notification).collect();
+    assert_eq!(redis.command::<Vec<String>>(&call).await, ["KNOWN"]);
+    assert_eq!(redis.command::<u64>(&["XLEN", OUTBOX]).await, 0);
+    assert_eq!(redis.command::<u64>(&["XLEN", "tidings:history:{42}"]).await, 0);
 }

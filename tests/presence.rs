@@ -359,11 +359,13 @@ async fn a_graceful_stop_gives_presence_up_at_once_and_leaves_no_key_behind() {
     assert_eq!(gone, ["leaver", "single"].map(|user| (user.to_owned(), "offline".to_owned())));
     other.signal("TERM");
     other.exit().await;
-    // The remaining keys belong to the fleet, not to an instance: last seen times, and the epoch.
+    // The remaining keys belong to the fleet, not to an instance: last seen times, epochs, counters, and the fence of the outbox.
     let mut left: Vec<String> = redis.command(&["KEYS", "*"]).await;
     left.sort();
-    let presence = ["epoch", "last_seen", "total"].map(|name| format!("{{online_users}}:{name}"));
-    let kept: Vec<String> = ["tidings:history".to_owned()].into_iter().chain(presence).collect();
+    left.retain(|name| name != "{online_users}:audits");
+    let presence = ["epoch", "last_seen", "renewed", "total"].map(|name| format!("{{online_users}}:{name}"));
+    let own = ["tidings:history", "tidings:outbox:fence"].map(str::to_owned);
+    let kept: Vec<String> = own.into_iter().chain(presence).collect();
     assert_eq!(left, kept);
     assert_eq!(redis.command::<u64>(&["GET", "{online_users}:total"]).await, 0);
 }

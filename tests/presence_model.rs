@@ -2,10 +2,12 @@
 //!
 //! Three instances with the real ledger follow the protocol of `src/presence` on a real redis-server, while requests and
 //! replies are lost, old requests arrive late or again, instances crash, pause past their lease and stop half-way, Redis
-//! loses all data, reaping and repairing are interrupted, and an operator deletes keys. A reference model records the
-//! connections of each instance. The test ends leases itself, so nothing sleeps.
+//! stands still, its clock steps forward and back, it loses all data, reaping and repairing are interrupted, and an
+//! operator deletes keys. A reference model records the connections of each instance. Time is the model's own, for the
+//! reapers' watches and for Redis, whose clock the test steps, so nothing sleeps.
 //!
-//! After every request: each reply, and its effect on the held users, follows the protocol; GONE, GAP and DUP changed and
+//! An incarnation is reaped only if, while its reaper could read, it was not renewed for a whole lease; and at the end all
+//! who are gone are reaped within the lease and two seconds. After every request: each reply, and its effect on the held users, follows the protocol; GONE, GAP and DUP changed and
 //! published nothing; `count`, `total` and the plain set agree with the held hashes; a user's events alternate; and all
 //! events since the beginning, applied in order, give the set, together with the users who are about to be added back
 //! without an event. From the deletion of a key to the next whole audit, only the replies and the alternation are checked.
@@ -30,7 +32,9 @@ mod memory;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use proptest::option;
 use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof};
+use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use proptest_state_machine::ReferenceStateMachine;
 
@@ -45,7 +49,8 @@ const SLOTS: usize = 3;
 const USERS: [&str; 5] = ["1", "2", "tenant:3", r#"4"\,"{x}"#, "né 5"];
 
 /// What a hand may delete, by what comes after the hash tag; "held" is one of them, "" the plain set.
-const KEYS: [&str; 8] = ["", "count", "total", "held", "instances", "seq", "last_seen", "epoch"];
+const KEYS: [&str; 10] = ["", "count", "total", "held", "instances", "seq", "last_seen", "epoch", "renewed", "audits"];
+const HELD: usize = 3;
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,16 +73,21 @@ pub enum Step {
     Crash { slot: usize },
     /// SIGTERM, which may be cut short: so many rounds of giving up, of so many users each.
     Stop { slot: usize, step: usize, rounds: usize },
-    /// A pause past the lease, for a live incarnation; time, for a dead one.
-    LeaseEnds { which: usize },
-    /// One step of reaping, of so many users.
-    ReapSome { which: usize, step: usize },
-    /// A whole round of reaping.
-    ReapAll,
+    /// So many rounds of the reapers pass, with renewals as they are due; the instances in `silent`, by their bits, are
+    /// paused. Each step of reaping takes so many users.
+    Run { rounds: u32, silent: usize, step: usize },
+    /// Redis stands still, or all instances.
+    Stall { ms: u64 },
+    /// Redis's clock steps.
+    Clock { ms: i64 },
+    /// One round of one reaper.
+    Look { slot: usize, step: usize },
+    /// Reaping by what was read before a renewal.
+    ReapStale { which: usize },
     /// An old request arrives late or again; or one `ahead` of others that never came.
     Late { which: usize, ahead: bool },
-    /// Redis loses everything.
-    FlushAll,
+    /// Redis loses everything, to a server whose clock is behind until this instance has registered there, if any.
+    FlushAll { early: Option<usize> },
     /// One step of an audit, by any instance.
     Repair { users: usize, last: bool },
     /// A whole audit.
@@ -117,14 +127,19 @@ impl ReferenceStateMachine for Model {
             2 => slot().prop_map(|slot| Step::Crash { slot }),
             2 => (slot(), 1..=2_usize, 0..=3_usize)
                 .prop_map(|(slot, step, rounds)| Step::Stop { slot, step, rounds }),
-            5 => (0..8_usize).prop_map(|which| Step::LeaseEnds { which }),
-            5 => (0..8_usize, 1..=2_usize).prop_map(|(which, step)| Step::ReapSome { which, step }),
-            4 => Just(Step::ReapAll),
+            3 => (select(&[1_u32, 4, 21, 22, 23, 26][..]), 0..1_usize << SLOTS, 1..=2_usize)
+                .prop_map(|(rounds, silent, step)| Step::Run { rounds, silent, step }),
+            2 => select(&[1_000_u64, 3_000, 11_000, 60_000][..]).prop_map(|ms| Step::Stall { ms }),
+            2 => select(&[-120_000_i64, -11_000, 11_000, 120_000, 30 * 3_600_000][..])
+                .prop_map(|ms| Step::Clock { ms }),
+            6 => (slot(), 1..=2_usize).prop_map(|(slot, step)| Step::Look { slot, step }),
+            2 => (0..8_usize).prop_map(|which| Step::ReapStale { which }),
             6 => (0..12_usize, proptest::bool::weighted(0.2)).prop_map(|(which, ahead)| Step::Late { which, ahead }),
-            2 => Just(Step::FlushAll),
+            2 => option::of(slot()).prop_map(|early| Step::FlushAll { early }),
             2 => (0..1_usize << USERS.len(), any::<bool>()).prop_map(|(users, last)| Step::Repair { users, last }),
             4 => Just(Step::Audit),
             3 => (0..KEYS.len()).prop_map(|key| Step::Delete { key }),
+            2 => Just(Step::Delete { key: HELD }),
         ]
         .boxed()
     }
@@ -141,7 +156,9 @@ impl ReferenceStateMachine for Model {
 }
 
 /// Runs the model this many times; returns the failure, if any.
-fn explore(url: &str, cases: u32, seed: u64, mutant: Option<&Mutant>) -> Result<(), String> {
+fn explore(cases: u32, seed: u64, mutant: Option<&Mutant>) -> Result<(), String> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let redis = runtime.block_on(RedisServer::with_stepped_clock());
     let shrinks = if mutant.is_some() { 0 } else { 2_000 };
     let config = Config {
         cases,
@@ -150,7 +167,7 @@ fn explore(url: &str, cases: u32, seed: u64, mutant: Option<&Mutant>) -> Result<
         max_shrink_iters: shrinks,
         ..Config::default()
     };
-    let memory = std::cell::RefCell::new(Memory::new(url, mutant));
+    let memory = std::cell::RefCell::new(Memory::new(redis, mutant));
     let found = TestRunner::new(config).run(&Model::sequential_strategy(30..=80), |(mut truth, steps, seen)| {
         let mut memory = memory.borrow_mut();
         let mut fleet = Fleet::new(&mut memory);
@@ -175,9 +192,10 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 /// Faults, each of which must be found.
-const MUTANTS: [Mutant; 32] = [
-    mutant("the fence looks at no clock", "apply", "expiry <= now or last < 0", "last < 0"),
-    mutant("the fence asks for no sequence", "apply", "expiry <= now or last < 0", "expiry <= now"),
+const MUTANTS: [Mutant; 47] = [
+    mutant("the fence does not know who is being reaped", "apply", "lease_end <= 0 or last < 0", "last < 0"),
+    mutant("the fence looks at the clock", "apply", "lease_end <= 0 or last < 0", "lease_end <= now or last < 0"),
+    mutant("the fence asks for no sequence", "apply", "lease_end <= 0 or last < 0", "lease_end <= 0"),
     mutant("a batch sent again is not known", "apply", "if sequence == last then", "if false then"),
     mutant(
         "a batch sent again is applied",
@@ -191,9 +209,14 @@ if sequence ~= last + 1 then",
     mutant("an old batch is applied", "apply", "sequence ~= last + 1", "sequence > last + 1"),
     mutant("a missing batch is not missed", "apply", "sequence ~= last + 1", "sequence < last"),
     mutant("the sequence is not kept", "apply", "redis.call('HSET', KEYS[2], incarnation, sequence)", ""),
-    mutant("the lease is not renewed", "apply", "redis.call('ZADD', KEYS[1], now + ARGV[2], incarnation)", ""),
-    mutant("held never expires", "apply", "redis.call('PEXPIRE', KEYS[3], ARGV[2] + 86400000)", ""),
-    mutant("who is held already is counted again", "apply", "user, ARGV[i + 1]) == 1", "user, ARGV[i + 1]) ~= 2"),
+    mutant("the lease is not renewed", "apply", "redis.call('ZADD', KEYS[1], number, incarnation)", ""),
+    mutant(
+        "held goes by itself",
+        "apply",
+        "redis.call('HSET', KEYS[2], incarnation, sequence)",
+        "redis.call('HSET', KEYS[2], incarnation, sequence) redis.call('PEXPIRE', KEYS[3], ARGV[2] + 86400000)",
+    ),
+    mutant("who is held already is counted again", "apply", "if not connections then", "if true then"),
     mutant(
         "who is not held is released",
         "apply",
@@ -202,7 +225,7 @@ if sequence ~= last + 1 then",
     ),
     mutant("a release takes who is held elsewhere", "apply", "user, -1) <= 0", "user, -1) <= 9"),
     mutant("a batch leaves the total", "apply", "if moved ~= 0 then", "if false then"),
-    mutant("a broken batch keeps its lease", "apply", "redis.call('ZADD', KEYS[1], 0, incarnation)", ""),
+    mutant("a broken batch keeps its lease", "apply", "redis.call('ZADD', KEYS[1], -lease_end, incarnation)", ""),
     mutant(
         "a broken batch is not noticed",
         "apply",
@@ -218,7 +241,20 @@ if sequence ~= last + 1 then",
     ),
     mutant("a going is not remembered", "apply", "redis.call('ZADD', KEYS[7], now - ARGV[6], user)", ""),
     mutant("reaping takes who is held elsewhere", "reap", "user, -1) <= 0", "user, -1) <= 9"),
-    mutant("reaping takes who lives", "reap", "if expiry < 0 or expiry > now then", "if expiry < 0 then"),
+    mutant("reaping takes who was renewed", "reap", "~= ARGV[4] then", "~= ARGV[4] and false then"),
+    mutant("reaping fences no incarnation", "reap", "redis.call('ZADD', KEYS[1], -lease_end, incarnation)", ""),
+    mutant("reaping forgets when users were seen", "reap", "math.abs(lease_end) - ARGV[5]", "math.abs(lease_end)"),
+    mutant("reaping leaves what is not listed", "reap", "redis.call('UNLINK', KEYS[3])", ""),
+    mutant("a renewal's number is that of Redis's clock", "apply", "given + 0.001", "0"),
+    mutant("a lease's number is that of Redis's clock", "register", "given + 0.001", "0"),
+    mutant("a renewal's number is not kept", "apply", "redis.call('HSET', KEYS[8], 'number', number)", ""),
+    mutant("a lease's number is not kept", "register", "redis.call('HSET', KEYS[4], 'number', number)", ""),
+    mutant("the era never changes", "register", "'era', ARGV[1]", "'era', 'one' or ARGV[1]"),
+    mutant("the reaper misses who is being reaped", "observe", "'-inf', ARGV[2]", "0, ARGV[2]"),
+    mutant("the reaper misses who is not listed", "observe", "{ known[i], '-1', known[i + 1] }", "nil"),
+    mutant("the reaper reads too few", "observe", "'-inf', ARGV[2]", "'-inf', '(' .. ARGV[2]"),
+    mutant("the reaper trusts Redis's clock", "reaper", "trusts Redis's clock", ""),
+    mutant("the reaper counts the time in which it could not read", "reaper", "counts gaps", ""),
     mutant("reaping leaves the total", "reap", "redis.call('DECRBY', KEYS[6], #users)", ""),
     mutant("reaping half-way forgets the rest", "reap", "if left == 0 then", "if true then"),
     mutant("a stop waits for the lease", "reap", "ARGV[4] == 'end'", "false"),
@@ -235,6 +271,7 @@ if sequence ~= last + 1 then",
         "~= redis.call('HLEN', KEYS[2]) then\n  return 1",
     ),
     mutant("the audit looks at sizes alone", "audit", "if #users == 0 then", "if true then"),
+    mutant("each audit is taken for another's", "audit", "redis.call('GET', KEYS[6]) or ''", "'other'"),
     mutant("the audit looks at no total", "audit", "total ~= held or", ""),
     mutant("repairing tells of no going", "repair", "publish(user, 'offline')", ""),
     mutant(
@@ -254,12 +291,10 @@ const fn mutant(name: &'static str, script: &'static str, from: &'static str, to
 
 #[test]
 fn the_model_finds_every_mutant() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let redis = runtime.block_on(RedisServer::start());
     let seed = number("PRESENCE_MODEL_SEED", fastrand::u64(..));
     println!("PRESENCE_MODEL_SEED={seed}");
     for mutant in &MUTANTS {
-        let found = explore(&redis.url(), 10_000, seed, Some(mutant));
+        let found = explore(10_000, seed, Some(mutant));
         let Err(why) = found else { panic!("PRESENCE_MODEL_SEED={seed}: not found: {}", mutant.name) };
         println!("{}: {}", mutant.name, why.lines().next().unwrap_or_default());
     }
@@ -267,12 +302,10 @@ fn the_model_finds_every_mutant() {
 
 #[test]
 fn presence_keeps_its_promises_whatever_happens() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let redis = runtime.block_on(RedisServer::start());
     let cases = u32::try_from(number("PRESENCE_MODEL_CASES", 300)).unwrap();
     let seed = number("PRESENCE_MODEL_SEED", fastrand::u64(..));
     println!("PRESENCE_MODEL_SEED={seed} PRESENCE_MODEL_CASES={cases}");
-    if let Err(found) = explore(&redis.url(), cases, seed, None) {
+    if let Err(found) = explore(cases, seed, None) {
         panic!("PRESENCE_MODEL_SEED={seed} PRESENCE_MODEL_CASES={cases}: {found}");
     }
 }

@@ -62,7 +62,8 @@ async fn what_is_durable_is_stored_byte_for_byte_and_has_an_id() {
         assert!(id.ends_with(&format!("-{place}")) && place.ends_with(&format!("-{count}")), "{id} at {place}");
         assert_eq!((event.as_str(), kept.as_str()), (r#""é \"x\"""#, data));
         let message = String::from_utf8(heard.next_bytes().await).unwrap();
-        assert_eq!(message, format!(r#"~{count} {id} "é \"x\"" {data}"#));
+        let term: String = redis.command(&["HGET", "tidings:history", "term"]).await;
+        assert_eq!(message, format!(r#"~{count}@{term} {id} "é \"x\"" {data}"#));
     }
 }
 

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
 
-use crate::support::{Client, Gateway, Options, RedisServer, eventually, eventually_within};
+use crate::support::{Client, Gateway, Options, RedisServer, eventually, eventually_within, handshake, token};
 
 /// The reason that `/readyz` gives, which must be 503.
 pub async fn reason(gateway: &Gateway) -> String {
@@ -49,7 +53,7 @@ async fn an_instance_that_starts_before_redis_accepts_and_is_ready_once_redis_co
     gateway.ready().await;
     assert_eq!(gateway.metric("tidings_backplane_up").await, 1.0);
     redis.publish("42", "1").await;
-    assert_eq!(client.event().await, 1);
+    assert_eq!(client.frame().await["data"], 1, "the first subscription is announced to no client");
     assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 0.0, "no gap before the first subscription");
 }
 
@@ -84,6 +88,66 @@ async fn a_killed_subscription_is_back_within_5_s_and_counted_as_a_gap() {
         .await;
         assert_eq!(client.event().await, gaps);
         assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, f64::from(gaps));
+    }
+}
+
+/// The next frame, which must be a `gap`: the time without a message from Redis.
+pub async fn gap(client: &mut Client) -> Duration {
+    let frame = client.frame().await;
+    let since_ms = frame["since_ms"].as_u64().unwrap_or_else(|| panic!("no gap: {frame}"));
+    assert_eq!(frame, json!({"type": "gap", "since_ms": since_ms}));
+    Duration::from_millis(since_ms)
+}
+
+#[tokio::test]
+async fn every_client_of_an_instance_is_told_of_each_gap_once_and_a_raw_client_is_not() {
+    let redis = RedisServer::start().await;
+    // Without a probe, which is the only message while no notification is published.
+    let gateway = Options::redis(&redis).set("redis.probe_interval", "1h").start().await;
+    let bearer = format!("Bearer {}", token("42"));
+    let plain = handshake(gateway.public, "/ws", &[("Authorization", &bearer)]).await.expect("admitted");
+    let mut framed = [Client::connect(&gateway, "42").await, Client::connect(&gateway, "43").await, plain];
+    assert_eq!(framed[2].frame().await["type"], "welcome");
+    let mut raw = Client::raw(&gateway, "42").await;
+    gateway.connections(4).await;
+    for round in 1..=3 {
+        redis.publish("42", &round.to_string()).await;
+        redis.publish("43", &round.to_string()).await;
+        for client in &mut framed {
+            assert_eq!(client.frame().await["data"], round);
+        }
+        assert_eq!(raw.text().await, round.to_string());
+        let received = Instant::now();
+        let _: u64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        for client in &mut framed {
+            let since = gap(client).await;
+            assert!(since <= received.elapsed() + Duration::from_secs(1), "{since:?}");
+        }
+    }
+    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 3.0);
+    let lines: Vec<_> = gateway.log().lines().filter(|line| line.contains("gap_ms=")).map(str::to_owned).collect();
+    assert!(lines.len() == 3 && lines.iter().all(|line| line.contains("cause=")), "{lines:?}");
+    // A client that connects afterwards missed nothing.
+    let mut late = Client::connect(&gateway, "42").await;
+    redis.publish("42", "4").await;
+    assert_eq!(late.frame().await["data"], 4);
+    assert_eq!(raw.text().await, "4");
+}
+
+#[tokio::test]
+async fn a_gap_lasts_from_the_last_message_of_redis() {
+    let mut redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let mut client = Client::connect(&gateway, "42").await;
+    redis.kill().await;
+    let lost = Instant::now();
+    gateway.not_ready().await;
+    let mut newcomer = Client::connect(&gateway, "42").await;
+    tokio::time::sleep_until(lost + Duration::from_secs(1)).await;
+    redis.restart().await;
+    for client in [&mut client, &mut newcomer] {
+        let since = gap(client).await;
+        assert!(since >= Duration::from_secs(1) && since < lost.elapsed() + Duration::from_secs(5), "{since:?}");
     }
 }
 
@@ -170,4 +234,58 @@ async fn a_unix_socket_will_do() {
     assert_eq!(redis.publish("42", "1").await, 1);
     assert_eq!(client.event().await, 1);
     eventually("42 is online", async || redis.online().await == ["42"]).await;
+}
+
+/// Answers as Redis 8.6 does at its `maxmemory`: a subscription is refused.
+async fn refuse_subscriptions(listener: &TcpListener) {
+    let (socket, _) = listener.accept().await.unwrap();
+    let mut lines = BufStream::new(socket).lines();
+    // Each command is a line with the number of its words, and two lines for each word.
+    while let Ok(Some(count)) = lines.next_line().await {
+        let mut words = Vec::new();
+        for _ in 0..count[1..].parse().unwrap() {
+            lines.next_line().await.unwrap();
+            words.push(lines.next_line().await.unwrap().unwrap());
+        }
+        let answer: &[u8] = match words[0].as_str() {
+            "PSUBSCRIBE" | "SUBSCRIBE" => b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+            "INFO" => b"$0\r\n\r\n",
+            _ => b"+OK\r\n",
+        };
+        let socket = lines.get_mut();
+        if socket.write_all(answer).await.and(socket.flush().await).is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_that_a_full_redis_refuses_is_logged_with_its_cause() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = Options::redis_at(&format!("redis://{}", listener.local_addr().unwrap())).start_unready().await;
+    let refusing = async {
+        // More connections than one: for commands and for the subscription.
+        futures::future::join_all((0..4).map(async |_| {
+            loop {
+                refuse_subscriptions(&listener).await;
+            }
+        }))
+        .await;
+    };
+    let reported = async {
+        eventually("the refusal is logged with its cause", async || {
+            gateway.log().lines().any(|line| {
+                line.contains("not subscribed to redis")
+                    && line.contains("kind=\"OOM\"")
+                    && line.contains("likely_cause=\"redis has reached its maxmemory")
+            })
+        })
+        .await;
+        eventually("readyz says so", async || reason(&gateway).await.contains("'maxmemory'")).await;
+    };
+    tokio::select! {
+        _ = refusing => unreachable!("it goes on"),
+        () = reported => {}
+    }
+    assert!(gateway.metric("tidings_backplane_errors_total{kind=\"OOM\"}").await >= 1.0);
 }

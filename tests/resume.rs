@@ -116,6 +116,42 @@ async fn a_redis_that_went_back_begins_another_epoch_and_clients_are_told() {
 }
 
 #[tokio::test]
+async fn notifications_that_were_evicted_are_missed_by_a_client_that_had_none_of_them() {
+    let redis = RedisServer::start().await;
+    let (gateway, store) = (Gateway::redis(&redis).await, Store::on(&redis));
+    let welcome = Client::connect_with_welcome(&gateway, "42").await.1;
+    let cursors = store.publish("42", 1..=3).await;
+    redis.command::<u64>(&["DEL", "tidings:history:{42}"]).await;
+    for (from, recovered) in [(text(&welcome["cursor"]), false), (&cursors[1], false), (&cursors[2], true)] {
+        let (_, welcome) = Client::resume(&gateway, "42", from).await;
+        assert_eq!((&welcome["recovered"], &welcome["cursor"]), (&recovered.into(), &cursors[2].as_str().into()));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_missed_nothing_recovers_after_everything_it_received_has_expired() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).set("history.ttl", "1s").start().await;
+    let never = Client::connect_with_welcome(&gateway, "43").await.1;
+    let (mut client, before) = Client::connect_with_welcome(&gateway, "42").await;
+    let id = gateway.store("42", 1).await;
+    assert_eq!(client.stored_event().await.1, 1);
+    client.close().await;
+    eventually("the stream has expired", async || redis.command::<u64>(&["EXISTS", "tidings:history:{42}"]).await == 0)
+        .await;
+    for (user, from, recovered) in
+        [("42", id.as_str(), true), ("42", text(&before["cursor"]), false), ("43", text(&never["cursor"]), true)]
+    {
+        let welcome = Client::resume(&gateway, user, from).await.1;
+        assert_eq!(welcome["recovered"], recovered, "{welcome}");
+    }
+    let (mut again, welcome) = Client::resume(&gateway, "42", &id).await;
+    assert_eq!(welcome["cursor"], id.as_str());
+    gateway.store("42", 2).await;
+    assert_eq!(again.stored_event().await.1, 2);
+}
+
+#[tokio::test]
 async fn a_gap_that_cannot_be_filled_closes_with_4205_and_the_resume_tells_it() {
     let redis = RedisServer::start().await;
     let (gateway, store) = (Gateway::redis(&redis).await, Store::on(&redis));
@@ -214,6 +250,16 @@ async fn a_count_that_nobody_can_go_on_from_is_begun_anew() {
     }
 }
 
+/// Of these users: not a position, beyond what Lua represents exactly, and written differently.
+const PLACES_OF_ANOTHER_PROGRAM: [(&str, &str); 6] = [
+    ("text", "x"),
+    ("long", "99999999999999999999999-1"),
+    ("many", "1-9007199254740992"),
+    ("zeros", "05-07"),
+    ("negative", "5--7"),
+    ("exponent", "1e3-7"),
+];
+
 #[tokio::test]
 async fn a_key_that_somebody_else_wrote_to_keeps_no_other_user_from_being_level() {
     let redis = RedisServer::start().await;
@@ -224,12 +270,26 @@ async fn a_key_that_somebody_else_wrote_to_keeps_no_other_user_from_being_level(
     }
     let _bad = Client::connect(&gateway, "bad").await;
     redis.command::<()>(&["SET", "tidings:history:{bad}", "x"]).await;
+    let mut others = Vec::new();
+    for (user, place) in PLACES_OF_ANOTHER_PROGRAM {
+        others.push(Client::connect(&gateway, user).await);
+        redis.command::<u64>(&["HSET", "tidings:history", &format!(":{user}"), place]).await;
+    }
+    let entry = ["XADD", "tidings:history:{entry}", "18446744073709551615-1", "event", "\"x\"", "data", "1"];
+    redis.command::<String>(&entry).await;
+    others.push(Client::connect(&gateway, "entry").await);
     for round in 1..=5 {
         redis.command::<i64>(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
         for (user, client) in ["41", "42", "43"].iter().zip(&mut clients) {
             store.publish(user, [round]).await;
             assert_eq!(events(client, 1).await, [u64::from(round)], "{user}");
         }
+    }
+    for (user, place) in PLACES_OF_ANOTHER_PROGRAM {
+        let cursor = store.publish(user, [1]).await.remove(0);
+        assert!(cursor.ends_with("-1"), "{cursor}: as if it had no place");
+        let welcome = Client::resume(&gateway, user, &cursor).await.1;
+        assert_eq!((&welcome["recovered"], &welcome["cursor"]), (&true.into(), &cursor.into()), "after {place}");
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::support::{
     Client, Express, Gateway, Options, RedisServer, Refused, Session, command, eventually, handshake, output, refused,
-    token,
+    secrets, token,
 };
 
 const SECRET: &str = "keyboard cat of thirty-two bytes";
@@ -36,6 +36,7 @@ async fn connect(gateway: &Gateway, session: &Session, user: &str) -> Client {
     let mut client = handshake(gateway.public, "/ws", &browser(&cookies)).await.expect("admitted");
     let welcome = client.frame().await;
     assert_eq!((&welcome["type"], &welcome["user"]), (&"welcome".into(), &user.into()), "{welcome}");
+    assert_eq!(welcome.get("expires_in_ms"), Some(&serde_json::Value::Null), "a session has no fixed end: {welcome}");
     client
 }
 
@@ -43,15 +44,42 @@ async fn kept_out(gateway: &Gateway, cookie: &str) -> Refused {
     refused(gateway.public, "/ws", &browser(cookie)).await
 }
 
-/// How often a session was read, by all instances.
-async fn sessions_read(redis: &RedisServer) -> u64 {
+/// How often Redis has run a command.
+async fn calls(redis: &RedisServer, command: &str) -> u64 {
     let stats: String = redis.command(&["INFO", "commandstats"]).await;
-    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_getrange:calls="));
+    let calls = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
     calls.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
 }
 
+/// How often a session was read whole, by all instances.
+async fn sessions_read(redis: &RedisServer) -> u64 {
+    calls(redis, "getrange").await
+}
+
+/// Waits for so many rechecks, of at most as many sessions as one command compares.
+async fn rounds(redis: &RedisServer, count: u64) {
+    let before = calls(redis, "mget").await;
+    eventually("they are compared again and again", async || calls(redis, "mget").await >= before + count).await;
+}
+
+/// The cookie that the application would set for a session.
+fn signed(id: &str) -> String {
+    signed_with(SECRET, id)
+}
+
+fn signed_with(secret: &str, id: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let signature = STANDARD_NO_PAD.encode(hmac::sign(&key, id.as_bytes()));
+    format!("connect.sid=s%3A{id}.{}", signature.replace('+', "%2B").replace('/', "%2F"))
+}
+
+/// A connection of a session `id`, which is stored under `sess:ID`.
+async fn connect_with(gateway: &Gateway, id: &str) -> Client {
+    handshake(gateway.public, "/ws", &browser(&signed(id))).await.expect("admitted")
+}
+
 async fn logged_out(client: &mut Client) {
-    assert_eq!(timeout(LOGOUT, client.close_code()).await.expect("closed in time"), 4011);
+    assert_eq!(timeout(LOGOUT, client.close_code()).await.expect("closed in time"), 4010);
 }
 
 #[tokio::test]
@@ -70,8 +98,7 @@ async fn a_session_lets_its_user_in_and_a_logout_closes_its_connections_alone() 
         assert_eq!(client.event().await, 1);
     }
 
-    let before = sessions_read(&redis).await;
-    eventually("both are read again and again", async || sessions_read(&redis).await >= before + 6).await;
+    rounds(&redis, 3).await;
     express.go_on(&session, "POST", "/logout").await;
     join_all(tabs.iter_mut().map(logged_out)).await;
     assert_eq!(kept_out(&gateway, &session.cookie).await.code, "session_ended");
@@ -83,6 +110,91 @@ async fn a_session_lets_its_user_in_and_a_logout_closes_its_connections_alone() 
     for secret in [&session.id, &elsewhere.id, &session.cookie, SECRET] {
         assert!(!log.contains(secret), "{secret} in {log}");
     }
+}
+
+#[tokio::test]
+async fn a_hundred_idle_sessions_are_compared_by_one_command_and_only_a_changed_one_is_read_again() {
+    let redis = RedisServer::start().await;
+    let gateway = options(&redis).start().await;
+    let store = async |number: usize, value: &str| {
+        let () = redis.command(&["SET", &format!("sess:s{number}"), value, "EX", "3600"]).await;
+    };
+    let mut clients = Vec::new();
+    for number in 0..100 {
+        store(number, r#"{"userId":"42"}"#).await;
+        clients.push(connect_with(&gateway, &format!("s{number}")).await);
+    }
+    let read = sessions_read(&redis).await;
+    assert!((100..110).contains(&read), "once by each handshake, and to see whether Redis lets them be read: {read}");
+    rounds(&redis, 3).await;
+    assert_eq!(sessions_read(&redis).await, read, "none has changed");
+
+    // Another basket, and a user who logs out.
+    store(0, r#"{"userId":"42","basket":[1]}"#).await;
+    let _: u64 = redis.command(&["DEL", "sess:s1"]).await;
+    logged_out(&mut clients[1]).await;
+    rounds(&redis, 2).await;
+    let again = sessions_read(&redis).await - read;
+    assert!((2..=6).contains(&again), "both are read again, the gone one in each round of its grace: {again}");
+    assert_eq!(gateway.metric("tidings_connections").await, 99.0, "the others stay");
+    assert_eq!(gateway.metric("tidings_session_rechecks_failed_total").await, 0.0);
+    // What was read again is compared from then on.
+    store(0, r#"{"userId":"43","basket":[1]}"#).await;
+    logged_out(&mut clients[0]).await;
+}
+
+#[tokio::test]
+async fn an_unchanged_session_whose_key_does_not_expire_ends_at_the_expiry_in_it() {
+    let redis = RedisServer::start().await;
+    let gateway = options(&redis).start().await;
+    let end = time::OffsetDateTime::now_utc() + time::Duration::seconds(6);
+    let (date, (hour, minute, second)) = (end.date(), end.to_hms());
+    let end = format!("{date}T{hour:02}:{minute:02}:{second:02}Z");
+    let ends = json!({"cookie": {"expires": end}, "userId": "42"}).to_string();
+    let () = redis.command(&["SET", "sess:ends", &ends]).await;
+    let () = redis.command(&["SET", "sess:lasts", &ends, "EX", "3600"]).await;
+    let (mut ends, mut lasts) = (connect_with(&gateway, "ends").await, connect_with(&gateway, "lasts").await);
+    logged_out(&mut ends).await;
+    rounds(&redis, 1).await;
+    redis.publish("42", "1").await;
+    lasts.frame().await;
+    assert_eq!(lasts.event().await, 1, "the key's expiry counts where it has one");
+}
+
+#[tokio::test]
+async fn a_fastify_session_with_the_two_documented_options_lets_its_user_in_and_a_logout_ends_it() {
+    let redis = RedisServer::start().await;
+    let (fastify, gateway) = tokio::join!(Express::fastify(&redis, SECRET), options(&redis).start());
+    let session = fastify.begin("/login/42").await;
+    let mut client = connect(&gateway, &session, "42").await;
+    redis.publish("42", "1").await;
+    assert_eq!(client.event().await, 1);
+    fastify.go_on(&session, "POST", "/logout").await;
+    logged_out(&mut client).await;
+    // The options of the application are those that the page states.
+    let (page, application) = (include_str!("../docs/sessions.md"), include_str!("express/fastify.mjs"));
+    for option in ["cookieName: 'connect.sid',", "cookiePrefix: 's:',"] {
+        assert!(page.contains(option) && application.contains(option), "{option}");
+    }
+}
+
+#[tokio::test]
+async fn a_regenerated_session_is_closed_with_4010_and_the_current_cookie_is_accepted() {
+    let redis = RedisServer::start().await;
+    let (express, gateway) = tokio::join!(Express::start(&redis, SECRET, &[]), options(&redis).start());
+    let session = express.begin("/login/42").await;
+    let mut client = connect(&gateway, &session, "42").await;
+    let regenerated = express.follow(&session, "/regenerate").await;
+    assert_ne!(regenerated.id, session.id);
+    logged_out(&mut client).await;
+    // The client reconnects with the cookie that the browser has by now.
+    let mut again = connect(&gateway, &regenerated, "42").await;
+    redis.publish("42", "1").await;
+    assert_eq!(again.event().await, 1);
+    // After a logout no session is left, and a 401 ends the attempts.
+    express.go_on(&regenerated, "POST", "/logout").await;
+    logged_out(&mut again).await;
+    assert_eq!(kept_out(&gateway, &regenerated.cookie).await.status, 401);
 }
 
 #[tokio::test]
@@ -107,6 +219,7 @@ async fn a_cookie_that_the_application_did_not_sign_is_401_and_redis_is_not_aske
     let (express, gateway) = tokio::join!(Express::start(&redis, SECRET, &[]), options(&redis).start());
     let session = express.begin("/login/42").await;
     let stranger = Express::start(&redis, "another secret", &[]).await;
+    let read = sessions_read(&redis).await;
     let (_, value) = session.cookie.split_once('=').unwrap();
     let (signed, signature) = value.split_once('.').unwrap();
     let forged = [
@@ -125,9 +238,9 @@ async fn a_cookie_that_the_application_did_not_sign_is_401_and_redis_is_not_aske
         assert_eq!((refused.status, refused.code.as_str()), (401, "bad_session"), "{cookie}");
         assert!(!refused.message.contains(signature), "{refused:?}");
     }
-    assert_eq!(sessions_read(&redis).await, 0);
+    assert_eq!(sessions_read(&redis).await, read);
     connect(&gateway, &session, "42").await;
-    assert_ne!(sessions_read(&redis).await, 0);
+    assert_ne!(sessions_read(&redis).await, read);
 }
 
 #[tokio::test]
@@ -270,11 +383,7 @@ async fn a_session_that_cannot_be_read_keeps_no_other_from_being_read() {
     let mut clients = Vec::new();
     for id in (0..1_000).map(|n| format!("good{n}")).chain(["bad".into()]) {
         let () = redis.command(&["SET", &format!("sess:{id}"), r#"{"userId":"42"}"#]).await;
-        let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
-        let signature = STANDARD_NO_PAD.encode(hmac::sign(&key, id.as_bytes()));
-        let signature = signature.replace('+', "%2B").replace('/', "%2F");
-        let cookie = format!("connect.sid=s%3A{id}.{signature}");
-        clients.push(handshake(gateway.public, "/ws", &browser(&cookie)).await.expect("admitted"));
+        clients.push(connect_with(&gateway, &id).await);
     }
     allow(&["resetkeys", "~sess:good*", "~online_users", "~{online_users}:*", "~tidings:*", "~{tidings:*"]).await;
     let _: u64 =
@@ -292,8 +401,24 @@ async fn a_cookie_may_hold_a_token() {
     assert_eq!(client.frame().await["user"], "42");
     assert_eq!(kept_out(&gateway, "token=bad").await.code, "bad_token");
     assert_eq!(refused(gateway.public, "/ws", &[("Cookie", cookie.as_str())]).await.status, 403);
-    // An empty token counts as missing, and the instance waits for a hello.
-    assert!(handshake(gateway.public, "/ws", &browser("token=")).await.is_ok());
+    assert_eq!(kept_out(&gateway, &format!("token=; {cookie}")).await.code, "bad_token", "the first one decides");
+}
+
+#[tokio::test]
+async fn with_auth_hello_in_the_query_the_hello_decides_and_not_a_cookie() {
+    let gateway = Options::dev().set("auth.token_cookie", "token").set("server.allowed_origins", ORIGIN).start().await;
+    for cookie in [format!("token={}", token("admin")), "token=stale".into()] {
+        let mut client = handshake(gateway.public, "/ws?auth=hello", &browser(&cookie)).await.expect("admitted");
+        client.send(&json!({"type": "hello", "token": token("42")}).to_string()).await;
+        assert_eq!(client.frame().await["user"], "42");
+        let mut without = handshake(gateway.public, "/ws?auth=hello", &browser(&cookie)).await.expect("admitted");
+        without.send(r#"{"type":"pong"}"#).await;
+        assert_eq!(without.close_code().await, 4012, "no cookie authenticates");
+    }
+    let foreign = [("Origin", "https://evil.example"), ("Sec-WebSocket-Protocol", "tidings.v1")];
+    assert_eq!(refused(gateway.public, "/ws?auth=hello", &foreign).await.code, "origin_forbidden");
+    let unknown = refused(gateway.public, "/ws?auth=Hello", &[]).await;
+    assert_eq!((unknown.status, unknown.code.as_str()), (400, "bad_request"));
 }
 
 #[tokio::test]
@@ -317,4 +442,27 @@ fn seconds_of(moment: &str) -> u64 {
     use time::OffsetDateTime;
     use time::format_description::well_known::Rfc3339;
     OffsetDateTime::parse(moment, &Rfc3339).unwrap().unix_timestamp().try_into().unwrap()
+}
+
+#[tokio::test]
+async fn a_reload_takes_over_another_session_secret_and_closes_no_connection() {
+    const OTHER: &str = "another cat of thirty-two bytes!";
+    let redis = RedisServer::start().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), SECRET).unwrap();
+    let path = file.path().to_str().unwrap();
+    secrets::keep("a session secret", OTHER);
+    let options = Options::redis(&redis).set("server.allowed_origins", ORIGIN);
+    let gateway = options.env("TIDINGS_AUTH__SESSION_SECRET_FILE", path).start().await;
+    let () = redis.command(&["SET", "sess:one", r#"{"userId":"42"}"#, "EX", "3600"]).await;
+    let mut client = connect_with(&gateway, "one").await;
+    assert_eq!(client.frame().await["type"], "welcome");
+
+    std::fs::write(file.path(), OTHER).unwrap();
+    gateway.signal("HUP");
+    eventually("it is reported", async || gateway.log().contains("changed=\"auth.session_secret\"")).await;
+    assert_eq!(kept_out(&gateway, &signed("one")).await.status, 401);
+    assert!(handshake(gateway.public, "/ws", &browser(&signed_with(OTHER, "one"))).await.is_ok());
+    redis.publish("42", "1").await;
+    assert_eq!(client.event().await, 1);
 }

@@ -1,11 +1,51 @@
 //! A client that does not read delays no other client, and costs the instance only bounded memory.
 
 use futures::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Client, Gateway, Options, RedisServer, eventually};
+use crate::support::{Client, Gateway, Options, RedisServer, SseClient, eventually};
 
 const TOO_SLOW: &str = "tidings_connections_closed_total{code=\"4203\"}";
+
+/// A client of either transport, with so little room for what it does not read that the server soon notices.
+enum Slow {
+    WebSocket(Box<Client>),
+    Stream(SseClient),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Transport {
+    WebSocket,
+    Stream,
+}
+
+const TRANSPORTS: [Transport; 2] = [Transport::WebSocket, Transport::Stream];
+
+impl Slow {
+    async fn connect(gateway: &Gateway, user: &str, transport: Transport) -> Self {
+        match transport {
+            Transport::WebSocket => Self::WebSocket(Box::new(Client::connect_narrow(gateway, user).await)),
+            Transport::Stream => Self::Stream(SseClient::narrow(gateway, user).await),
+        }
+    }
+
+    async fn event(&mut self) -> Value {
+        match self {
+            Self::WebSocket(client) => client.event().await,
+            Self::Stream(client) => client.event().await,
+        }
+    }
+
+    /// A client that reads nothing at all may see only the end.
+    async fn is_told_or_cut(&mut self) {
+        let code = match self {
+            Self::WebSocket(client) => u64::from(client.close_code().await),
+            Self::Stream(client) => client.last_code().await,
+        };
+        assert!([4203, 1006].contains(&code), "{code}");
+    }
+}
 
 /// A payload of about this many bytes with a number in it.
 fn numbered(number: u32, bytes: usize) -> String {
@@ -26,10 +66,10 @@ async fn rounds(redis: &RedisServer, others: &mut [(&str, Client)], count: std::
 
 /// Of so many events with a filling of 10,000, the client gets some, the last among them, whole and in order; the
 /// others are counted as dropped, and there are some.
-pub async fn assert_newest_in_order(gateway: &Gateway, client: &mut Client, count: u32) {
+pub async fn assert_newest_in_order(gateway: &Gateway, mut next: impl AsyncFnMut() -> Value, count: u32) {
     let mut numbers = Vec::new();
     while numbers.last() != Some(&u64::from(count - 1)) {
-        let event = client.event().await;
+        let event = next().await;
         assert_eq!(event["filling"].as_str().unwrap().len(), 10_000);
         numbers.push(event["number"].as_u64().unwrap());
     }
@@ -41,9 +81,17 @@ pub async fn assert_newest_in_order(gateway: &Gateway, client: &mut Client, coun
 
 #[tokio::test]
 async fn a_client_that_stops_reading_is_ended_and_delays_nobody() {
+    for transport in TRANSPORTS {
+        stops_reading(transport).await;
+    }
+}
+
+async fn stops_reading(transport: Transport) {
     let redis = RedisServer::start().await;
-    let gateway = Gateway::redis(&redis).await;
-    let mut slow = Client::connect_narrow(&gateway, "42").await;
+    // Only its queue ends it; a slow machine sends no pings meanwhile.
+    let options = Options::redis(&redis).set("send_queue.write_timeout", "1h").set("server.heartbeat", "1h");
+    let gateway = options.start().await;
+    let mut slow = Slow::connect(&gateway, "42", transport).await;
     let mut others = [("42", Client::connect(&gateway, "42").await), ("43", Client::connect(&gateway, "43").await)];
     let mut number = 0;
     while gateway.metric(TOO_SLOW).await == 0.0 {
@@ -54,26 +102,61 @@ async fn a_client_that_stops_reading_is_ended_and_delays_nobody() {
     assert_eq!(gateway.metric(TOO_SLOW).await, 1.0);
     assert!(gateway.metric("tidings_deliveries_dropped_total").await > 0.0);
     rounds(&redis, &mut others, number..number + 10, 100_000).await;
-    // A client that reads nothing at all may see only the end.
-    let code = slow.close_code().await;
-    assert!([4203, 1006].contains(&code), "{code}");
+    slow.is_told_or_cut().await;
     eventually("it is gone", async || gateway.metric("tidings_connections").await == 2.0).await;
 }
 
 #[tokio::test]
+async fn a_client_that_reads_is_not_closed_for_a_burst_while_it_connects() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).set("send_queue.max_messages", "1").start().await;
+    let bursts = async {
+        loop {
+            redis.publish_all("42", (0..2_000).map(|number: u32| number.to_string())).await;
+        }
+    };
+    let connect = async |_| {
+        let mut client = Client::connect(&gateway, "42").await;
+        for event in 0..5 {
+            match client.message().await {
+                Some(Message::Text(_)) => {}
+                other => panic!("{other:?} as event {event}"),
+            }
+        }
+    };
+    let connects = async {
+        for _ in 0..30 {
+            join_all((0..20).map(connect)).await;
+        }
+    };
+    tokio::select! {
+        () = bursts => {}
+        () = connects => {}
+    }
+    assert_eq!(gateway.metric(TOO_SLOW).await, 0.0);
+}
+
+#[tokio::test]
 async fn dropping_the_oldest_keeps_the_client_and_the_newest_in_order() {
+    for transport in TRANSPORTS {
+        drops_the_oldest(transport).await;
+    }
+}
+
+async fn drops_the_oldest(transport: Transport) {
     const COUNT: u32 = 1_000;
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis)
         .set("send_queue.slow_client", "drop_oldest")
         .set("send_queue.write_timeout", "1h")
+        .set("server.heartbeat", "1h")
         .start()
         .await;
-    let mut slow = Client::connect_narrow(&gateway, "42").await;
+    let mut slow = Slow::connect(&gateway, "42", transport).await;
     let mut others = [("42", Client::connect(&gateway, "42").await), ("43", Client::connect(&gateway, "43").await)];
     rounds(&redis, &mut others, 0..COUNT, 10_000).await;
 
-    assert_newest_in_order(&gateway, &mut slow, COUNT).await;
+    assert_newest_in_order(&gateway, async || slow.event().await, COUNT).await;
     // It is a client like any other again.
     redis.publish("42", "1").await;
     assert_eq!(slow.event().await, 1);
@@ -82,19 +165,25 @@ async fn dropping_the_oldest_keeps_the_client_and_the_newest_in_order() {
 
 #[tokio::test]
 async fn a_write_that_makes_no_progress_times_out() {
+    for transport in TRANSPORTS {
+        times_out(transport).await;
+    }
+}
+
+async fn times_out(transport: Transport) {
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis)
         .set("send_queue.write_timeout", "300ms")
         .set("send_queue.max_bytes", "1000000000")
         .set("send_queue.max_messages", "1000000")
+        .set("server.heartbeat", "1h")
         .start()
         .await;
-    let mut slow = Client::connect_narrow(&gateway, "42").await;
+    let mut slow = Slow::connect(&gateway, "42", transport).await;
     let mut others = [("42", Client::connect(&gateway, "42").await), ("43", Client::connect(&gateway, "43").await)];
     rounds(&redis, &mut others, 0..100, 100_000).await;
     eventually("it is closed", async || gateway.metric(TOO_SLOW).await == 1.0).await;
-    let code = slow.close_code().await;
-    assert!([4203, 1006].contains(&code), "{code}");
+    slow.is_told_or_cut().await;
     rounds(&redis, &mut others, 100..101, 10).await;
 }
 
@@ -120,13 +209,13 @@ async fn burst(max_messages: &str) {
     assert_eq!(gateway.metric(TOO_SLOW).await, 0.0);
 }
 
-/// Publishes 100 MB at a client that never reads, never faster than the instance takes them.
+/// Publishes 100 MB at two clients that never read, never faster than the instance takes them.
 async fn memory_is_bounded(mode: &str) {
     let redis = RedisServer::start().await;
     let gateway =
         Options::redis(&redis).set("send_queue.slow_client", mode).set("send_queue.write_timeout", "1h").start().await;
-    let _slow = Client::connect_narrow(&gateway, "42").await;
-    let mut pace = Client::connect(&gateway, "43").await;
+    let _slow = join_all(TRANSPORTS.map(|transport| Slow::connect(&gateway, "42", transport))).await;
+    let mut pace = Client::connect(&gateway, "43").await.answering();
     let before = gateway.resident_bytes();
     let mut most = before;
     for batch in 0..50 {

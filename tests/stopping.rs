@@ -1,10 +1,13 @@
 //! A stop closes all connections at a steady pace, and ends even if Redis does not answer.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpListener;
 
-use crate::support::{Client, Gateway, Options, RedisServer, eventually, handshake};
+use crate::support::{Client, Gateway, Options, RedisServer, command, eventually, handshake, signal, within};
 
 /// Takes the `reconnect` frame and the close that follows; gives the `after_ms` and when the close came.
 async fn sent_away(client: &mut Client) -> (u64, Instant) {
@@ -54,6 +57,19 @@ async fn clients_are_told_when_to_come_back_and_closed_evenly_over_the_window() 
 }
 
 #[tokio::test]
+async fn a_client_has_time_to_move_between_its_after_ms_and_its_close() {
+    let redis = RedisServer::start().await;
+    let mut gateway = Options::redis(&redis).set("drain.window", "4s").start().await;
+    let mut clients = connect_many(&gateway, 2).await;
+    let begun = Instant::now();
+    gateway.signal("TERM");
+    for (after_ms, end) in join_all(clients.iter_mut().map(sent_away)).await {
+        assert!(end.duration_since(begun) >= Duration::from_millis(after_ms + 500), "{after_ms}");
+    }
+    assert_eq!(gateway.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_closed_connection_ends_at_once_and_not_with_the_last() {
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis).set("drain.window", "1h").start().await;
@@ -83,6 +99,7 @@ async fn a_draining_instance_answers_503_until_its_last_close() {
     assert_eq!((refused.status, refused.code.as_str()), (503, "draining"));
     let retry_after = refused.headers["retry-after"].to_str().unwrap();
     assert!(retry_after.parse::<u32>().is_ok(), "{retry_after}");
+    assert_eq!(gateway.metric("tidings_draining").await, 1.0);
     // A client was still connected during all of that.
     assert!(gateway.metric("tidings_connections").await >= 1.0);
     join_all(clients.iter_mut().map(sent_away)).await;
@@ -199,4 +216,27 @@ async fn a_second_signal_ends_it_at_once() {
     gateway.signal("INT");
     let status = gateway.exit().await;
     assert!(status.code().is_some_and(|code| code != 0), "{status}");
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_at_once_while_redis_is_silent_at_its_start() {
+    // Accepts, and answers nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", silent.local_addr().unwrap());
+    let mut serve = command(&["serve", "--dev", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    let mut child = serve.args(["--redis-url", &url]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let started = within("it starts", log.next_line()).await.unwrap();
+    assert!(started.is_some_and(|line| line.contains("file descriptors")));
+    let (_asking, _) = within("it asks Redis", silent.accept()).await.unwrap();
+    let begun = Instant::now();
+    signal(child.id().unwrap(), "TERM");
+    let status = within("it ends", child.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let mut rest = Vec::new();
+    while let Some(line) = log.next_line().await.unwrap() {
+        rest.push(line);
+    }
+    assert!(!rest.iter().any(|line| line.contains("listening")), "{rest:?}");
 }

@@ -43,7 +43,11 @@ fn claims() -> Value {
 
 #[track_caller]
 fn assert_bad(verifier: &Verifier, token: &str) {
-    assert!(matches!(user(verifier, token), Err(TokenError::Bad(_))), "{:?}", user(verifier, token));
+    assert!(
+        matches!(user(verifier, token), Err(TokenError::Bad(_) | TokenError::Claims(_))),
+        "{:?}",
+        user(verifier, token)
+    );
 }
 
 #[test]
@@ -219,6 +223,11 @@ fn a_key_set_is_fetched_over_https_or_on_this_machine_alone() {
         assert!(error.contains("auth.jwks_url") && error.contains("https://"), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
+    let error = url("http://issuer.example/keys").unwrap_err().to_string();
+    assert!(error.contains("auth.jwks_allow_http"), "{error}");
+    let allowed = |url: &str| verifier(&[("auth.jwks_url", url), ("auth.jwks_allow_http", "true")]);
+    assert!(allowed("http://issuer.example/keys").is_ok());
+    assert!(allowed("http://user:hunter2@issuer.example/").is_err() && allowed("ftp://127.0.0.1/").is_err());
 }
 
 // From here on, attacks.
@@ -341,10 +350,10 @@ fn an_exp_that_is_no_number_is_bad_and_not_absent_nor_expired() {
     let soon = now() + 3_600;
     for exp in [json!(soon.to_string()), json!(null), json!(true), json!([soon]), json!({"at": soon}), json!(-1)] {
         let refused = user(&verifier, &issuer.sign(&json!({}), &json!({"sub": "42", "exp": exp})));
-        assert!(matches!(&refused, Err(TokenError::Bad(why)) if why.contains("\"exp\"")), "{exp}: {refused:?}");
+        assert!(matches!(&refused, Err(TokenError::Claims(why)) if why.contains("\"exp\"")), "{exp}: {refused:?}");
     }
     assert_bad(&verifier, &issuer.sign(&json!({}), &json!({"sub": "42"})));
-    for exp in [json!(soon), json!(soon as f64 + 0.5), json!(1e15)] {
+    for exp in [json!(soon), json!(soon as f64 + 0.5), json!(4e9)] {
         assert!(user(&verifier, &issuer.sign(&json!({}), &json!({"sub": "42", "exp": exp}))).is_ok(), "{exp}");
     }
 }
@@ -361,7 +370,7 @@ fn the_leeway_is_given_on_both_ends_and_not_a_second_more() {
     assert_eq!(check(json!({"sub": "42", "exp": now() - 100})), Err(TokenError::Expired));
     let exp = now() + 3_600;
     assert!(check(json!({"sub": "42", "exp": exp, "nbf": now() + 90})).is_ok());
-    assert!(matches!(check(json!({"sub": "42", "exp": exp, "nbf": now() + 110})), Err(TokenError::Bad(_))));
+    assert!(matches!(check(json!({"sub": "42", "exp": exp, "nbf": now() + 110})), Err(TokenError::Claims(_))));
     let identity = |exp: u64| Identity { user: UserId::new("42").unwrap(), expires: Some(exp), credential: None };
     let ends_at = verifier.ends_at(&identity(now())).unwrap();
     assert!(ends_at <= tokio::time::Instant::now() + Duration::from_secs(100));

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use futures::future::join_all;
+use serde_json::json;
 use tokio::net::TcpSocket;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 
 use crate::support::{
     Authority, Client, Gateway, Nginx, Options, RedisServer, client_config, eventually, handshake, handshake_tls, http,
-    token,
+    sign, token,
 };
 
 struct Fleet {
@@ -122,6 +123,26 @@ async fn admin_paths_are_404_through_nginx() {
         }
         if path != "/healthz" {
             assert_eq!(gateways[0].get(gateways[0].public, path).await.0, 404, "{path} of an instance itself");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_as_long_as_an_instance_takes_passes_nginx_too() {
+    let Fleet { nginx, gateways, redis: _redis } = fleet().await;
+    // In a head of 16 KiB, some room for what nginx adds.
+    let long = sign(&json!({"sub": "42", "exp": 4_000_000_000_u64, "groups": "x".repeat(11_700)}));
+    assert!((15_500..16_000).contains(&long.len()), "{}", long.len());
+    let (bearer, protocols) = (format!("Bearer {long}"), format!("tidings.v1, bearer.{long}"));
+    let query = format!("/ws?token={long}");
+    for address in [gateways[0].public, nginx.address] {
+        for (path, headers) in [
+            ("/ws", &[("Authorization", bearer.as_str()), ("Sec-WebSocket-Protocol", "tidings.v1")][..]),
+            ("/ws", &[("Sec-WebSocket-Protocol", protocols.as_str())]),
+            (query.as_str(), &[("Sec-WebSocket-Protocol", "tidings.v1")]),
+        ] {
+            let mut client = handshake(address, path, headers).await.expect("admitted");
+            assert_eq!(client.frame().await["user"], "42");
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::config::Auth;
 /// The subprotocol that the server selects if the client offers it.
 pub const OFFERED_PROTOCOL: &str = "tidings.v1";
 
-const BEARER_ENTRY: &str = "bearer.";
+const BEARER_ENTRY: &[u8] = b"bearer.";
 
 /// The credential of a handshake, not yet verified.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,24 +25,32 @@ pub enum Credential {
     Hello,
 }
 
+/// The part of a handshake's query that concerns authentication.
+#[derive(Debug, Default)]
+pub struct QueryAuth {
+    pub token: Option<String>,
+    /// Cookies are not looked at. A browser cannot omit them, so a page whose token follows in a `hello` says so.
+    pub no_cookies: bool,
+}
+
 impl Credential {
     /// Returns the first of `Authorization`, the offered subprotocols, the session cookie, the token cookie and the
     /// query.
-    pub fn find(headers: &HeaderMap, query_token: Option<String>, config: &Auth) -> Self {
+    pub fn find(headers: &HeaderMap, query: QueryAuth, config: &Auth) -> Self {
         if let Some(token) = bearer(headers) {
             return Self::Token(token);
         }
         if let Some(token) = protocols(headers).find_map(|entry| entry.strip_prefix(BEARER_ENTRY)) {
-            return Self::Token(token.to_owned());
+            return Self::Token(String::from_utf8_lossy(token).into_owned());
         }
-        let named = |name: &String| cookie(headers, name);
+        let named = |name: &String| if query.no_cookies { None } else { cookie(headers, name) };
         if let Some(value) = config.sessions.as_ref().and_then(|sessions| named(&sessions.cookie)) {
             return Self::SessionCookie(value);
         }
         if let Some(token) = config.token_cookie.as_ref().and_then(named) {
             return Self::TokenCookie(token);
         }
-        match query_token {
+        match query.token {
             Some(token) if config.query_token => Self::Token(token),
             Some(_) => Self::QueryNotAllowed,
             None => Self::Hello,
@@ -51,21 +59,22 @@ impl Credential {
 }
 
 pub fn offers_tidings_v1(headers: &HeaderMap) -> bool {
-    protocols(headers).any(|entry| entry == OFFERED_PROTOCOL)
+    protocols(headers).any(|entry| entry == OFFERED_PROTOCOL.as_bytes())
 }
 
 /// The token of `Authorization: Bearer`, possibly empty. Other schemes are ignored: a proxy may use them.
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(AUTHORIZATION)?.as_bytes();
-    let scheme = value.get(..6)?;
-    let rest = value.get(6..)?;
-    let ends = rest.first().is_none_or(|byte| *byte == b' ');
-    (scheme.eq_ignore_ascii_case(b"bearer") && ends).then(|| String::from_utf8_lossy(rest).trim().to_owned())
+    headers.get_all(AUTHORIZATION).into_iter().find_map(|value| {
+        let (scheme, rest) = value.as_bytes().split_at_checked(6)?;
+        let ends = rest.first().is_none_or(|byte| *byte == b' ');
+        (scheme.eq_ignore_ascii_case(b"bearer") && ends).then(|| String::from_utf8_lossy(rest).trim().to_owned())
+    })
 }
 
-fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+/// As bytes: what other entries hold does not matter.
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter();
-    values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
+    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
 }
 
 #[cfg(test)]
@@ -90,7 +99,7 @@ mod tests {
 
     /// Finds a credential in a request whose query has a token.
     fn find(headers: &HeaderMap, flags: &[(&str, &str)]) -> Credential {
-        Credential::find(headers, Some("c".into()), &config(flags))
+        Credential::find(headers, QueryAuth { token: Some("c".into()), no_cookies: false }, &config(flags))
     }
 
     #[test]
@@ -109,7 +118,26 @@ mod tests {
         assert_eq!(find(&cookies, &every_place[2..]), Credential::TokenCookie("e".into()));
         assert_eq!(find(&cookies, &every_place[..1]), token("c"));
         assert_eq!(find(&cookies, &[]), Credential::QueryNotAllowed);
-        assert_eq!(Credential::find(&cookies, None, &config(&[query])), Credential::Hello);
+        assert_eq!(Credential::find(&cookies, QueryAuth::default(), &config(&[query])), Credential::Hello);
+        let emptied = headers(&[("cookie", "connect.sid="), COOKIES]);
+        assert_eq!(find(&emptied, &every_place), Credential::SessionCookie(String::new()));
+    }
+
+    #[test]
+    fn a_client_that_says_so_is_not_judged_by_its_cookies() {
+        let every_place =
+            config(&[("auth.query_token", "true"), ("auth.session_secret", "secret"), ("auth.token_cookie", "token")]);
+        let find = |lines: &[_], token: Option<&str>| {
+            Credential::find(
+                &headers(lines),
+                QueryAuth { token: token.map(Into::into), no_cookies: true },
+                &every_place,
+            )
+        };
+        assert_eq!(find(&[COOKIES], None), Credential::Hello);
+        assert_eq!(find(&[COOKIES], Some("c")), token("c"));
+        assert_eq!(find(&[COOKIES, ("authorization", "Bearer a")], None), token("a"));
+        assert_eq!(find(&[COOKIES, ("sec-websocket-protocol", "bearer.b")], None), token("b"));
     }
 
     #[test]

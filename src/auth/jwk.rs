@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::key::{Algorithm, Key, MAX_KEYS};
@@ -32,6 +33,24 @@ pub(super) fn parse_set(text: &[u8]) -> Option<(Vec<Key>, usize)> {
     let usable: Vec<Vec<Key>> = usable.take(MAX_KEYS).collect();
     let skipped = document.keys.len() - usable.len();
     Some((usable.into_iter().flatten().collect(), skipped))
+}
+
+/// The `kid`, or the place, of each published key that contains its private part or is a shared secret, in either of which
+/// case anyone can sign with it.
+pub(super) fn published_secrets(text: &[u8]) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Secret {
+        kid: Option<String>,
+        d: Option<IgnoredAny>,
+        k: Option<IgnoredAny>,
+    }
+    let document = serde_json::from_slice::<Document<'_>>(text);
+    let keys = document.into_iter().flat_map(|document| document.keys).enumerate();
+    let published = keys.filter_map(|(place, raw)| {
+        let key: Secret = serde_json::from_str(raw.get()).ok()?;
+        (key.d.is_some() || key.k.is_some()).then(|| key.kid.unwrap_or_else(|| format!("key {}", place + 1)))
+    });
+    published.take(MAX_KEYS).collect()
 }
 
 /// One key per algorithm that it supports; its `alg` and `use` restrict them.
@@ -79,7 +98,14 @@ fn point(x: &[u8], y: &[u8], size: usize) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_set;
+    use super::{parse_set, published_secrets};
+
+    #[test]
+    fn a_published_private_key_is_named_by_its_kid_or_its_place() {
+        let set = br#"{"keys":[{"kid":"a","x":"1"},{"kid":"b","d":"1"},{"d":"1"},{"k":"1","kid":"c"},{"d":null},1]}"#;
+        assert_eq!(published_secrets(set), ["b", "key 3", "c"]);
+        assert!(published_secrets(b"no set").is_empty());
+    }
 
     /// The number of usable keys in a set of one key with these members.
     fn served(members: &str) -> usize {

@@ -3,19 +3,21 @@
 //! One task fetches, so at most one fetch is in progress; verification reads the last set.
 
 use std::error::Error;
+use std::fmt::Display;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Client, Url, header};
+use reqwest::{Certificate, Client, header};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use super::jwk::parse_set;
+use super::jwk::{parse_set, published_secrets};
 use super::key::Key;
 use crate::backoff::Backoff;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, KeySetUrl};
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 
@@ -58,8 +60,18 @@ impl From<reqwest::Error> for FetchError {
         while let Some(inner) = cause.source() {
             cause = inner;
         }
-        Self::Unreachable(cause.to_string())
+        Self::Unreachable(with_advice(&cause.to_string()))
     }
+}
+
+/// Appends the configuration key that corrects a TLS failure.
+fn with_advice(message: &str) -> String {
+    let advice = [
+        ("UnknownIssuer", "set auth.jwks_ca_file to the authority that signed the server's certificate"),
+        ("not valid for name", "auth.jwks_url must have a name in the server's certificate"),
+    ];
+    let found = advice.iter().find(|(part, _)| message.contains(part));
+    found.map_or_else(|| message.to_owned(), |(_, advice)| format!("{message} ({advice})"))
 }
 
 impl FetchError {
@@ -88,14 +100,20 @@ struct State {
 #[derive(Debug)]
 pub struct Jwks {
     client: Client,
-    url: Url,
+    url: KeySetUrl,
     state: watch::Sender<State>,
 }
 
 impl Jwks {
     /// Fetches nothing yet; a token that needs a key waits for the first fetch.
-    pub(super) fn new(url: &Url) -> Result<Arc<Self>, ConfigError> {
-        let client = Client::builder().no_proxy().redirect(Policy::none()).pool_max_idle_per_host(0).build();
+    pub(super) fn new(url: &KeySetUrl, ca_file: Option<&Path>) -> Result<Arc<Self>, ConfigError> {
+        let mut client = Client::builder().no_proxy().redirect(Policy::none()).pool_max_idle_per_host(0);
+        if let Some(path) = ca_file {
+            let fail = |why: &dyn Display| ConfigError::new(format!("auth.jwks_ca_file = {path:?}: {why}"));
+            let pem = std::fs::read(path).map_err(|error| fail(&error))?;
+            client = client.tls_certs_merge(Certificate::from_pem_bundle(&pem).map_err(|error| fail(&error))?);
+        }
+        let client = client.build();
         let client = client.map_err(|error| ConfigError::new(format!("auth.jwks_url: no HTTP client: {error}")))?;
         let state = watch::Sender::new(State { keys: None, fetching: true, requested_at: None });
         Ok(Arc::new(Self { client, url: url.clone(), state }))
@@ -162,8 +180,14 @@ impl Jwks {
         }
     }
 
+    /// Fetches the set once, for the operator; returns how many of its keys verify tokens, or why it cannot be fetched.
+    pub async fn check(&self) -> Result<usize, String> {
+        let fetch = timeout(FETCH_DEADLINE, self.fetch()).await.unwrap_or(Err(FetchError::Timeout));
+        fetch.map(|keys| keys.len()).map_err(|error| error.to_string())
+    }
+
     async fn fetch(&self) -> Result<Arc<[Key]>, FetchError> {
-        let request = self.client.get(self.url.clone()).header(header::ACCEPT, "application/json");
+        let request = self.client.get(self.url.expose().clone()).header(header::ACCEPT, "application/json");
         let mut response = request.send().await?;
         if response.status() != reqwest::StatusCode::OK {
             return Err(FetchError::Status(response.status()));
@@ -174,6 +198,10 @@ impl Jwks {
                 return Err(FetchError::TooLarge);
             }
             body.extend_from_slice(&part);
+        }
+        let published = published_secrets(&body);
+        if !published.is_empty() {
+            warn!(keys = ?published, "auth.jwks_url publishes a private key or a secret: anyone can sign tokens with it");
         }
         // The issuer decides: a set without a usable key replaces the last one, and every token is refused.
         let (keys, skipped) = parse_set(&body).ok_or(FetchError::Malformed)?;
@@ -199,7 +227,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn jwks(url: &str) -> Arc<Jwks> {
-        Jwks::new(&Url::parse(url).unwrap()).unwrap()
+        Jwks::new(&KeySetUrl::new(url.parse().unwrap()), None).unwrap()
     }
 
     fn fetched(jwks: &Jwks, keys: Option<Arc<[Key]>>) {

@@ -29,9 +29,12 @@ pub enum TokenError {
     /// Expired, leeway included.
     #[error("the token has expired")]
     Expired,
-    /// Not a token, not signed with a configured key, or with invalid claims.
+    /// Not a token, or not signed with a configured key.
     #[error("bad token: {0}")]
     Bad(String),
+    /// Signed, with invalid claims.
+    #[error("bad token: {0}")]
+    Claims(String),
     #[error("bad token: its user claim is not a user id: {0}")]
     User(#[from] UserIdError),
     #[error("the token was revoked")]
@@ -44,6 +47,18 @@ pub enum TokenError {
 impl TokenError {
     fn bad(why: &str) -> Self {
         Self::Bad(why.into())
+    }
+
+    fn claims(why: &str) -> Self {
+        Self::Claims(why.into())
+    }
+
+    /// Whether it is one of a token whose signature is good.
+    fn is_signed(&self) -> bool {
+        match self {
+            Self::Expired | Self::Claims(_) | Self::User(_) | Self::Revoked => true,
+            Self::Bad(_) | Self::Unavailable => false,
+        }
     }
 }
 
@@ -68,6 +83,16 @@ enum Verdict {
 impl Verifier {
     /// Reads `auth.public_key_file`; fails with the configuration key whose value has no usable key.
     pub fn new(auth: &Auth) -> Result<Self, ConfigError> {
+        let jwks = auth.jwks_url.as_ref().map(|url| Jwks::new(url, auth.jwks_ca_file.as_deref())).transpose()?;
+        Self::with_key_set(auth, jwks)
+    }
+
+    /// As [`Verifier::new`], with the key set that another one has fetched.
+    pub(super) fn with_key_set_of(auth: &Auth, other: &Self) -> Result<Self, ConfigError> {
+        Self::with_key_set(auth, other.jwks.clone())
+    }
+
+    fn with_key_set(auth: &Auth, jwks: Option<Arc<Jwks>>) -> Result<Self, ConfigError> {
         let mut keys = Vec::new();
         let secrets =
             [("auth.hmac_secret", &auth.hmac_secret), ("auth.previous_hmac_secret", &auth.previous_hmac_secret)];
@@ -87,7 +112,7 @@ impl Verifier {
         }
         Ok(Self {
             keys,
-            jwks: auth.jwks_url.as_ref().map(Jwks::new).transpose()?,
+            jwks,
             issuer: auth.issuer.clone(),
             audience: auth.audience.clone(),
             user_claim: auth.user_claim.clone(),
@@ -119,7 +144,7 @@ impl Verifier {
             return verified;
         }
         if let Some(jwks) = &self.jwks {
-            jwks.fetched().await;
+            Box::pin(jwks.fetched()).await;
         }
         let token = Token::parse(token)?;
         match self.judge(&token) {
@@ -176,43 +201,67 @@ impl Verifier {
     /// The identity of a token whose signature is verified.
     fn identity(&self, token: &Token<'_>) -> Result<Identity, TokenError> {
         let claims = Claims::parse(token.claims(), &self.user_claim)
-            .ok_or_else(|| TokenError::bad("its claims are not a JSON object, or one is duplicated"))?;
-        let wrong = |claim: &str| TokenError::Bad(format!("its \"{claim}\" is missing or of the wrong type"));
-        let expires = claims.exp.and_then(claims::seconds).ok_or_else(|| wrong("exp"))?;
+            .ok_or_else(|| TokenError::claims("its claims are not a JSON object, or one is duplicated"))?;
+        let expires = moment("exp", claims.exp)?.ok_or_else(|| wrong("exp"))?;
         if self.time_left(expires).is_zero() {
             return Err(TokenError::Expired);
         }
-        let not_before = claims.nbf.map(|nbf| claims::seconds(nbf).ok_or_else(|| wrong("nbf"))).transpose()?;
-        if Duration::from_secs(not_before.unwrap_or_default()) > now() + self.leeway {
-            return Err(TokenError::bad("its \"nbf\" is in the future"));
+        if Duration::from_secs(moment("nbf", claims.nbf)?.unwrap_or_default()) > now() + self.leeway {
+            return Err(TokenError::claims("its \"nbf\" is in the future"));
         }
         let issuer = claims.iss.map(|iss| claims::text(iss).ok_or_else(|| wrong("iss"))).transpose()?;
         if let Some(expected) = &self.issuer
             && issuer.ok_or_else(|| wrong("iss"))? != *expected
         {
-            return Err(TokenError::bad("its \"iss\" is not the one expected"));
+            return Err(TokenError::claims("its \"iss\" is not the one expected"));
         }
         let audience = claims.aud.map(|aud| claims::texts(aud).ok_or_else(|| wrong("aud"))).transpose()?;
         if let Some(expected) = &self.audience
             && !audience.ok_or_else(|| wrong("aud"))?.contains(expected)
         {
-            return Err(TokenError::bad("its \"aud\" is not the one expected"));
+            return Err(TokenError::claims("its \"aud\" is not the one expected"));
         }
-        let user = claims.user.ok_or_else(|| TokenError::Bad(format!("it has no \"{}\"", self.user_claim)))?;
-        let user = claims::text_or_integer(user).ok_or_else(|| {
-            TokenError::Bad(format!("its \"{}\" is neither a string nor an integer", self.user_claim))
-        })?;
         let credential = claims.jti.map(token_id).transpose()?;
-        Ok(Identity { user: UserId::new(&user)?, expires: Some(expires), credential })
+        Ok(Identity { user: self.user(&claims)?, expires: Some(expires), credential })
     }
+
+    fn user(&self, claims: &Claims<'_>) -> Result<UserId, TokenError> {
+        let user = claims.user.ok_or_else(|| TokenError::Claims(format!("it has no \"{}\"", self.user_claim)))?;
+        let user = claims::text_or_integer(user).ok_or_else(|| {
+            TokenError::Claims(format!("its \"{}\" is neither a string nor an integer", self.user_claim))
+        })?;
+        Ok(UserId::new(&user)?)
+    }
+
+    /// The user of a token that was refused with this error, for the log. `None` unless its signature is good.
+    pub fn refused_user(&self, token: &str, error: &TokenError) -> Option<UserId> {
+        let token = Token::parse(token).ok().filter(|_| error.is_signed())?;
+        self.user(&Claims::parse(token.claims(), &self.user_claim)?).ok()
+    }
+}
+
+fn wrong(claim: &str) -> TokenError {
+    TokenError::Claims(format!("its \"{claim}\" is missing or of the wrong type"))
+}
+
+/// A claim in seconds since 1970. Milliseconds, the unit of JavaScript, would make a token that lasts for ages.
+fn moment(claim: &str, raw: Option<&RawValue>) -> Result<Option<u64>, TokenError> {
+    const CENTURY: Duration = Duration::from_secs(36_525 * 86_400);
+    let Some(raw) = raw else { return Ok(None) };
+    let seconds = claims::seconds(raw).ok_or_else(|| wrong(claim))?;
+    if Duration::from_secs(seconds) > now() + CENTURY {
+        let why = "is more than a century ahead: expected seconds since 1970, not milliseconds";
+        return Err(TokenError::Claims(format!("its \"{claim}\" {why}")));
+    }
+    Ok(Some(seconds))
 }
 
 /// A token whose `jti` is too long to be revoked is refused.
 fn token_id(jti: &RawValue) -> Result<CredentialId, TokenError> {
     match claims::text(jti) {
         Some(jti) if jti.len() <= MAX_JTI_BYTES => Ok(CredentialId::of_token(&jti)),
-        Some(_) => Err(TokenError::Bad(format!("its \"jti\" is longer than {MAX_JTI_BYTES} bytes"))),
-        None => Err(TokenError::bad("its \"jti\" is not a string")),
+        Some(_) => Err(TokenError::Claims(format!("its \"jti\" is longer than {MAX_JTI_BYTES} bytes"))),
+        None => Err(TokenError::claims("its \"jti\" is not a string")),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Keys that verify signatures (RFC 7518). Each verifies one algorithm; a token selects among the configured keys only.
 //!
-//! jsonwebtoken verifies signatures, but accepts any bytes as a key and lacks ES512. Therefore aws-lc-rs, on which it
-//! builds, validates keys when they are loaded, and verifies ES512.
+//! jsonwebtoken verifies signatures, but accepts any bytes as a key, lacks ES512, and derives the state of an HMAC key again
+//! for each token. Therefore aws-lc-rs, on which it builds, validates keys when they are loaded, and verifies those two.
 
+use aws_lc_rs::hmac;
 use aws_lc_rs::rsa::PublicKey as RsaPublicKey;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ED25519, EcdsaVerificationAlgorithm,
@@ -62,6 +63,12 @@ impl Algorithm {
     }
 }
 
+const HMACS: [(Algorithm, hmac::Algorithm); 3] = [
+    (Algorithm::Library(jsonwebtoken::Algorithm::HS256), hmac::HMAC_SHA256),
+    (Algorithm::Library(jsonwebtoken::Algorithm::HS384), hmac::HMAC_SHA384),
+    (Algorithm::Library(jsonwebtoken::Algorithm::HS512), hmac::HMAC_SHA512),
+];
+
 /// A key parses on at most one of these curves.
 const EC_CURVES: [(Algorithm, &EcdsaVerificationAlgorithm); 3] = [
     (Algorithm::Library(jsonwebtoken::Algorithm::ES256), &ECDSA_P256_SHA256_FIXED),
@@ -94,21 +101,32 @@ pub(super) struct Key {
     pub(super) algorithm: Algorithm,
     /// Its `kid`; a key without one is tried for every token of its algorithm.
     pub(super) id: Option<String>,
-    key: DecodingKey,
+    material: Material,
+}
+
+#[derive(Debug, Clone)]
+enum Material {
+    /// Boxed, because it is much larger.
+    Shared(Box<hmac::Key>),
+    Public(DecodingKey),
 }
 
 impl Key {
     /// A shared secret, once per HMAC algorithm.
     pub(super) fn shared(secret: &[u8]) -> Result<Vec<Self>, KeyError> {
-        let key = DecodingKey::from_secret(secret).map_err(|_| KeyError::Empty)?;
-        Ok(Self::each(&key))
+        if secret.is_empty() {
+            return Err(KeyError::Empty);
+        }
+        let key = |hash| Material::Shared(Box::new(hmac::Key::new(hash, secret)));
+        Ok(HMACS.map(|(algorithm, hash)| Self { algorithm, id: None, material: key(hash) }).into())
     }
 
     /// A public key in DER, SPKI (RFC 5280) or PKCS#1 (RFC 8017), once per algorithm of its type.
     pub(super) fn public(der: &[u8]) -> Result<Vec<Self>, KeyError> {
         for (algorithm, curve) in EC_CURVES {
             if ParsedPublicKey::new(curve, der).is_ok() {
-                return Ok(vec![Self { algorithm, id: None, key: DecodingKey::from_ec_der(der) }]);
+                let material = Material::Public(DecodingKey::from_ec_der(der));
+                return Ok(vec![Self { algorithm, id: None, material }]);
             }
         }
         if ParsedPublicKey::new(&ED25519, der).is_ok() {
@@ -163,10 +181,11 @@ impl Key {
         Ok(keys)
     }
 
-    /// A key, once per algorithm of its family.
+    /// A public key, once per algorithm of its family.
     fn each(key: &DecodingKey) -> Vec<Self> {
         let family = key.family();
-        let serve = |algorithm: &_| Self { algorithm: Algorithm::Library(*algorithm), id: None, key: key.clone() };
+        let material = || Material::Public(key.clone());
+        let serve = |algorithm: &_| Self { algorithm: Algorithm::Library(*algorithm), id: None, material: material() };
         family.algorithms().iter().map(serve).collect()
     }
 
@@ -177,15 +196,20 @@ impl Key {
 
     /// Verifies a signature in base64url.
     pub(super) fn verifies(&self, message: &[u8], signature: &str) -> bool {
-        match self.algorithm {
-            Algorithm::Library(algorithm) => crypto::verify(signature, message, &self.key, algorithm) == Ok(true),
-            Algorithm::Es512 => self.verifies_es512(message, signature).is_some(),
-            Algorithm::Other => false,
+        match (&self.material, self.algorithm) {
+            (Material::Shared(key), _) => BASE64_URL_SAFE_NO_PAD
+                .decode(signature)
+                .is_ok_and(|signature| hmac::verify(key, message, &signature).is_ok()),
+            (Material::Public(key), Algorithm::Library(algorithm)) => {
+                crypto::verify(signature, message, key, algorithm) == Ok(true)
+            }
+            (Material::Public(key), Algorithm::Es512) => verifies_es512(key, message, signature).is_some(),
+            (Material::Public(_), Algorithm::Other) => false,
         }
     }
+}
 
-    fn verifies_es512(&self, message: &[u8], signature: &str) -> Option<()> {
-        let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).ok()?;
-        ECDSA_P521_SHA512_FIXED.verify_sig(self.key.try_get_as_bytes().ok()?, message, &signature).ok()
-    }
+fn verifies_es512(key: &DecodingKey, message: &[u8], signature: &str) -> Option<()> {
+    let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).ok()?;
+    ECDSA_P521_SHA512_FIXED.verify_sig(key.try_get_as_bytes().ok()?, message, &signature).ok()
 }

@@ -1,16 +1,18 @@
 //! Which pages may connect, by their Origin (RFC 6454). The browser sets it; a page cannot forge it.
 
+use crate::config::{Origin, OriginPattern};
+
 #[derive(Debug, Clone)]
 pub struct OriginPolicy {
-    allowed: Vec<String>,
+    allowed: Vec<OriginPattern>,
     loopback: bool,
 }
 
 impl OriginPolicy {
     /// `allowed` is `server.allowed_origins`; `loopback` adds every origin on this machine, and restricts an empty
     /// list.
-    pub fn new(allowed: &[String], loopback: bool) -> Self {
-        Self { allowed: allowed.iter().map(|origin| origin.to_ascii_lowercase()).collect(), loopback }
+    pub fn new(allowed: &[OriginPattern], loopback: bool) -> Self {
+        Self { allowed: allowed.to_vec(), loopback }
     }
 
     /// Whether a page of this origin may use a token. A request without an Origin is not from a browser and may.
@@ -20,47 +22,35 @@ impl OriginPolicy {
     }
 
     /// Whether a page of this origin may use a cookie. A browser attaches cookies to requests of any page, so only
-    /// listed origins may, and a request without an Origin may not.
+    /// listed pages may, and a request without an Origin may not; nor may `null` and `file://`, which are the Origin of
+    /// any sandboxed page or local file.
     pub fn allows_cookie(&self, origin: Option<&str>) -> bool {
-        origin.is_some_and(|origin| self.names(origin))
+        let origin = origin.and_then(Origin::parse);
+        origin.is_some_and(|origin| matches!(origin, Origin::Page(_)) && self.allows(&origin))
     }
 
     /// Whether this origin is listed, or on this machine if `loopback` is set.
     pub fn names(&self, origin: &str) -> bool {
-        let origin = origin.to_ascii_lowercase();
-        (self.loopback && is_loopback(&origin)) || self.allowed.iter().any(|pattern| matches(pattern, &origin))
+        Origin::parse(origin).is_some_and(|origin| self.allows(&origin))
     }
-}
 
-fn matches(pattern: &str, origin: &str) -> bool {
-    let Some((scheme, domain)) = pattern.split_once("://*.") else { return pattern == origin };
-    let Some((origin_scheme, host)) = origin.split_once("://") else { return false };
-    let below = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix('.'));
-    scheme == origin_scheme && below.is_some_and(|labels| !labels.is_empty())
-}
-
-fn is_loopback(origin: &str) -> bool {
-    origin.split_once("://").is_some_and(|(_, host)| is_loopback_host(host))
-}
-
-/// Whether a host, with or without a port, names this machine. Under DNS rebinding, `Host` has the attacker's name.
-pub(crate) fn is_loopback_host(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
-    let name = name.to_ascii_lowercase();
-    let loopback = name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-    loopback || name == "localhost" || name.ends_with(".localhost")
+    fn allows(&self, origin: &Origin) -> bool {
+        (self.loopback && origin.is_loopback()) || self.allowed.iter().any(|pattern| pattern.allows(origin))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn allows(allowed: &[&str], loopback: bool, origin: &str) -> bool {
-        let allowed: Vec<String> = allowed.iter().map(|origin| (*origin).to_owned()).collect();
-        OriginPolicy::new(&allowed, loopback).allows_token(Some(origin))
+        OriginPolicy::new(&patterns(allowed), loopback).allows_token(Some(origin))
+    }
+
+    fn patterns(allowed: &[&str]) -> Vec<OriginPattern> {
+        allowed.iter().map(|pattern| OriginPattern::parse(pattern).unwrap()).collect()
     }
 
     #[test]
@@ -84,6 +74,22 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// As the parser of browsers (WHATWG) reads them.
+        #[test]
+        fn whatever_passes_a_wildcard_is_a_subdomain(
+            below in "[a-z.:@/?#\\\\\\[\\]%* 0-9-]{0,12}", port in "(:[0-9]{0,5})?", path in "[/?#]?",
+        ) {
+            let origin = format!("https://{below}.wild.example{port}{path}");
+            if allows(&["https://*.wild.example"], false, &origin) {
+                let url = reqwest::Url::parse(&origin).unwrap();
+                prop_assert!(url.host_str().unwrap().ends_with(".wild.example"), "{origin}");
+                prop_assert!(url.username().is_empty() && url.password().is_none() && url.port().is_none(), "{origin}");
+                prop_assert!(url.path() == "/" && path.is_empty(), "{origin}");
+            }
+        }
+    }
+
     #[test]
     fn without_a_list_any_page_may_use_a_token() {
         assert!(allows(&[], false, "https://anything.example"));
@@ -91,12 +97,11 @@ mod tests {
 
     #[test]
     fn a_cookie_needs_an_origin_that_is_named() {
-        let policy = |allowed: &[&str]| {
-            OriginPolicy::new(&allowed.iter().map(|origin| (*origin).to_owned()).collect::<Vec<_>>(), false)
-        };
-        let named = policy(&["https://*.example.com"]);
+        let policy = |allowed: &[&str]| OriginPolicy::new(&patterns(allowed), false);
+        let named = policy(&["https://*.example.com", "null", "file://"]);
+        assert!(named.allows_token(Some("null")) && named.allows_token(Some("file://")));
         assert!(named.allows_cookie(Some("https://app.example.com")));
-        for other in [Some("https://evil.example"), Some("null"), Some(""), None] {
+        for other in [Some("https://evil.example"), Some("null"), Some("file://"), Some(""), None] {
             assert!(!named.allows_cookie(other), "{other:?}");
         }
         assert!(!policy(&[]).allows_cookie(Some("https://app.example.com")));
@@ -110,8 +115,14 @@ mod tests {
         for origin in ["http://localhost:8080", "http://127.0.0.1", "http://[::1]:3000", "https://app.localhost"] {
             assert!(allows(&[], true, origin), "{origin}");
         }
-        for origin in ["https://evil.example", "http://localhost.evil.example", "http://127.0.0.1.evil.example", "null"]
-        {
+        for origin in [
+            "https://evil.example",
+            "http://localhost.evil.example",
+            "http://127.0.0.1.evil.example",
+            "http://localhost:x@evil.example",
+            "http://evil.example/.localhost",
+            "null",
+        ] {
             assert!(!allows(&[], true, origin), "{origin}");
         }
         assert!(allows(&["https://app.example"], true, "https://app.example"));

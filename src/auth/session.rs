@@ -1,6 +1,6 @@
 //! Sessions of an Express application with express-session and connect-redis: the signed cookie, and its data in Redis.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -65,9 +65,10 @@ impl SessionReader {
             return Err(SessionError::Malformed);
         }
         let session: Value = serde_json::from_slice(json).map_err(|_| SessionError::Malformed)?;
-        let fields = session.as_object().ok_or(SessionError::Malformed)?;
-        let end = fields.get("cookie").and_then(|cookie| cookie.get("expires")).and_then(Value::as_str);
-        if !ends_by_itself && end.is_some_and(is_past) {
+        if !session.is_object() {
+            return Err(SessionError::Malformed);
+        }
+        if !ends_by_itself && remaining(&session).is_some_and(|remaining| remaining.is_zero()) {
             return Err(SessionError::Ended);
         }
         let user = self.user.iter().try_fold(&session, |value, name| value.as_object()?.get(name));
@@ -78,11 +79,19 @@ impl SessionReader {
         };
         UserId::new(&user).map_err(|_| SessionError::NoUser)
     }
+
+    /// How long until the expiry in the JSON; `None` if it has none.
+    pub fn remaining(json: &[u8]) -> Option<Duration> {
+        remaining(&serde_json::from_slice(json).ok()?)
+    }
 }
 
-/// Whether a JavaScript date is past. An unreadable one counts as past, so that the session is refused.
-fn is_past(moment: &str) -> bool {
-    OffsetDateTime::parse(moment, &Rfc3339).map_or(true, |moment| moment <= OffsetDateTime::from(SystemTime::now()))
+/// How long until the expiry in the JSON; `None` if it has none. An unreadable date counts as past, so that the session is
+/// refused.
+fn remaining(session: &Value) -> Option<Duration> {
+    let end = session.get("cookie")?.get("expires")?.as_str()?;
+    let remaining = OffsetDateTime::parse(end, &Rfc3339).map(|end| end - OffsetDateTime::from(SystemTime::now()));
+    Some(remaining.ok().and_then(|remaining| remaining.try_into().ok()).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -2,21 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use secrecy::SecretString;
 use serde_json::json;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use super::checks::{Finding, Level, of_process, of_redis};
 use super::notify::{READY, STOPPING, notify};
-use super::{ConfigArgs, block_on, say};
-use crate::config::{Config, Redis, secret_bytes};
+use super::{ConfigArgs, block_on, say, stores};
+use crate::backplane::BackplaneError;
+use crate::config::{Config, ConfigError, Redis, RedisUrl, shown_path};
 use crate::shutdown::{Signal, Signals};
 use crate::{Gateway, log, server};
 
-/// The minimum for HS256 (RFC 7518, section 3.2).
-const MIN_SECRET_BYTES: usize = 32;
+/// Between two looks at servers that cannot be reached.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// For the first look at Redis, which only a server that accepts and does not answer can use up.
+const CHECK_REDIS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -32,44 +38,41 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let mut config = self.config.load(self.dev)?;
+        let mut config = self.config.clone().load(self.dev)?;
         log::init(config.log);
         config.require_way_in()?;
-        let is_short = |secret: &SecretString| secret_bytes(secret).len() < MIN_SECRET_BYTES;
-        let auth = &config.auth;
-        let secrets =
-            [("auth.hmac_secret", &auth.hmac_secret), ("auth.previous_hmac_secret", &auth.previous_hmac_secret)];
-        for (key, secret) in secrets {
-            if secret.as_ref().is_some_and(is_short) {
-                warn!("{key} is shorter than {MIN_SECRET_BYTES} bytes and may be guessed");
-            }
-        }
-        if config.auth.sessions.as_ref().is_some_and(|sessions| sessions.secrets.iter().any(is_short)) {
-            warn!("a secret in auth.session_secret is shorter than {MIN_SECRET_BYTES} bytes and may be guessed");
-        }
-        if config.auth.jwks_url.is_some() && config.auth.audience.is_none() {
-            warn!(
-                "auth.jwks_url without auth.audience: tokens that the issuer signed for other audiences are accepted too"
-            );
-        }
         if !self.dev && config.redis.url.is_none() {
             info!(url = Redis::DEFAULT_URL, "redis.url is not set: using the default");
-            config.redis.url = Some(Redis::DEFAULT_URL.to_owned().into());
+            config.redis.url = Some(RedisUrl::default());
         }
-        if config.server.demo && !self.dev {
-            warn!("server.demo is on: any client that reaches this listener may sign in as any user");
-        }
-        block_on(serve(config, self.ready_file.as_deref()))
+        let load = || self.config.clone().load(self.dev);
+        block_on(serve(config, load, self.ready_file.as_deref()))
     }
 }
 
-async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
+/// `load` reads the configuration again.
+async fn serve(
+    config: Config,
+    load: impl Fn() -> Result<Config, ConfigError>,
+    ready_file: Option<&Path>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("cannot listen for signals")?;
     let in_memory = config.redis.url.is_none();
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let demo = config.server.demo.then_some(scheme);
     server::raise_limit();
-    let gateway = Gateway::start(config)?;
+    of_process(&config).iter().for_each(warn_of);
+    tokio::select! {
+        checked = check_redis(&config) => checked?,
+        () = signals.stops.next() => {
+            info!("stopped before the start");
+            return Ok(());
+        }
+    }
+    let gateway = Gateway::start(config.clone())?;
+    if let Some(redis) = gateway.redis().cloned() {
+        gateway.context().shutdown.spawn_until_stop(async move { warn_of_redis(&redis, &config).await });
+    }
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
     info!(%public, %admin, %instance, "listening");
     if let Some(path) = ready_file {
@@ -79,7 +82,7 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
             "instance": instance.as_str(),
             "pid": std::process::id(),
         });
-        write_whole(path, &ready.to_string()).with_context(|| format!("--ready-file {}", path.display()))?;
+        write_whole(path, &ready.to_string()).with_context(|| format!("--ready-file {:?}", shown_path(path)))?;
     }
     notify(READY);
     for line in greeting(public, demo, in_memory) {
@@ -90,15 +93,50 @@ async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> 
     }
 
     while signals.next().await == Signal::Reload {
-        gateway.reload();
+        reload(&gateway, load());
     }
     notify(STOPPING);
-    let second = async { while signals.next().await == Signal::Reload {} };
     tokio::select! {
         () = gateway.stop() => info!("stopped"),
-        () = second => anyhow::bail!("second signal: stopped at once"),
+        () = signals.stops.next() => anyhow::bail!("second signal: stopped at once"),
     }
     Ok(())
+}
+
+/// The file, the environment and the flags are the same; the file and those that it names may have changed.
+fn reload(gateway: &Gateway, loaded: Result<Config, ConfigError>) {
+    let level = loaded.as_ref().ok().map(|config| config.log.level);
+    // The error is logged.
+    if gateway.reload(loaded).is_ok() {
+        level.into_iter().for_each(log::set_level);
+    }
+}
+
+/// Fails if the server can never be used. Waits briefly: an instance starts without its Redis, too.
+async fn check_redis(config: &Config) -> Result<(), BackplaneError> {
+    let (backplane, _) = stores(config)?;
+    let Some(redis) = backplane.redis() else { return Ok(()) };
+    match timeout(CHECK_REDIS, redis.check()).await {
+        Ok(Err(error)) if error.is_unsuitable() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Once those of its servers that this instance uses can be reached.
+async fn warn_of_redis(redis: &crate::redis::Redis, config: &Config) {
+    loop {
+        let findings = of_redis(redis, config, false).await;
+        if !findings.iter().any(|finding| finding.is_logged && finding.level == Level::Error) {
+            return findings.iter().for_each(warn_of);
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn warn_of(finding: &Finding) {
+    if finding.level != Level::Ok && !finding.is_logged {
+        warn!("{}", finding.line());
+    }
 }
 
 fn greeting(public: SocketAddr, demo: Option<&str>, in_memory: bool) -> Vec<String> {

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{ConfigArgs, Usage, say};
+use super::{ConfigArgs, say, user_id};
 use crate::auth::mint;
 use crate::config::parse_duration;
-use crate::protocol::UserId;
 
 #[derive(Debug, Args)]
 pub(super) struct Token {
@@ -29,7 +28,7 @@ impl Token {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let config = self.config.load(false)?;
         let secret = config.require_signing_secret()?;
-        let user = UserId::new(&self.user).map_err(|error| Usage(format!("USER {:?}: {error}", self.user)))?;
+        let user = user_id(&self.user)?;
         Ok(say(&mint(&config.auth, secret, &user, self.ttl)?)?)
     }
 }

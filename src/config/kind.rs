@@ -1,6 +1,7 @@
 //! The types of configuration values: how each is parsed, described in errors, and printed.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,8 +9,11 @@ use ipnet::IpNet;
 use reqwest::Url;
 use toml::Value;
 
-use super::settings::{Settings, mask_url, text};
-use super::value::{DURATION, boolean, format_duration, integer, list, parse_duration};
+use super::mask::shown_path;
+use super::origin::OriginPattern;
+use super::settings::{Settings, text};
+use super::url::{KeySetUrl, check_host};
+use super::value::{DURATION, LONGEST, boolean, format_duration, integer, list, parse_duration};
 
 const COUNT: &str = "a whole number from 1 to 4294967295";
 
@@ -23,14 +27,25 @@ impl Settings {
     }
 
     pub(super) fn duration(&mut self, key: &str, default: &str, least: Duration) -> Duration {
-        let accepted = format!("{DURATION}, at least {}", format_duration(least));
-        let default = parse_duration(default).unwrap_or(least);
-        let parse = |value: &Value| parse_duration(value.as_str()?).filter(|given| *given >= least);
+        self.duration_within(key, default, least..=LONGEST)
+    }
+
+    pub(super) fn duration_within(&mut self, key: &str, default: &str, range: RangeInclusive<Duration>) -> Duration {
+        let [least, most] = [range.start(), range.end()].map(|bound| format_duration(*bound));
+        let accepted = format!("{DURATION}, at least {least} and at most {most}");
+        let default = parse_duration(default).unwrap_or(*range.start());
+        let parse = |value: &Value| parse_duration(value.as_str()?).filter(|given| range.contains(given));
         self.read_or(key, &accepted, default, parse, |value| format_duration(*value).into())
     }
 
     pub(super) fn count(&mut self, key: &str, default: u32) -> u32 {
         self.read_or(key, COUNT, default, count, |n| i64::from(*n).into())
+    }
+
+    /// 0 by default.
+    pub(super) fn count_or_zero(&mut self, key: &str) -> u32 {
+        let parse = |value: &Value| integer(value).and_then(|n| u32::try_from(n).ok());
+        self.read_or(key, "a whole number from 0 to 4294967295", 0, parse, |n| i64::from(*n).into())
     }
 
     pub(super) fn optional_count(&mut self, key: &str) -> Option<u32> {
@@ -51,6 +66,13 @@ impl Settings {
     /// Part of a Redis key; without braces, which would mark a hash tag.
     pub(super) fn name(&mut self, key: &str, default: &str) -> String {
         self.read_or(key, NAME, default.to_owned(), name, |name| name.clone().into())
+    }
+
+    /// As [`Settings::name`], for a prefix of channels that is a part of a pattern too.
+    pub(super) fn channel_prefix(&mut self, key: &str, default: &str) -> String {
+        let accepted = format!(r"{NAME}, and without * ? [ ] \");
+        let parse = |value: &Value| name(value).filter(|name| !name.contains(['*', '?', '[', ']', '\\']));
+        self.read_or(key, &accepted, default.to_owned(), parse, |name| name.clone().into())
     }
 
     /// The claim that names the user: not one with a standard meaning.
@@ -88,17 +110,24 @@ impl Settings {
 
     pub(super) fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
         let path = PathBuf::from(self.optional_text(key)?);
-        if let Err(error) = std::fs::read(&path) {
-            self.problem(format!("{key} = {path:?}: {error}: expected a readable file"));
+        match std::fs::read(&path) {
+            Ok(contents) => self.note_hidden(key, contents),
+            Err(error) => {
+                self.problem(format!("{key} = {:?}: {error}: expected a readable file", shown_path(&path)));
+            }
         }
         Some(path)
     }
 
-    /// A URL whose response cannot be altered in transit.
-    pub(super) fn issuer_url(&mut self, key: &str) -> Option<Url> {
-        let accepted = "an https:// URL, or an http:// URL on this machine, without user or password";
-        let parse = |value: &Value| Url::parse(&text(value)?).ok().filter(is_safe);
-        self.read(key, accepted, parse, |url| mask_url(url.as_str()).into())
+    /// A URL whose response cannot be altered in transit, unless `allow_http`.
+    pub(super) fn key_set_url(&mut self, key: &str, allow_http: bool) -> Option<KeySetUrl> {
+        let accepted = "an https:// URL, or an http:// URL on this machine (on any with auth.jwks_allow_http)";
+        let parse = |text: &str| {
+            let url = Url::parse(text).map_err(|_| "it is not such a URL");
+            let checked = url.and_then(|url| check_key_set_url(&url, allow_http).map(|()| KeySetUrl::new(url)));
+            checked.map_err(|why| format!("{why}: expected {accepted}"))
+        };
+        self.read_url(key, parse)
     }
 
     /// One of several words; the first is the default.
@@ -124,12 +153,10 @@ impl Settings {
         })
     }
 
-    pub(super) fn origins(&mut self, key: &str) -> Vec<String> {
-        let accepted = "a list of origins such as https://app.example.com or https://*.example.com, as browsers send \
-                        them: without a path, and without the default port (443 for https, 80 for http)";
-        let parse = |value: &Value| list(value).filter(|origins| origins.iter().all(|origin| is_origin(origin)));
-        self.read_or(key, accepted, Vec::new(), parse, |origins| {
-            Value::Array(origins.iter().cloned().map(Value::String).collect())
+    pub(super) fn origins(&mut self, key: &str) -> Vec<OriginPattern> {
+        let parse = |value: &Value| list(value)?.iter().map(|pattern| OriginPattern::parse(pattern)).collect();
+        self.read_or(key, OriginPattern::ACCEPTED, Vec::new(), parse, |patterns| {
+            Value::Array(patterns.iter().map(|pattern: &OriginPattern| pattern.to_string().into()).collect())
         })
     }
 }
@@ -148,24 +175,18 @@ fn cookie_name(value: &Value) -> Option<String> {
     text(value).filter(|name| name.chars().all(good))
 }
 
-fn is_safe(url: &Url) -> bool {
+fn check_key_set_url(url: &Url, allow_http: bool) -> Result<(), &'static str> {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-    let encrypted = url.scheme() == "https" || (url.scheme() == "http" && loopback);
-    encrypted && url.username().is_empty() && url.password().is_none()
-}
-
-fn is_origin(text: &str) -> bool {
-    let Some((scheme, host)) = text.split_once("://") else { return false };
-    let host = host.strip_prefix("*.").unwrap_or(host);
-    let default_port = match scheme.to_ascii_lowercase().as_str() {
-        "https" => ":443",
-        "http" => ":80",
-        _ => "/",
-    };
-    let scheme_ok = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    scheme_ok
-        && !host.is_empty()
-        && !host.ends_with(default_port)
-        && !host.contains(|c: char| "/*?#@".contains(c) || c.is_whitespace())
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback || allow_http => {}
+        "http" => return Err("its response could be altered on the way"),
+        _ => return Err("it is not such a URL"),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("it has a user or a password");
+    }
+    check_host(url)?;
+    if url.fragment().is_some() { Err("its fragment (#…) has no meaning") } else { Ok(()) }
 }

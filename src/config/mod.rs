@@ -5,21 +5,39 @@
 
 #![warn(missing_docs)]
 
+mod fingerprints;
 mod kind;
+mod live;
+mod mask;
+mod nearest;
+mod origin;
+mod redis_checks;
+mod redis_url;
 mod sections;
 mod settings;
 mod tls;
+mod url;
 mod value;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-pub use sections::{Auth, History, Limits, Log, Presence, Redis, SendQueue, Server, Sessions, SlowClient};
+use fingerprints::Fingerprints;
+pub use live::LiveLimits;
+pub(crate) use mask::{MASK, may_have_secret, shown, shown_path};
+pub use origin::{Authority, Origin, OriginPattern};
+pub use redis_url::{NodeAddress, RedisTopology, RedisUrl};
+pub use sections::{
+    Auth, History, Limits, Log, OverUser, Presence, Redis, SendQueue, Server, Sessions, SlowClient, Subscribe,
+};
 use settings::Settings;
-pub(crate) use settings::mask_url;
-pub use tls::{Pem, TlsError, TlsFiles};
+pub(crate) use settings::{ENV_PREFIX, FILE_VARIABLE};
+pub use tls::{Pem, TlsError, TlsFiles, Validity};
+pub use url::KeySetUrl;
+pub(crate) use url::{check_host, harmless_parts};
 pub use value::parse_duration;
 
 /// All errors of a configuration, one per line: the key, the given value, and the expected values.
@@ -38,7 +56,7 @@ impl ConfigError {
 /// The layers of a configuration, in ascending precedence: file, environment, flags.
 #[derive(Debug, Default)]
 pub struct Layers {
-    /// `--config FILE`.
+    /// `--config FILE`, or `TIDINGS_CONFIG`.
     pub file: Option<PathBuf>,
     /// Environment variables; those that do not start with `TIDINGS_` are ignored.
     pub env: Vec<(String, String)>,
@@ -68,12 +86,13 @@ pub struct Config {
     /// The period over which a stop closes the connections.
     pub drain_window: Duration,
     /// Limits on connections, frames and sizes.
-    pub limits: Limits,
+    pub limits: LiveLimits,
     /// Format and level of the log.
     pub log: Log,
     /// Started with `--dev`.
     pub dev: bool,
     effective: String,
+    fingerprints: Fingerprints,
 }
 
 impl Config {
@@ -95,14 +114,15 @@ impl Config {
             presence: Presence::read(&mut settings),
             history: History::read(&mut settings),
             send_queue: SendQueue::read(&mut settings),
-            drain_window: settings.duration("drain.window", "10s", Duration::ZERO),
-            limits: Limits::read(&mut settings),
+            drain_window: settings.duration("drain.window", "8s", Duration::ZERO),
+            limits: LiveLimits::new(Limits::read(&mut settings)),
             log: Log::read(&mut settings),
             dev: layers.dev,
             effective: String::new(),
+            fingerprints: Fingerprints::default(),
         };
         config.check(&mut settings);
-        config.effective = settings.finish()?;
+        (config.effective, config.fingerprints) = settings.finish()?;
         Ok(config)
     }
 
@@ -125,6 +145,7 @@ impl Config {
             settings
                 .problem("auth.session_secret is set, but redis.url is not: sessions are in Redis, so set both".into());
         }
+        self.redis.check(settings, &self.presence.channel, self.dev && self.redis.url.is_none());
         if self.server.listen.port() != 0 && self.server.listen == self.server.admin_listen {
             let address = self.server.listen;
             settings
@@ -136,6 +157,12 @@ impl Config {
     #[must_use]
     pub fn to_toml(&self) -> &str {
         &self.effective
+    }
+
+    /// The keys whose values differ from those of another configuration: also a secret, or the contents of a file of
+    /// certificates or keys.
+    pub(crate) fn differing_keys<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
+        self.fingerprints.differing(&other.fingerprints)
     }
 
     /// Fails unless tokens or sessions can be verified; the error names the keys to set.

@@ -4,16 +4,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use reqwest::Url;
 use secrecy::SecretString;
-use toml::Value;
 
-use super::settings::{Settings, mask_url, text};
+use super::origin::OriginPattern;
+use super::redis_url::RedisUrl;
+use super::settings::Settings;
 use super::tls::TlsFiles;
-use super::value::format_duration;
+use super::url::KeySetUrl;
 
 /// Keys under `server.`.
 #[derive(Debug, Clone)]
@@ -23,7 +24,7 @@ pub struct Server {
     /// Where operators and backends connect.
     pub admin_listen: SocketAddr,
     /// Origins that may connect; if empty, any may with a token.
-    pub allowed_origins: Vec<String>,
+    pub allowed_origins: Vec<OriginPattern>,
     /// From accept to the end of the upgrade.
     pub handshake_timeout: Duration,
     /// From the upgrade to the `hello`.
@@ -34,15 +35,24 @@ pub struct Server {
     pub pong_timeout: Duration,
     /// Whether connections to the public listener begin with a PROXY protocol v2 header.
     pub proxy_protocol: bool,
+    /// Serves streams of Server-Sent Events at `/events`.
+    pub sse: bool,
+    /// Serves `/socket.io/`, for socket.io clients.
+    pub socketio: bool,
+    /// Whether they may use HTTP long-polling, which they do first by default.
+    pub socketio_polling: bool,
     /// Serves the demo page, which lets visitors sign in as any user.
     pub demo: bool,
     /// The certificate of both listeners; without one they do not use TLS.
     pub tls: Option<TlsFiles>,
+    /// Instances with the same one accept each other's session tickets; default: a random one.
+    pub tls_ticket_secret: Option<SecretString>,
 }
 
 impl Server {
     pub(super) fn read(settings: &mut Settings, dev: bool) -> Self {
         const MIN: Duration = Duration::from_millis(10);
+        let tls = TlsFiles::from_settings(settings, ["server.tls_cert_file", "server.tls_key_file"]);
         Self {
             listen: settings.address("server.listen", "127.0.0.1:8080"),
             admin_listen: settings.address("server.admin_listen", "127.0.0.1:9090"),
@@ -52,8 +62,12 @@ impl Server {
             heartbeat: settings.duration("server.heartbeat", "25s", MIN),
             pong_timeout: settings.duration("server.pong_timeout", "10s", MIN),
             proxy_protocol: settings.boolean("server.proxy_protocol", false),
+            sse: settings.boolean("server.sse", true),
+            socketio: settings.boolean("server.socketio", true),
+            socketio_polling: settings.boolean("server.socketio_polling", true),
             demo: settings.boolean("server.demo", dev),
-            tls: TlsFiles::from_settings(settings),
+            tls_ticket_secret: settings.ticket_secret("server.tls_ticket_secret", tls.is_some()),
+            tls,
         }
     }
 }
@@ -61,35 +75,68 @@ impl Server {
 /// Keys under `redis.`.
 #[derive(Debug, Clone)]
 pub struct Redis {
-    /// The server; without one the backplane is in-process.
-    pub url: Option<SecretString>,
+    /// The servers; without any, the backplane is in-process.
+    pub url: Option<RedisUrl>,
     /// Prefix of tidings' own keys in Redis, except those under `presence.`.
     pub prefix: String,
     /// PEM of the authority that signed the server's certificate; default: the system's authorities.
     pub ca_file: Option<PathBuf>,
+    /// The certificate that this instance presents to the server.
+    pub certificate: Option<TlsFiles>,
     /// Interval between probes: messages sent on the command connection that must arrive on the subscription.
     pub probe_interval: Duration,
+    /// Prefix of a user's channel, before the user id.
+    pub user_channel: String,
+    /// The channels that an instance subscribes to.
+    pub subscribe: Subscribe,
+    /// Whether frequent messages for the users of other instances are read once per millisecond.
+    pub batch_reads: bool,
+    /// Replicas that must have a durable notification before it is confirmed.
+    pub wait_replicas: u32,
+    /// How long to wait for them.
+    pub wait_timeout: Duration,
+    /// The user on the sentinels; the default one without it.
+    pub sentinel_username: Option<String>,
+    /// The password on the sentinels.
+    pub sentinel_password: Option<SecretString>,
 }
+
+/// The channels that an instance subscribes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subscribe {
+    /// Those of all users, by one pattern.
+    Pattern,
+    /// Those of its own users.
+    Exact,
+    /// As [`Subscribe::Exact`], and the sharded channels of its own users.
+    Sharded,
+}
+
+/// A publication must end before the deadlines of its clients do.
+const MAX_WAIT: Duration = Duration::from_secs(10);
 
 impl Redis {
     /// The URL that `tidings serve` uses if none is configured.
     pub const DEFAULT_URL: &'static str = "redis://127.0.0.1:6379";
 
     pub(super) fn read(settings: &mut Settings) -> Self {
-        const URL: &str = "redis://, rediss:// or unix://, such as redis://user:password@127.0.0.1:6379/0";
-        let parse = |value: &Value| {
-            let url = text(value)?;
-            let scheme = url.split_once("://")?.0.to_owned();
-            let known = ["redis", "rediss", "unix"].contains(&scheme.as_str());
-            (known && redis::parse_redis_url(&url).is_some()).then_some(url)
-        };
         settings.take_from_file("redis.url");
-        let url = settings.read("redis.url", URL, parse, |url| mask_url(url).into());
         Self {
-            url: url.map(SecretString::from),
+            url: settings.read_url("redis.url", str::parse),
+            certificate: TlsFiles::from_settings(settings, ["redis.cert_file", "redis.key_file"]),
             prefix: settings.name("redis.prefix", "tidings:"),
             ca_file: settings.authorities("redis.ca_file"),
             probe_interval: settings.duration("redis.probe_interval", "3s", Duration::from_millis(100)),
+            user_channel: settings.channel_prefix("redis.user_channel", "user:"),
+            subscribe: settings.choice(
+                "redis.subscribe",
+                &[("pattern", Subscribe::Pattern), ("exact", Subscribe::Exact), ("sharded", Subscribe::Sharded)],
+            ),
+            batch_reads: settings.boolean("redis.batch_reads", true),
+            wait_replicas: settings.count_or_zero("redis.wait_replicas"),
+            wait_timeout: settings.duration_within("redis.wait_timeout", "1s", Duration::from_millis(10)..=MAX_WAIT),
+            sentinel_username: settings.optional_text("redis.sentinel_username"),
+            sentinel_password: settings.secret("redis.sentinel_password"),
         }
     }
 }
@@ -104,7 +151,11 @@ pub struct Auth {
     /// PEM of the public keys, or of the certificate, that verify tokens.
     pub public_key_file: Option<PathBuf>,
     /// The URL of the issuer's key set.
-    pub jwks_url: Option<Url>,
+    pub jwks_url: Option<KeySetUrl>,
+    /// PEM of authorities that may sign the certificate of its server, in addition to the system's.
+    pub jwks_ca_file: Option<PathBuf>,
+    /// Whether its URL may be `http://` on another machine.
+    pub jwks_allow_http: bool,
     /// Required `iss`.
     pub issuer: Option<String>,
     /// Required `aud`.
@@ -124,15 +175,20 @@ pub struct Auth {
 impl Auth {
     pub(super) fn read(settings: &mut Settings, dev: bool) -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
-        let leeway = settings.duration("auth.leeway", "30s", Duration::ZERO);
-        if leeway > DAY {
-            settings.problem(format!("auth.leeway = {}: expected at most 1d", format_duration(leeway)));
+        let leeway = settings.duration_within("auth.leeway", "30s", Duration::ZERO..=DAY);
+        let jwks_allow_http = settings.boolean("auth.jwks_allow_http", false);
+        let jwks_url = settings.key_set_url("auth.jwks_url", jwks_allow_http);
+        let jwks_ca_file = settings.authorities("auth.jwks_ca_file");
+        if jwks_ca_file.is_some() && jwks_url.as_ref().is_none_or(|url| url.expose().scheme() != "https") {
+            settings.problem("auth.jwks_ca_file is set, but auth.jwks_url is not an https:// URL".into());
         }
         Self {
             hmac_secret: settings.secret("auth.hmac_secret").or_else(|| dev.then(random_secret)),
             previous_hmac_secret: settings.secret("auth.previous_hmac_secret"),
             public_key_file: settings.readable_file("auth.public_key_file"),
-            jwks_url: settings.issuer_url("auth.jwks_url"),
+            jwks_url,
+            jwks_ca_file,
+            jwks_allow_http,
             issuer: settings.optional_text("auth.issuer"),
             audience: settings.optional_text("auth.audience"),
             user_claim: settings.user_claim("auth.user_claim"),
@@ -144,12 +200,15 @@ impl Auth {
     }
 }
 
-/// The secret of one run of `--dev`.
+/// The secret of one run of `--dev`: a reload keeps it.
 fn random_secret() -> SecretString {
-    let mut bytes = [0_u8; 32];
-    #[allow(clippy::expect_used, reason = "failing to start is safer than a guessable secret")]
-    getrandom::fill(&mut bytes).expect("randomness from the system");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+    static SECRET: LazyLock<SecretString> = LazyLock::new(|| {
+        let mut bytes = [0_u8; 32];
+        #[allow(clippy::expect_used, reason = "failing to start is safer than a guessable secret")]
+        getrandom::fill(&mut bytes).expect("randomness from the system");
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+    });
+    SECRET.clone()
 }
 
 /// Keys under `auth.session_`: sessions of express-session, kept by connect-redis.
@@ -266,6 +325,8 @@ pub struct Limits {
     pub max_connections: Option<u32>,
     /// Maximum open connections of one user in the fleet.
     pub max_connections_per_user: Option<u32>,
+    /// The action when a user has that many, and all of them answer.
+    pub over_user: OverUser,
     /// Maximum open connections of one client address to this instance.
     pub max_connections_per_ip: Option<u32>,
     /// Maximum handshakes per second of one client address in the fleet.
@@ -284,11 +345,24 @@ pub struct Limits {
     pub max_payload_bytes: usize,
 }
 
+/// The treatment of a new connection of a user who has as many as are allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverUser {
+    /// Refuse it.
+    Refuse,
+    /// Close the user's oldest connection with 4004, and accept the new one.
+    ReplaceOldest,
+}
+
 impl Limits {
     pub(super) fn read(settings: &mut Settings) -> Self {
         Self {
             max_connections: settings.optional_count("limits.max_connections"),
             max_connections_per_user: settings.optional_count("limits.max_connections_per_user"),
+            over_user: settings.choice(
+                "limits.over_user",
+                &[("refuse", OverUser::Refuse), ("replace_oldest", OverUser::ReplaceOldest)],
+            ),
             max_connections_per_ip: settings.optional_count("limits.max_connections_per_ip"),
             connects_per_second_per_ip: settings.optional_count("limits.connects_per_second_per_ip"),
             connects_per_second_per_user: settings.optional_count("limits.connects_per_second_per_user"),

@@ -5,17 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::Hash;
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 use toml::{Table, Value};
 
 use super::ConfigError;
+use super::fingerprints::Fingerprints;
+use super::mask::{MASK, shown, shown_path};
+use super::nearest::nearest;
 
-/// Replaces a secret wherever a configuration is shown.
-pub(super) const MASK: &str = "***";
+/// Starts the name of each variable that is read.
+pub(crate) const ENV_PREFIX: &str = "TIDINGS_";
 
-const ENV_PREFIX: &str = "TIDINGS_";
+/// Names the configuration file if no flag does: the only variable that is not one of a key.
+pub(crate) const FILE_VARIABLE: &str = "TIDINGS_CONFIG";
 
 /// Renamed sections: old and new prefix. Keys under the old one are refused, because a configuration with both would be
 /// ambiguous.
@@ -32,7 +37,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "in {}", path.display()),
-            Self::Env(name) => write!(f, "in the environment variable {name}"),
+            Self::Env(name) => write!(f, "in the environment variable {}", shown(name)),
             Self::Flag(name) => write!(f, "in the flag {name}"),
         }
     }
@@ -49,12 +54,14 @@ pub(super) struct Settings {
     given: BTreeMap<String, Setting>,
     known: Vec<String>,
     effective: BTreeMap<String, Value>,
+    fingerprints: Fingerprints,
     problems: Vec<String>,
 }
 
 impl Settings {
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let fail = |why: String| ConfigError(vec![format!("--config {}: {why}", path.display())]);
+        let fail =
+            |why: String| ConfigError(vec![format!("--config (or TIDINGS_CONFIG) {:?}: {why}", shown_path(path))]);
         let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
             // Only the message and the line: an excerpt could contain a secret.
@@ -100,6 +107,11 @@ impl Settings {
         self.problems.push(problem);
     }
 
+    /// Notes what a key stands for and its shown value does not tell: a secret, or the contents of a file.
+    pub(super) fn note_hidden(&mut self, key: &str, value: impl Hash) {
+        self.fingerprints.add(key, value);
+    }
+
     /// Reads a key with `parse`; a refused value becomes a problem that describes the `accepted` ones.
     pub(super) fn read<T>(
         &mut self,
@@ -114,9 +126,36 @@ impl Settings {
             self.effective.insert(key.to_owned(), render(&parsed));
             Some(parsed)
         } else {
-            let given = mask_url(&value.to_string());
-            self.problem(format!("{key} = {given} ({source}): expected {accepted}"));
+            // A URL, a private key or a connection string may have been given for another key.
+            let given = value.to_string();
+            self.problem(format!("{key} = {} ({source}): expected {accepted}", shown(&given)));
             None
+        }
+    }
+
+    /// Like [`Settings::read`], for a URL whose `Debug` shows only its harmless parts. `parse` returns why it refuses one,
+    /// and what is accepted.
+    pub(super) fn read_url<T: fmt::Debug>(
+        &mut self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.known.push(key.to_owned());
+        let Setting { value, source } = self.given.remove(key)?;
+        // An empty text says what is expected instead, too.
+        let given = text(&value).unwrap_or_default();
+        match parse(&given) {
+            Ok(url) => {
+                self.note_hidden(key, &given);
+                self.effective.insert(key.to_owned(), format!("{url:?}").into());
+                Some(url)
+            }
+            Err(why) => {
+                // In a URL that cannot be used, a password may be anywhere.
+                let shown = if value.as_str() == Some("") { "\"\"" } else { MASK };
+                self.problem(format!("{key} = {shown} ({source}): {why}"));
+                None
+            }
         }
     }
 
@@ -145,6 +184,7 @@ impl Settings {
     /// If `key_file` is set, reads that file as the value of `key`.
     pub(super) fn take_from_file(&mut self, key: &str) {
         let file_key = format!("{key}_file");
+        let source = self.given.get(&file_key).map(|setting| setting.source.to_string()).unwrap_or_default();
         let Some(path) = self.read(&file_key, "the path of a file", text, |path| path.clone().into()) else { return };
         if self.gives(key) {
             self.problem(format!("{key} and {file_key} are both set: expected one of them"));
@@ -155,7 +195,8 @@ impl Settings {
                 self.insert(key.into(), Value::String(value.trim().into()), Source::File(path.into()));
             }
             Ok(_) => self.problem(format!("{file_key} = {path:?}: expected a non-empty file")),
-            Err(error) => self.problem(format!("{file_key} = {path:?}: {error}: expected a readable file")),
+            // The secret itself may have been given instead of the path.
+            Err(error) => self.problem(format!("{file_key} = {MASK} ({source}): {error}: expected a readable file")),
         }
     }
 
@@ -164,6 +205,7 @@ impl Settings {
         let Setting { value, source } = self.given.remove(key)?;
         match text(&value) {
             Some(secret) => {
+                self.note_hidden(key, &secret);
                 self.effective.insert(key.to_owned(), MASK.into());
                 Some(secret.into())
             }
@@ -192,6 +234,7 @@ impl Settings {
         }
         let secrets = secrets.unwrap_or_default();
         if !secrets.is_empty() {
+            self.note_hidden(key, &secrets);
             self.effective.insert(key.to_owned(), Value::Array(vec![MASK.into(); secrets.len()]));
         }
         secrets.into_iter().map(SecretString::from).collect()
@@ -207,29 +250,45 @@ impl Settings {
         keys.into_iter().filter_map(|key| self.secret(&key).map(|secret| (name(&key), secret))).collect()
     }
 
-    /// Reports the keys that were never read as unknown; returns the effective configuration as TOML.
-    pub(super) fn finish(mut self) -> Result<String, ConfigError> {
-        for (key, setting) in std::mem::take(&mut self.given) {
-            let current = current_name(&key);
-            if current != key && self.known.contains(&current) {
-                self.problem(format!("unknown key {key} ({}): did you mean {current}", setting.source));
-                continue;
-            }
-            let section = current.rsplit_once('.').map_or("", |(section, _)| section);
-            let mut near: Vec<&str> = self
-                .known
-                .iter()
-                .filter(|known| known.rsplit_once('.').is_some_and(|(s, _)| s == section))
-                .map(String::as_str)
-                .collect();
-            if near.is_empty() {
-                near = self.known.iter().map(String::as_str).collect();
-            }
-            near.sort_unstable();
-            let known = near.join(", ");
-            self.problem(format!("unknown key {key} ({}): known keys are {known}", setting.source));
+    /// Reports the keys that were never read as unknown; returns the effective configuration as TOML, and its fingerprints.
+    pub(super) fn finish(mut self) -> Result<(String, Fingerprints), ConfigError> {
+        for (key, Setting { source, .. }) in std::mem::take(&mut self.given) {
+            let problem = self.unknown(&key, &source);
+            self.problem(problem);
         }
-        if self.problems.is_empty() { Ok(render(self.effective)) } else { Err(ConfigError(self.problems)) }
+        if !self.problems.is_empty() {
+            return Err(ConfigError(self.problems));
+        }
+        for (key, value) in &self.effective {
+            self.fingerprints.add(key, value.to_string());
+        }
+        Ok((render(self.effective), self.fingerprints))
+    }
+
+    /// Describes an unknown key, with the one that was probably meant, or else those of its section.
+    fn unknown(&self, key: &str, source: &Source) -> String {
+        // A URL may have been given instead of a key.
+        let unknown = format!("unknown key {} ({source})", shown(key));
+        let current = current_name(key);
+        let meant = nearest(&current, &self.known);
+        if let (None, Source::Env(name)) = (meant, source)
+            && nearest(name, &[FILE_VARIABLE.to_owned()]).is_some()
+        {
+            return format!("{unknown}: did you mean {FILE_VARIABLE}");
+        }
+        if let Some(meant) = meant {
+            let variable = |_| format!(" ({ENV_PREFIX}{})", meant.replace('.', "__").to_uppercase());
+            let variable = Some(source).filter(|source| matches!(source, Source::Env(_))).map(variable);
+            return format!("{unknown}: did you mean {meant}{}", variable.unwrap_or_default());
+        }
+        let section = |key: &str| key.rsplit_once('.').map(|(section, _)| section.to_owned());
+        let of_section = |known: &&String| section(known) == section(&current);
+        let mut near: Vec<&str> = self.known.iter().filter(of_section).map(String::as_str).collect();
+        if near.is_empty() {
+            near = self.known.iter().map(String::as_str).collect();
+        }
+        near.sort_unstable();
+        format!("{unknown}: known keys are {}", near.join(", "))
     }
 }
 
@@ -259,26 +318,4 @@ fn render(effective: BTreeMap<String, Value>) -> String {
 /// A non-empty string.
 pub(super) fn text(value: &Value) -> Option<String> {
     value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
-}
-
-/// Masks possible passwords in a URL, or in a malformed one: everything before the last `@` except a user name before a
-/// colon, and the parameter `pass` of a Unix socket's URL.
-pub(crate) fn mask_url(url: &str) -> String {
-    let (start, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    let start = if start.is_empty() { String::new() } else { format!("{start}://") };
-    let rest = match rest.rsplit_once('@') {
-        None => rest.to_owned(),
-        Some((credentials, host)) => match credentials.split_once(':') {
-            Some((user, _)) if !start.is_empty() => format!("{user}:{MASK}@{host}"),
-            _ => format!("{MASK}@{host}"),
-        },
-    };
-    let rest = match rest.split_once("pass=") {
-        None => rest,
-        Some((before, after)) => {
-            let end = after.find(['&', '"']).unwrap_or(after.len());
-            format!("{before}pass={MASK}{}", after.get(end..).unwrap_or_default())
-        }
-    };
-    start + &rest
 }

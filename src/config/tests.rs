@@ -16,7 +16,7 @@ fn the_defaults_are_those_of_the_documentation() {
     assert_eq!(config.server.heartbeat, Duration::from_secs(25));
     assert_eq!(config.presence.lease, Duration::from_secs(10));
     assert_eq!(config.send_queue.max_messages, 256);
-    assert_eq!(config.limits.max_inbound_bytes, 16_384);
+    assert_eq!(config.limits.get().max_inbound_bytes, 16_384);
     assert!(config.require_token_key().unwrap_err().to_string().contains("auth.hmac_secret"));
 }
 
@@ -37,7 +37,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     .unwrap();
     assert_eq!(config.presence.lease, Duration::from_secs(40));
     assert_eq!(config.presence.offline_delay, Duration::from_secs(2));
-    assert_eq!(config.limits.max_inbound_bytes, 5);
+    assert_eq!(config.limits.get().max_inbound_bytes, 5);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn no_secret_appears_in_an_error_or_in_the_printed_configuration() {
     ])
     .unwrap();
     assert!(!config.to_toml().contains("hunter2"), "{}", config.to_toml());
-    assert!(config.to_toml().contains("redis://app:***@127.0.0.1:6379/0"));
+    assert!(config.to_toml().contains("\"redis://127.0.0.1:6379/0\""));
     assert!(config.to_toml().contains("BILLING") || config.to_toml().contains("billing"));
     assert!(!format!("{config:?}").contains("hunter2"));
     for url in [
@@ -109,6 +109,19 @@ fn no_secret_appears_in_an_error_or_in_the_printed_configuration() {
 }
 
 #[test]
+fn of_a_url_only_scheme_host_port_and_path_are_shown() {
+    let jwks = "https://issuer.example:8443/keys?key=hunter2";
+    let url = "rediss://app:hunter2@redis.example:6380/3";
+    let config = load(&[("TIDINGS_AUTH__JWKS_URL", jwks), ("TIDINGS_REDIS__URL", url)]).unwrap();
+    assert_eq!(config.auth.jwks_url.as_ref().unwrap().expose().as_str(), jwks);
+    for text in [config.to_toml().to_owned(), format!("{config:?}")] {
+        assert!(text.contains("https://issuer.example:8443/keys"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    assert!(config.to_toml().contains("rediss://redis.example:6380/3") && !config.to_toml().contains("app"));
+}
+
+#[test]
 fn a_secret_may_be_given_as_a_file() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "s3cret\n").unwrap();
@@ -119,7 +132,9 @@ fn a_secret_may_be_given_as_a_file() {
     let both = [("TIDINGS_AUTH__HMAC_SECRET_FILE", path), ("TIDINGS_AUTH__HMAC_SECRET", "x")];
     assert!(problem(&both).contains("both"));
     let missing = problem(&[("TIDINGS_AUTH__HMAC_SECRET_FILE", "/does/not/exist")]);
-    assert!(missing.contains("auth.hmac_secret_file") && missing.contains("/does/not/exist"), "{missing}");
+    assert!(missing.contains("auth.hmac_secret_file = ***") && missing.contains("No such file"), "{missing}");
+    let given = problem(&[("TIDINGS_AUTH__HMAC_SECRET_FILE", "hunter2")]);
+    assert!(!given.contains("hunter2"), "{given}");
 }
 
 #[test]
@@ -163,9 +178,12 @@ fn limits_are_positive_counts_and_networks() {
         ("TIDINGS_LIMITS__TRUSTED_PROXIES", "10.0.0.0/8, 2001:db8::/32, 192.0.2.7"),
     ])
     .unwrap();
-    assert_eq!(config.limits.max_connections_per_user, Some(5));
-    assert_eq!(config.limits.max_connections, None);
-    let networks: Vec<String> = config.limits.trusted_proxies.iter().map(ToString::to_string).collect();
+    assert_eq!(config.limits.get().max_connections_per_user, Some(5));
+    assert_eq!(config.limits.get().max_connections, None);
+    assert_eq!(config.limits.get().over_user, OverUser::Refuse);
+    let replaces = load(&[("TIDINGS_LIMITS__OVER_USER", "replace_oldest")]).unwrap();
+    assert_eq!(replaces.limits.get().over_user, OverUser::ReplaceOldest);
+    let networks: Vec<String> = config.limits.get().trusted_proxies.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7/32"]);
     for (key, wrong) in [
         ("MAX_CONNECTIONS", "0"),
@@ -173,6 +191,7 @@ fn limits_are_positive_counts_and_networks() {
         ("CONNECTS_PER_SECOND_PER_IP", "many"),
         ("CONNECTS_PER_SECOND_PER_USER", "1.5"),
         ("INBOUND_FRAMES_PER_SECOND", "0"),
+        ("OVER_USER", "replace"),
         ("TRUSTED_PROXIES", "10.0.0.0/33"),
         ("TRUSTED_PROXIES", "10.0.0.0/8, proxy.example"),
     ] {
@@ -208,6 +227,15 @@ fn session_secrets_are_one_or_several_wherever_they_are_given() {
 }
 
 #[test]
+fn a_ticket_secret_that_is_guessable_or_has_no_use_is_refused() {
+    let [short, long] = ["hunter2", "hunter2-hunter2-hunter2-hunter2-hunter2-hunter2"]
+        .map(|secret| problem(&[("TIDINGS_SERVER__TLS_TICKET_SECRET", secret)]));
+    assert!(short.contains("server.tls_ticket_secret is shorter than 43 characters"), "{short}");
+    assert!(long.contains("but server.tls_cert_file is not") && !long.contains("shorter"), "{long}");
+    assert!(!short.contains("hunter2") && !long.contains("hunter2"));
+}
+
+#[test]
 fn names_and_paths_of_sessions_are_checked_when_they_are_read() {
     for (key, wrong) in [
         ("SESSION_COOKIE", "a b"),
@@ -234,5 +262,144 @@ fn a_claim_that_means_something_else_cannot_name_the_user() {
     }
     for name in ["sub", "uid", "https://app.example/uid"] {
         assert_eq!(claim(name).unwrap(), name);
+    }
+}
+
+const CLUSTER: (&str, &str) = ("TIDINGS_REDIS__URL", "redis+cluster://h1,h2");
+const SENTINELS: (&str, &str) = ("TIDINGS_REDIS__URL", "redis+sentinel://h1,h2/mymaster");
+const SINGLE: (&str, &str) = ("TIDINGS_REDIS__URL", "redis://h");
+
+#[test]
+fn sharded_channels_require_the_url_of_a_cluster() {
+    let sharded = ("TIDINGS_REDIS__SUBSCRIBE", "sharded");
+    assert_eq!(load(&[sharded, CLUSTER]).unwrap().redis.subscribe, Subscribe::Sharded);
+    for wrong in [&[sharded][..], &[sharded, SINGLE], &[sharded, SENTINELS]] {
+        let text = problem(wrong);
+        for part in ["redis.subscribe = sharded", "redis.url", "redis+cluster://", "pattern or exact"] {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
+    }
+    for url in [SINGLE, SENTINELS, CLUSTER] {
+        assert_eq!(load(&[("TIDINGS_REDIS__SUBSCRIBE", "exact"), url]).unwrap().redis.subscribe, Subscribe::Exact);
+    }
+    let text = problem(&[("TIDINGS_REDIS__SUBSCRIBE", "all"), SINGLE]);
+    assert!(text.contains("\"all\"") && text.contains("pattern, exact, sharded"), "{text}");
+}
+
+#[test]
+fn keys_that_need_redis_are_refused_in_memory() {
+    let layers = |flag: &str, value: &str, dev: bool| Layers {
+        flags: vec![("--set".into(), flag.into(), value.into())],
+        dev,
+        ..Layers::default()
+    };
+    for (key, value) in [("redis.subscribe", "exact"), ("redis.wait_replicas", "1")] {
+        let text = Config::load(layers(key, value, true)).unwrap_err().to_string();
+        assert!(text.contains(key) && text.contains("redis.url is not"), "{text}");
+        // Without --dev, an instance uses the default URL.
+        assert!(Config::load(layers(key, value, false)).is_ok());
+    }
+}
+
+#[test]
+fn a_login_on_the_sentinels_requires_sentinels_and_a_password() {
+    let user = ("TIDINGS_REDIS__SENTINEL_USERNAME", "watcher");
+    let password = ("TIDINGS_REDIS__SENTINEL_PASSWORD", "hunter2");
+    let config = load(&[user, password, SENTINELS]).unwrap();
+    assert_eq!(config.redis.sentinel_username.as_deref(), Some("watcher"));
+    assert_eq!(config.redis.sentinel_password.as_ref().unwrap().expose_secret(), "hunter2");
+    assert!(!config.to_toml().contains("hunter2") && !format!("{config:?}").contains("hunter2"));
+    assert!(load(&[password, SENTINELS]).is_ok(), "the default user has a password only");
+    for url in [SINGLE, CLUSTER] {
+        let text = problem(&[user, password, url]);
+        for part in ["redis.sentinel_username", "redis.sentinel_password", "redis+sentinel://"] {
+            assert!(text.contains(part) && !text.contains("hunter2"), "{part} is not in: {text}");
+        }
+    }
+    let text = problem(&[user, SENTINELS]);
+    assert!(text.contains("redis.sentinel_username") && text.contains("set both"), "{text}");
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "hunter3\n").unwrap();
+    let file = ("TIDINGS_REDIS__SENTINEL_PASSWORD_FILE", file.path().to_str().unwrap());
+    let config = load(&[file, SENTINELS]).unwrap();
+    assert_eq!(config.redis.sentinel_password.as_ref().unwrap().expose_secret(), "hunter3");
+}
+
+#[test]
+fn a_url_that_is_empty_is_shown_as_such() {
+    for (variable, key) in [("TIDINGS_REDIS__URL", "redis.url"), ("TIDINGS_AUTH__JWKS_URL", "auth.jwks_url")] {
+        assert!(problem(&[(variable, "")]).contains(&format!("{key} = \"\" (in the environment variable")));
+    }
+}
+
+#[test]
+fn a_duration_that_is_too_long_is_refused_with_the_longest() {
+    assert!(load(&[("TIDINGS_SERVER__HEARTBEAT", "3650d")]).is_ok());
+    let text = problem(&[("TIDINGS_SERVER__HEARTBEAT", "3651d")]);
+    assert!(text.contains("server.heartbeat = \"3651d\"") && text.contains("at most 3650d"), "{text}");
+}
+
+#[test]
+fn a_wait_for_replicas_is_at_most_10_s() {
+    let wait = |timeout: &str| load(&[("TIDINGS_REDIS__WAIT_TIMEOUT", timeout), ("TIDINGS_REDIS__WAIT_REPLICAS", "2")]);
+    let config = wait("10s").unwrap().redis;
+    assert_eq!((config.wait_timeout, config.wait_replicas), (Duration::from_secs(10), 2));
+    for wrong in ["10001ms", "1h"] {
+        let text = wait(wrong).unwrap_err().to_string();
+        assert!(text.contains("redis.wait_timeout") && text.contains("at most 10s"), "{text}");
+    }
+    assert!(wait("9ms").unwrap_err().to_string().contains("at least 10ms"));
+    assert!(problem(&[("TIDINGS_REDIS__WAIT_REPLICAS", "-1")]).contains("redis.wait_replicas"));
+}
+
+#[test]
+fn the_prefix_of_user_channels_is_no_pattern_and_no_other_channel_begins_with_it() {
+    let channel =
+        |prefix: &str| load(&[("TIDINGS_REDIS__USER_CHANNEL", prefix)]).map(|config| config.redis.user_channel);
+    for good in ["user:", "u", "tidings:user:", "app.notify.", "presence:", "tidings:control:"] {
+        assert_eq!(channel(good).unwrap(), good);
+    }
+    for wrong in ["user:*", "user?", "[user]", "user]", r"user\:", "a b", "{user}", ""] {
+        let text = channel(wrong).unwrap_err().to_string();
+        assert!(text.contains("redis.user_channel") && text.contains(r"* ? [ ] \"), "{wrong}: {text}");
+    }
+    for (wrong, other) in [
+        ("presence", "presence.channel"),
+        ("pre", "presence.channel"),
+        ("t", "tidings:control"),
+        ("tidings:b", "tidings:broadcast"),
+        ("tidings:control", "tidings:control"),
+        ("tidings:probe:", "tidings:probe:"),
+        ("tidings:probe:x", "tidings:probe:"),
+    ] {
+        let text = channel(wrong).unwrap_err().to_string();
+        assert!(text.contains("redis.user_channel") && text.contains(other), "{wrong}: {text}");
+    }
+    let text = problem(&[("TIDINGS_PRESENCE__CHANNEL", "user:presence")]);
+    assert!(text.contains("user:presence (presence.channel)"), "{text}");
+    let text = problem(&[("TIDINGS_REDIS__PREFIX", "user:")]);
+    assert!(text.contains("user:control (redis.prefix)"), "{text}");
+}
+
+#[test]
+fn certificates_require_tls_in_every_form_of_the_url() {
+    let authority = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["h".into()]).unwrap().self_signed(&authority).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let [cert, key] = [("cert", certificate.pem()), ("key", authority.serialize_pem())].map(|(name, text)| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    });
+    let files = [("TIDINGS_REDIS__CERT_FILE", &*cert), ("TIDINGS_REDIS__KEY_FILE", &key)];
+    let authorities = ("TIDINGS_REDIS__CA_FILE", &*cert);
+    for url in [SINGLE, SENTINELS, CLUSTER] {
+        let over_tls = url.1.replace("redis", "rediss");
+        for (given, named) in [(&files[..], "redis.cert_file"), (&[authorities], "redis.ca_file")] {
+            let text = problem(&[given, &[url]].concat());
+            assert!(text.contains(named) && text.contains("rediss://"), "{text}");
+            assert!(load(&[given, &[(url.0, &over_tls)]].concat()).is_ok(), "{over_tls}");
+        }
     }
 }

@@ -10,7 +10,7 @@ pub(super) const DURATION: &str = "a duration such as 500ms, 12s, 5m, 1h or 7d";
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// Ten years: longer than any setting needs, and short enough that adding it to a clock cannot overflow.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+pub(super) const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Parses `500ms`, `12s`, `5m`, `1h` or `7d`.
 #[must_use]

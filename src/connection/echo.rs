@@ -8,7 +8,8 @@ use bytes::Bytes;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::inbound::{Inbound, Read, inbound};
-use super::{Connection, Context, finish};
+use super::websocket::finish;
+use super::{Connection, Context};
 use crate::delivery::{ConnectionHandle, Registry};
 use crate::protocol::{UserId, text_frame};
 
@@ -20,10 +21,10 @@ impl Connection {
     pub async fn echo(mut self) {
         self.echo = true;
         let Ok(user) = UserId::new("echo") else { return };
-        let registration = Arc::<Registry>::default().register(user, Arc::clone(&self.handle));
+        let registration = Arc::<Registry>::default().register(user, Arc::clone(&self.client.handle));
         let close = self.live(&registration).await;
-        self.handle.queue.close(close);
-        Box::pin(finish(&mut self.socket, &self.handle, close)).await;
+        self.client.handle.queue.close(close);
+        Box::pin(finish(&mut self.socket, &self.client.handle, close)).await;
     }
 }
 

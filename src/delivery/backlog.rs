@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{Histogram, IntCounter, IntGauge};
 use tracing::warn;
 
+use super::read_at::ReadAt;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 
@@ -18,6 +19,7 @@ pub struct Backlog {
     max_bytes: usize,
     lost: IntCounter,
     given_up: IntCounter,
+    delivery_seconds: Histogram,
     warnings: LogRate,
 }
 
@@ -28,6 +30,7 @@ impl Backlog {
             max_bytes,
             lost: metrics.deliveries_dropped.clone(),
             given_up: metrics.limited.with_label_values(&["max_total_bytes"]),
+            delivery_seconds: metrics.delivery_seconds.clone(),
             warnings: LogRate::new(),
         })
     }
@@ -54,6 +57,11 @@ impl Share {
         }
         bytes > FAIR_SHARE
             && usize::try_from(self.backlog.bytes.get()).is_ok_and(|total| total > self.backlog.max_bytes)
+    }
+
+    /// Counts a measured delivery, whose event the socket has just accepted.
+    pub(super) fn count_accepted(&self, read_at: ReadAt) {
+        self.backlog.delivery_seconds.observe(read_at.elapsed().as_secs_f64());
     }
 
     /// Counts a connection that is closed because of the backlog, with the events lost.

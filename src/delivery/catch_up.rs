@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::config::SendQueue as Bound;
-use crate::protocol::{Continuity, Cursor};
+use crate::protocol::{Continuity, Cursor, Dialect};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {
@@ -31,6 +31,17 @@ struct Pending {
     before_reading: usize,
     /// The newest stored position reported meanwhile: that event may be stored after the read, and be missed.
     newest: Option<Cursor>,
+    /// The newest position of the client's welcome: events up to it are replayed.
+    replaying: Option<Cursor>,
+    /// Where the user's history was erased during the read, whose result is outdated then.
+    erased: Option<Cursor>,
+}
+
+impl Pending {
+    fn of(events: Vec<PendingEvent>, newest: Option<Cursor>, replaying: Option<Cursor>) -> Self {
+        let bytes = events.iter().map(|(_, event)| event.len()).sum();
+        Self { events, bytes, newest, replaying, ..Self::default() }
+    }
 }
 
 #[derive(Debug)]
@@ -50,12 +61,43 @@ pub struct CatchUpPage {
     pub upto: Cursor,
     /// Whether the page reached the newest position.
     pub complete: bool,
+    /// That of the frames.
+    pub dialect: Dialect,
 }
 
-/// The events to send, in order, each with whether it is stored.
+/// The history as it was read for a client's welcome.
+#[derive(Debug)]
+pub struct StartPage {
+    /// The position from which the client starts.
+    pub from: Cursor,
+    /// Events up to this position are replayed.
+    pub newest: Cursor,
+    pub page: CatchUpPage,
+}
+
+/// An event to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ReplayedEvent {
+    pub(super) bytes: Bytes,
+    pub(super) stored: bool,
+    /// It was encoded before it was known to be stored before the client's welcome.
+    pub(super) is_unmarked: bool,
+}
+
+impl ReplayedEvent {
+    fn stored(bytes: Bytes) -> Self {
+        Self { bytes, stored: true, is_unmarked: false }
+    }
+
+    fn passing(bytes: Bytes) -> Self {
+        Self { bytes, stored: false, is_unmarked: false }
+    }
+}
+
+/// The events to send, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Replayed {
-    pub(super) events: Vec<(bool, Bytes)>,
+    pub(super) events: Vec<ReplayedEvent>,
     /// Dropped events: the history does not have their positions, so tidings did not publish them.
     pub(super) foreign: usize,
 }
@@ -72,6 +114,54 @@ impl CatchUp {
 
     pub(super) fn set(&mut self, position: Position) {
         self.position = position;
+    }
+
+    /// Ends the first read: the client starts at `from`, and its welcome counts the events up to `newest`.
+    pub(super) fn begin_at(&mut self, from: Cursor, newest: Cursor) {
+        let Some(pending) = &mut self.pending else { return self.set(Position::At(from)) };
+        pending.replaying = Some(newest);
+        // If the history was erased after this read, the client continues behind the erasure.
+        let behind = pending.erased.filter(|erased| erased.epoch != from.epoch);
+        self.position = Position::At(behind.unwrap_or(from));
+    }
+
+    /// The user's history was erased: a client of an earlier epoch continues at `erased`. Pending events of an earlier
+    /// epoch are dropped; what is being read now is outdated. Returns whether the client must be told: not if it began after
+    /// the erasure, and the instance learns of that only now.
+    pub(super) fn erase(&mut self, erased: Cursor) -> bool {
+        let is_known = matches!(self.position, Position::At(position) if position.epoch == erased.epoch);
+        if matches!(self.position, Position::At(position) if position.epoch != erased.epoch) {
+            self.position = Position::At(erased);
+        }
+        let Some(pending) = &mut self.pending else { return !is_known };
+        pending.events.retain(|(cursor, _)| cursor.is_none_or(|cursor| cursor.epoch == erased.epoch));
+        pending.bytes = pending.events.iter().map(|(_, event)| event.len()).sum();
+        (pending.before_reading, pending.newest) = (0, None);
+        pending.erased = pending.reading.then_some(erased);
+        !is_known
+    }
+
+    /// Takes the pending events that are not stored, up to the first that is.
+    pub(super) fn take_passing(&mut self) -> Vec<Bytes> {
+        let Some(pending) = &mut self.pending else { return Vec::new() };
+        let count = pending.events.iter().take_while(|(cursor, _)| cursor.is_none()).count();
+        let passing: Vec<_> = pending.events.drain(..count).map(|(_, event)| event).collect();
+        pending.bytes -= passing.iter().map(Bytes::len).sum::<usize>();
+        pending.before_reading = pending.before_reading.saturating_sub(count);
+        passing
+    }
+
+    /// Whether the result of the read is outdated, since the history was erased meanwhile: then it must be read again.
+    pub(super) fn discard_reading(&mut self) -> bool {
+        let Some(pending) = &mut self.pending else { return false };
+        let is_outdated = pending.erased.take().is_some();
+        pending.reading &= !is_outdated;
+        is_outdated
+    }
+
+    /// The newest position of the client's welcome, until the client has caught up with it.
+    pub(super) fn replaying(&self) -> Option<Cursor> {
+        self.pending.as_ref()?.replaying
     }
 
     pub(super) fn is_pending(&self) -> bool {
@@ -127,6 +217,11 @@ impl CatchUp {
         behind
     }
 
+    /// Whether the client has all events up to this position, and none after it.
+    pub(super) fn is_at(&self, newest: &Cursor) -> bool {
+        self.pending.is_none() && matches!(&self.position, Position::At(position) if position.is_same_position(newest))
+    }
+
     pub(super) fn pending_bytes(&self) -> usize {
         self.pending.as_ref().map_or(0, |pending| pending.bytes)
     }
@@ -149,7 +244,9 @@ impl CatchUp {
         (pending.bytes, pending.before_reading) = (0, 0);
         let dropped = std::mem::take(&mut pending.events);
         // A read in progress may not return it.
-        if let Some(last) = dropped.iter().rev().find_map(|(cursor, _)| *cursor) {
+        if let Some(last) = dropped.iter().rev().find_map(|(cursor, _)| *cursor)
+            && pending.newest.is_none_or(|newest| newest.is_behind(&last))
+        {
             pending.newest = Some(last);
         }
         dropped.iter().filter(|(cursor, _)| cursor.is_none()).count()
@@ -158,18 +255,26 @@ impl CatchUp {
     /// Merges a page with the pending events. Afterwards the client is caught up, or there is more to read.
     pub(super) fn replay(&mut self, page: CatchUpPage) -> Replayed {
         let mut replayed = Replayed::default();
+        if self.discard_reading() {
+            // The notice of the erasure precedes all that is read next.
+            replayed.events = self.take_passing().into_iter().map(ReplayedEvent::passing).collect();
+            return replayed;
+        }
         let Some(mut pending) = self.pending.take() else { return replayed };
-        let first_pending = pending.events.iter().find_map(|(cursor, _)| *cursor);
+        // One of an earlier epoch may still arrive after an erasure.
+        let is_of_page = |cursor: &Cursor| cursor.epoch == page.upto.epoch;
+        let first_pending = pending.events.iter().find_map(|(cursor, _)| cursor.filter(is_of_page));
         // Pending events are in publishing order. The page supplies the events before the first stored pending one; the
         // pending events supply the rest.
         let older =
             |cursor: &Cursor| first_pending.is_none_or(|first| (cursor.ms, cursor.number) < (first.ms, first.number));
+        let listed: Vec<_> = page.events.iter().map(|(cursor, _)| (cursor.ms, cursor.number)).collect();
         for (cursor, event) in page.events {
             if !older(&cursor) {
                 break;
             }
             if self.advance(&cursor) {
-                replayed.events.push((true, event));
+                replayed.events.push(ReplayedEvent::stored(event));
             }
         }
         if older(&page.upto) && self.followed_by(&page.upto) != Continuity::Known {
@@ -182,53 +287,74 @@ impl CatchUp {
             return replayed;
         }
         let page_covers = |cursor: &Cursor| page.upto.followed_by(cursor) == Continuity::Known;
+        // Published before the read, and taken back before it.
+        let is_taken_back =
+            |cursor: &Cursor| page_covers(cursor) && listed.binary_search(&(cursor.ms, cursor.number)).is_err();
+        // What was published before the complete history was read, and is not in it.
+        let is_foreign = |cursor: &Cursor| !page_covers(cursor) && (page.complete || !is_of_page(cursor));
+        let replaying = pending.replaying;
+        let stored = |cursor: &Cursor, bytes: Bytes| {
+            let is_unmarked = replaying.is_some_and(|upto| upto.followed_by(cursor) == Continuity::Known);
+            ReplayedEvent { bytes, stored: true, is_unmarked }
+        };
         let mut rest = std::mem::take(&mut pending.events).into_iter().enumerate();
         while let Some((index, (cursor, event))) = rest.next() {
             match cursor.map(|cursor| (cursor, self.followed_by(&cursor))) {
-                None => replayed.events.push((false, event)),
+                None => replayed.events.push(ReplayedEvent::passing(event)),
+                Some((_, Continuity::Known)) => {}
+                Some((cursor, continuity))
+                    if is_taken_back(&cursor) && (continuity == Continuity::Next || first_pending == Some(cursor)) =>
+                {
+                    self.position = Position::At(cursor);
+                }
                 Some((cursor, Continuity::Next)) => {
                     self.position = Position::At(cursor);
-                    replayed.events.push((true, event));
+                    replayed.events.push(stored(&cursor, event));
                 }
-                Some((_, Continuity::Known)) => {}
                 // All stored events before it were just sent, or have expired by their own ttl.
                 Some((cursor, Continuity::Gap)) if first_pending == Some(cursor) && page_covers(&cursor) => {
                     self.position = Position::At(cursor);
-                    replayed.events.push((true, event));
+                    replayed.events.push(stored(&cursor, event));
                 }
-                // It was published before the complete history was read, and is not in it.
-                Some((cursor, Continuity::Gap))
-                    if page.complete && index < pending.before_reading && !page_covers(&cursor) =>
-                {
+                Some((cursor, Continuity::Gap)) if index < pending.before_reading && is_foreign(&cursor) => {
                     replayed.foreign += 1;
                 }
                 Some((cursor, Continuity::Gap)) => {
                     let rest = std::iter::once((Some(cursor), event)).chain(rest.map(|(_, pending)| pending));
-                    let events: Vec<PendingEvent> = rest.collect();
-                    let bytes = events.iter().map(|(_, event)| event.len()).sum();
-                    let newest = pending.newest;
-                    self.pending = Some(Box::new(Pending { events, bytes, newest, ..Pending::default() }));
+                    self.pending = Some(Box::new(Pending::of(rest.collect(), pending.newest, replaying)));
                     break;
                 }
             }
         }
-        if self.pending.is_none()
-            && let Some(newest) = pending.newest
-        {
-            self.compare(&newest);
+        if self.pending.is_none() {
+            self.end_replay(pending.newest, replaying);
         }
         replayed
+    }
+
+    fn end_replay(&mut self, newest: Option<Cursor>, replaying: Option<Cursor>) {
+        if let (Position::At(position), Some(upto)) = (self.position, replaying)
+            && position.epoch == upto.epoch
+            && position.is_behind(&upto)
+        {
+            // Events that the welcome counts are still on their way: they are read, and sent as replayed.
+            self.pending = Some(Box::new(Pending::of(Vec::new(), None, replaying)));
+        }
+        if let Some(newest) = newest {
+            self.compare(&newest);
+        }
     }
 
     /// Without a page: sends the pending events, unless one of them is stored, so that the history must be read first.
     pub(super) fn replay_unread(&mut self) -> Replayed {
         let Some(mut pending) = self.pending.take() else { return Replayed::default() };
         if pending.events.iter().any(|(cursor, _)| cursor.is_some()) {
-            pending.reading = false;
+            (pending.reading, pending.erased) = (false, None);
             self.pending = Some(pending);
             return Replayed::default();
         }
-        Replayed { events: pending.events.into_iter().map(|(_, event)| (false, event)).collect(), foreign: 0 }
+        let events = pending.events.into_iter().map(|(_, event)| ReplayedEvent::passing(event));
+        Replayed { events: events.collect(), foreign: 0 }
     }
 
     /// Advances to this position unless the client has it; returns whether it advanced.

@@ -5,23 +5,27 @@
 //! the socket has room. Only whole frames enter the queue and the lock orders them, so frames are never torn nor
 //! reordered.
 
-use std::io::{self, ErrorKind, IoSlice};
+mod polling;
+mod state;
+
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::backlog::{Backlog, Share};
-use super::catch_up::{CatchUp, CatchUpPage, Position, Replayed};
+use super::catch_up::{CatchUpPage, Position, StartPage};
+use super::read_at::ReadAt;
 use super::socket::Socket;
 use crate::config::{SendQueue as Bound, SlowClient};
 use crate::protocol::{Close, Continuity, Cursor};
-
-const MAX_SLICES: usize = 32;
+use state::{Frame, State};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pushed {
@@ -31,7 +35,7 @@ pub enum Pushed {
     Behind,
     /// Pending, or left to be read from the history, until the client has caught up.
     Pending,
-    /// The client has it already.
+    /// The client has it already, or its dialect cannot carry it.
     Known,
     /// Queued, and this many older events were dropped for it.
     Displaced(usize),
@@ -52,28 +56,6 @@ pub enum Driven {
 }
 
 #[derive(Debug)]
-struct Frame {
-    bytes: Bytes,
-    /// A stored event is never dropped to make room for others.
-    stored: bool,
-}
-
-#[derive(Debug)]
-struct State {
-    /// Oldest first. One frame is stored inline: most connections never queue a second one.
-    queue: SmallVec<[Frame; 1]>,
-    bytes: usize,
-    /// The front frame is partly written, or is the greeting: it must be sent, even if the others are dropped.
-    front_begun: bool,
-    /// No frame is written between [`SendQueue::pause`] and [`SendQueue::start`].
-    paused: bool,
-    stalled_since: Option<Instant>,
-    closing: Option<Close>,
-    catch_up: CatchUp,
-    share: Share,
-}
-
-#[derive(Debug)]
 pub struct SendQueue {
     socket: Socket,
     state: Mutex<State>,
@@ -82,57 +64,51 @@ pub struct SendQueue {
 
 impl SendQueue {
     pub fn new(socket: Socket, backlog: Arc<Backlog>) -> Self {
-        let state = State {
-            queue: SmallVec::new(),
-            bytes: 0,
-            front_begun: false,
-            paused: false,
-            stalled_since: None,
-            closing: None,
-            catch_up: CatchUp::new(),
-            share: Share::new(backlog),
-        };
+        let state = State::new(Share::new(backlog));
         Self { socket, state: Mutex::new(state), waker: AtomicWaker::new() }
     }
 
-    /// Holds all frames until [`SendQueue::start`] sends the greeting, and all events until [`SendQueue::replay`].
+    /// Holds all frames until [`SendQueue::greet`].
     pub fn pause(&self) {
         let mut state = self.state.lock();
         state.paused = true;
         state.catch_up.pause();
     }
 
-    /// Sets the client's position, before [`SendQueue::replay`].
-    pub fn start_at(&self, position: Position) {
-        self.state.lock().catch_up.set(position);
+    /// Ends the pause in one step: sends the greeting, a page of the history after a position, then the events received
+    /// since. `None`: the history could not be read. Returns as [`SendQueue::replay`] does.
+    ///
+    /// A write is attempted before any other event is queued: so the next one finds only those events waiting that the
+    /// client's socket did not accept.
+    pub fn greet(&self, greeting: Option<Bytes>, history: Option<StartPage>) -> (usize, usize) {
+        let mut state = self.state.lock();
+        let page = history.map(|StartPage { from, newest, page }| {
+            state.catch_up.begin_at(from, newest);
+            page
+        });
+        let replayed = state.replay(page);
+        self.end_pause(&mut state, greeting);
+        replayed
     }
 
-    /// Sends a page of the history and the pending events after it; `None` if the history could not be read. Returns
-    /// the number of events sent, and of pending events dropped because tidings did not publish them.
-    pub fn replay(&self, page: Option<CatchUpPage>) -> (usize, usize) {
+    /// Sends a page of the history, then the pending events after it; no page if it is outdated, since the history was
+    /// erased meanwhile. Returns the number of events sent, and of pending events dropped because tidings did not
+    /// publish them.
+    pub fn replay(&self, page: CatchUpPage) -> (usize, usize) {
         let mut state = self.state.lock();
-        if state.closing.is_some() {
-            return (0, 0);
-        }
-        let Replayed { events, foreign } = match page {
-            Some(page) => state.catch_up.replay(page),
-            None => state.catch_up.replay_unread(),
-        };
-        let sent = events.len();
-        for (stored, bytes) in events {
-            state.append(Frame { bytes, stored });
-        }
+        let replayed = state.replay(Some(page));
         self.write_queued(&mut state);
         // No wake: the caller is the connection's task, which drives the queue next.
-        state.update_share();
-        (sent, foreign)
+        state.update_share(&self.socket);
+        replayed
     }
 
     /// Compares the client with the user's newest stored position, and starts catch-up if it is behind. Returns whether
-    /// it is.
-    pub fn compare(&self, newest: &Cursor) -> bool {
+    /// it is. If the position `is_old`, clients that are catching up are left alone: they may know a newer one.
+    pub fn compare(&self, newest: &Cursor, is_old: bool) -> bool {
         let mut state = self.state.lock();
-        let behind = state.closing.is_none() && state.catch_up.compare(newest);
+        let is_due = state.closing.is_none() && !(is_old && state.catch_up.is_pending());
+        let behind = is_due && state.catch_up.compare(newest);
         drop(state);
         if behind {
             self.waker.wake();
@@ -140,28 +116,67 @@ impl SendQueue {
         behind
     }
 
+    /// Has the history read: events may have been missed. For the connection's task, which drives the queue next.
+    pub fn fall_behind(&self) {
+        self.state.lock().catch_up.fall_behind();
+    }
+
     /// Starts a read of the history; returns the position to read from.
     pub fn begin_reading(&self) -> Position {
         self.state.lock().catch_up.begin_reading()
     }
 
-    /// Ends the pause. The greeting is sent before all frames pushed so far.
-    pub fn start(&self, greeting: Option<Bytes>) {
+    /// The user's history was erased: the client continues at this position, in the new epoch. The frame that says so is sent
+    /// before every event of that epoch, also one that is read.
+    pub fn erase(&self, erased: Cursor, frame: Option<Bytes>) {
         let mut state = self.state.lock();
+        if state.closing.is_some() {
+            return;
+        }
+        if !state.catch_up.erase(erased) {
+            return;
+        }
+        if state.paused {
+            return frame.into_iter().for_each(|frame| state.catch_up.add_pending(None, frame));
+        }
+        for bytes in state.catch_up.take_passing().into_iter().chain(frame) {
+            state.append(Frame::new(bytes, false));
+        }
+        self.write_queued(&mut state);
+    }
+
+    /// Whether what was read is outdated, since the history was erased meanwhile: then it is read again.
+    pub fn discard_reading(&self) -> bool {
+        self.state.lock().catch_up.discard_reading()
+    }
+
+    /// Events up to this position were stored before the client's welcome; `None` once the client has them.
+    pub fn replaying(&self) -> Option<Cursor> {
+        self.state.lock().catch_up.replaying()
+    }
+
+    /// Ends the pause of a connection that closes instead of being greeted; pending events are not sent.
+    pub fn start(&self, greeting: Option<Bytes>) {
+        self.end_pause(&mut self.state.lock(), greeting);
+    }
+
+    /// The greeting is sent before all frames queued so far.
+    fn end_pause(&self, state: &mut State, greeting: Option<Bytes>) {
         state.paused = false;
         if let Some(bytes) = greeting {
             state.bytes += bytes.len();
             // After a partly written frame, such as a pong from before the hello.
             let position = usize::from(state.front_begun);
-            state.queue.insert(position, Frame { bytes, stored: false });
+            state.queue.insert(position, Frame::new(bytes, false));
             // Protects the greeting from being dropped.
             state.front_begun = true;
         }
-        self.write_queued(&mut state);
-        state.update_share();
+        self.write_queued(state);
+        state.update_share(&self.socket);
     }
 
-    /// Queues one event, `stored` at this position. An empty queue accepts even an event larger than the bound.
+    /// Queues one event, `stored` at this position. An empty queue accepts even an event larger than the bound. An event
+    /// without bytes is not sent: it moves the client's position.
     pub fn push(&self, bytes: Bytes, stored: Option<&Cursor>, bound: &Bound) -> Pushed {
         let mut state = self.state.lock();
         if state.closing.is_some() {
@@ -175,6 +190,10 @@ impl SendQueue {
             Some(Continuity::Gap) => {
                 state.catch_up.fall_behind();
                 self.keep_pending(state, bytes, stored, bound)
+            }
+            None | Some(Continuity::Next) if bytes.is_empty() => {
+                stored.into_iter().for_each(|cursor| state.catch_up.set(Position::At(*cursor)));
+                Pushed::Known
             }
             None | Some(Continuity::Next) => self.queue(state, bytes, stored, bound),
         }
@@ -206,11 +225,11 @@ impl SendQueue {
             }
         }
         let first = state.queue.is_empty();
-        state.append(Frame { bytes, stored: stored.is_some() });
+        state.append(Frame::new(bytes, stored.is_some()));
         if let Some(cursor) = stored {
             state.catch_up.set(Position::At(*cursor));
         }
-        if state.stalled_since.is_some() && state.update_share() {
+        if state.stalled_since.is_some() && state.update_share(&self.socket) {
             drop(state);
             self.waker.wake();
             return Pushed::Full(dropped);
@@ -219,6 +238,13 @@ impl SendQueue {
             (0, true) => Pushed::First,
             (0, false) => Pushed::Behind,
             _ => Pushed::Displaced(dropped),
+        }
+    }
+
+    /// Measures the delivery of the last event pushed, which was read from the backplane at this moment.
+    pub fn measure(&self, read_at: Instant) {
+        if let Some(frame) = self.state.lock().queue.last_mut() {
+            frame.read_at = Some(ReadAt::new(read_at));
         }
     }
 
@@ -243,7 +269,7 @@ impl SendQueue {
             }
         }
         state.catch_up.add_pending(stored.copied(), bytes);
-        let crowded = state.update_share();
+        let crowded = state.update_share(&self.socket);
         let wake = crowded || state.catch_up.wants_reading();
         drop(state);
         if wake {
@@ -259,8 +285,20 @@ impl SendQueue {
     /// Queues one of the connection's own frames, which are few, and writes to the socket at once.
     pub fn send(&self, frame: Bytes) {
         let mut state = self.state.lock();
-        state.append(Frame { bytes: frame, stored: false });
+        state.append(Frame::new(frame, false));
         self.write_queued(&mut state);
+    }
+
+    /// Like [`SendQueue::send`], for the answer to a request of the client: it is not dropped to make room for events.
+    /// Returns whether it was sent: not if it `is_current` no longer, once no other frame can be queued before it.
+    pub fn answer(&self, frame: Bytes, is_current: impl FnOnce() -> bool) -> bool {
+        let mut state = self.state.lock();
+        if !is_current() {
+            return false;
+        }
+        state.append(Frame::new(frame, true));
+        self.write_queued(&mut state);
+        true
     }
 
     /// Like [`SendQueue::send`], for other tasks: does nothing if the connection is closing, since no frame may follow
@@ -268,14 +306,39 @@ impl SendQueue {
     pub fn send_while_open(&self, frame: Bytes) {
         let mut state = self.state.lock();
         if state.closing.is_none() {
-            state.append(Frame { bytes: frame, stored: false });
+            state.append(Frame::new(frame, false));
             self.write_queued(&mut state);
         }
+    }
+
+    /// Like [`SendQueue::send_while_open`], if the client has all stored events up to `newest`, and none after it. Returns
+    /// whether it has, or is about to be closed.
+    pub fn send_at(&self, newest: &Cursor, frame: Bytes) -> bool {
+        let mut state = self.state.lock();
+        if state.closing.is_some() {
+            return true;
+        }
+        let is_at = state.catch_up.is_at(newest);
+        if is_at {
+            state.append(Frame::new(frame, false));
+            self.write_queued(&mut state);
+        }
+        is_at
+    }
+
+    /// Whether the socket has accepted bytes since the last call.
+    pub fn take_written(&self) -> bool {
+        std::mem::take(&mut self.state.lock().written)
     }
 
     /// Writes as much as the socket accepts now; the connection's task writes the rest.
     pub fn flush(&self) {
         self.write_queued(&mut self.state.lock());
+    }
+
+    /// Wakes the connection's task.
+    pub(super) fn wake(&self) {
+        self.waker.wake();
     }
 
     /// Requests the connection's task to close; the first reason is kept.
@@ -318,6 +381,11 @@ impl SendQueue {
         self.socket.poll_read(cx, buf)
     }
 
+    /// Makes the system end the connection if the client acknowledges no written data for this long.
+    pub fn limit_unacknowledged(&self, limit: Duration) {
+        self.socket.limit_unacknowledged(limit);
+    }
+
     /// Shuts down writing: the client sees the end of the stream after the last frame.
     pub fn finish_writing(&self) {
         self.socket.finish_writing();
@@ -331,7 +399,7 @@ impl SendQueue {
             if state.queue.is_empty() {
                 break self.socket.try_flush();
             }
-            match self.try_write(&state.queue) {
+            match self.socket.try_write_first(state.queue.iter().map(|frame| frame.bytes.as_ref())) {
                 Ok(count) => state.advance(count),
                 Err(error) => break Err(error),
             }
@@ -351,13 +419,14 @@ impl SendQueue {
                     state.stalled_since = Some(Instant::now());
                     self.waker.wake();
                 }
-                if state.update_share() {
+                if state.update_share(&self.socket) {
                     self.waker.wake();
                 }
             }
-            Err(_) => {
+            Err(error) => {
                 // The task's read fails, too. All queued frames are lost.
-                state.give_up(Close::Gone);
+                let timed_out = error.kind() == ErrorKind::TimedOut;
+                state.give_up(if timed_out { Close::WriteTimeout } else { Close::Gone });
                 state.queue = SmallVec::new();
                 state.bytes = 0;
                 state.share.set(0);
@@ -366,89 +435,6 @@ impl SendQueue {
                 self.waker.wake();
             }
         }
-    }
-
-    fn try_write(&self, queue: &[Frame]) -> io::Result<usize> {
-        if let [only] = queue {
-            return self.socket.try_write(&only.bytes);
-        }
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let mut used = 0;
-        for (slice, frame) in slices.iter_mut().zip(queue) {
-            *slice = IoSlice::new(&frame.bytes);
-            used += 1;
-        }
-        self.socket.try_write_vectored(slices.get(..used).unwrap_or_default())
-    }
-}
-
-impl State {
-    fn is_full(&self, more: usize, bound: &Bound) -> bool {
-        self.queue.len() >= bound.max_messages || (self.bytes + more > bound.max_bytes && !self.queue.is_empty())
-    }
-
-    fn append(&mut self, frame: Frame) {
-        self.bytes += frame.bytes.len();
-        self.queue.push(frame);
-    }
-
-    /// Removes bytes that the socket accepted.
-    fn advance(&mut self, mut count: usize) {
-        self.bytes = self.bytes.saturating_sub(count);
-        let mut whole = 0;
-        for frame in &mut self.queue {
-            if count < frame.bytes.len() {
-                frame.bytes.advance(count);
-                break;
-            }
-            count -= frame.bytes.len();
-            whole += 1;
-        }
-        self.front_begun = count > 0 || (whole == 0 && self.front_begun);
-        self.queue.drain(..whole);
-        if self.stalled_since.is_some() {
-            self.stalled_since = Some(Instant::now());
-        }
-    }
-
-    /// Updates the backlog, and closes the connection if its share is too large; returns whether it did.
-    fn update_share(&mut self) -> bool {
-        let crowded = self.share.set(self.bytes + self.catch_up.pending_bytes()) && self.closing.is_none();
-        if crowded {
-            let lost = self.give_up(Close::Crowded);
-            self.share.count_given_up(lost);
-        }
-        crowded
-    }
-
-    /// Whether this many more bytes would fit if every droppable frame were dropped.
-    fn could_take(&self, more: usize, bound: &Bound) -> bool {
-        let begun = usize::from(self.front_begun);
-        let stays = |(position, frame): &(usize, &Frame)| *position < begun || frame.stored;
-        let (count, bytes) = (self.queue.iter().enumerate().filter(stays))
-            .fold((0, 0), |(count, bytes), (_, frame)| (count + 1, bytes + frame.bytes.len()));
-        count == 0 || (count < bound.max_messages && bytes + more <= bound.max_bytes)
-    }
-
-    /// Closes the connection, and drops all queued and pending events, except a partly written frame. Returns the
-    /// number dropped.
-    fn give_up(&mut self, close: Close) -> usize {
-        self.closing.get_or_insert(close);
-        let keep = usize::from(self.front_begun);
-        let lost = self.queue.len().saturating_sub(keep);
-        self.queue.truncate(keep);
-        self.bytes = self.queue.iter().map(|frame| frame.bytes.len()).sum();
-        let lost = lost + self.catch_up.drop_pending();
-        self.share.set(self.bytes);
-        lost
-    }
-
-    fn drop_oldest(&mut self) -> bool {
-        let begun = usize::from(self.front_begun);
-        let Some(oldest) = self.queue.iter().skip(begun).position(|frame| !frame.stored) else { return false };
-        let frame = self.queue.remove(begun + oldest);
-        self.bytes = self.bytes.saturating_sub(frame.bytes.len());
-        true
     }
 }
 

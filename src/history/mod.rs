@@ -4,16 +4,23 @@
 //! at a time for each client, so memory is bounded by [`READERS`] and by the speed of the clients.
 
 mod acks;
+mod audit;
+mod checks;
 mod gap;
+mod layout;
 mod memory;
+mod page;
 mod publish;
 mod redis;
+mod retraction;
+mod starts;
 mod store;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
@@ -22,12 +29,13 @@ use crate::backplane::{Backplane, BackplaneError};
 use crate::config::SendQueue as Bound;
 use crate::delivery::{ConnectionHandle, Position, Registry};
 use crate::metrics::Metrics;
-use crate::protocol::{DEFAULT_DEVICE, Resume, Start, UserId};
-pub use acks::Acks;
-pub use publish::{PUBLISH_BYTES, PUBLISH_STEP, PublishArgs};
+use crate::protocol::{Cursor, DEFAULT_DEVICE, PageRequest, Resume, Start, UserId, millis};
+pub use acks::{Acks, PendingAcks};
+pub use layout::{Bucket, BucketSet, Layout};
+pub use publish::{PUBLISH_BYTES, PUBLISH_STEP, PublishArgs, batches};
 pub use store::{
-    Acked, Entry, HistoryStore, MAX_DEVICES, MAX_KEY_BYTES, Move, PageSize, Publication, Published, ReadFrom,
-    ReadPosition, Reading,
+    Ack, Acked, Entry, HistoryStore, MAX_COLLAPSE_BYTES, MAX_DEVICES, MAX_ESCALATE, MAX_KEY_BYTES, Move, NewestPage,
+    PageSize, Publication, Published, ReadFrom, ReadPosition, Reading, Retracted,
 };
 
 const PAGE_ENTRIES: usize = 100;
@@ -38,12 +46,24 @@ const PAGE_BYTES: usize = 128 * 1024;
 /// Concurrent reads.
 const READERS: usize = 64;
 
+/// Concurrent reads of pages that clients requested: those of clients that resume or are behind do not wait for them.
+const PAGE_READERS: usize = 16;
+
+/// How long a requested page may take, and the wait for others.
+const PAGE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How much later than a read the notice of an erasure before it may arrive.
+const NOTICE_ARRIVAL: Duration = Duration::from_millis(500);
+
 /// Users compared with the store in one batch.
 const COMPARE_BATCH: usize = 500;
 
 /// How long a connecting client waits for its position, and a resuming one, in a reconnect storm, for its first page.
 const START_DEADLINE: Duration = Duration::from_secs(3);
 const RESUME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Attempts to read a connecting client's position.
+const START_TRIES: u32 = 4;
 
 /// How long catch-up is retried while Redis refuses it: meanwhile, the client receives no events.
 const MAX_REFUSED: Duration = Duration::from_secs(10);
@@ -59,6 +79,19 @@ pub struct History {
     metrics: Arc<Metrics>,
     page: PageSize,
     readers: Semaphore,
+    /// The most that a requested page holds, in bytes.
+    page_bytes: usize,
+    page_readers: Semaphore,
+}
+
+/// The result of a client's request for a page.
+#[derive(Debug)]
+pub enum Requested {
+    Page(NewestPage),
+    /// `before` is not a position of this user and epoch.
+    Foreign,
+    /// The history cannot be read now.
+    Unreadable,
 }
 
 impl History {
@@ -74,7 +107,39 @@ impl History {
             entries: (bound.max_messages / 2).clamp(1, PAGE_ENTRIES),
             bytes: (bound.max_bytes / 2).clamp(1, PAGE_BYTES),
         };
-        Self { store, backplane, registry, metrics, page, readers: Semaphore::new(READERS) }
+        let (readers, page_readers) = (Semaphore::new(READERS), Semaphore::new(PAGE_READERS));
+        let page_bytes = bound.max_bytes / 2;
+        Self { store, backplane, registry, metrics, page, readers, page_bytes, page_readers }
+    }
+
+    /// The read position of a device and the newest position; `None` if they cannot be read now.
+    pub async fn positions(&self, user: &UserId, device: &str) -> Option<Reading> {
+        let nothing = PageSize { entries: 0, bytes: 0 };
+        self.store.read(user, &ReadFrom::Newest, device, nothing).await.ok()
+    }
+
+    /// Reads a page that a client requested.
+    pub async fn page(&self, user: &UserId, request: &PageRequest) -> Requested {
+        let PageRequest { before, limit, .. } = request;
+        let size = PageSize { entries: *limit, bytes: self.page_bytes };
+        let reading = async {
+            // The semaphore is never closed.
+            let _permit = self.page_readers.acquire().await.ok();
+            let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(400));
+            for _ in 0..START_TRIES {
+                match self.store.page(user, before.as_ref(), size).await {
+                    Ok(page) => return Some(page),
+                    Err(error) if error.is_refusal() => return None,
+                    Err(_) => sleep(backoff.next_delay()).await,
+                }
+            }
+            None
+        };
+        match timeout(PAGE_DEADLINE, Box::pin(reading)).await {
+            Ok(Some(Some(page))) => Requested::Page(page),
+            Ok(Some(None)) => Requested::Foreign,
+            Ok(None) | Err(_) => Requested::Unreadable,
+        }
     }
 
     /// Reads a client's start position and the first page after it. Returns `None` if they cannot be read now.
@@ -89,7 +154,14 @@ impl History {
             Some(_) if !start.resumes() => None,
             _ => {
                 let deadline = if start.resumes() { RESUME_DEADLINE } else { START_DEADLINE };
-                timeout(deadline, self.read(user, &from, start.device())).await.ok().and_then(Result::ok)
+                let reading = timeout(deadline, self.read_first(user, &from, start)).await.ok().flatten();
+                match (&reading, start.other) {
+                    (Some(first), Some(other)) if !first.whole => {
+                        let from = ReadFrom::After(other);
+                        timeout(deadline, self.read_first(user, &from, start)).await.ok().flatten()
+                    }
+                    _ => reading,
+                }
             }
         };
         if let Some(resume) = start.resume {
@@ -103,6 +175,25 @@ impl History {
         reading
     }
 
+    /// Reads a client's start position and first page. A server that was replaced, or a slot that moved, fails a read at most
+    /// a few times.
+    async fn read_first(&self, user: &UserId, from: &ReadFrom, start: &Start) -> Option<Reading> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(400));
+        for _ in 0..START_TRIES {
+            let read = match from {
+                // Not behind those that resume, whose pages are large.
+                ReadFrom::Newest => self.store.start(user, start.device()).await.map(Reading::beginning),
+                from => self.read(user, from, start.device()).await,
+            };
+            match read {
+                Ok(reading) => return Some(reading),
+                Err(error) if error.is_refusal() => return None,
+                Err(_) => sleep(backoff.next_delay()).await,
+            }
+        }
+        None
+    }
+
     /// Reads the page after a client's position. Retries while Redis is unreachable; returns `None` if Redis refuses
     /// the read for too long.
     pub async fn follow(&self, user: &UserId, position: Position) -> Option<Reading> {
@@ -114,7 +205,14 @@ impl History {
                 Position::Since(at) => ReadFrom::Since(at.elapsed() + READ_LATENCY),
             };
             match self.read(user, &from, DEFAULT_DEVICE).await {
-                Ok(reading) => return Some(reading),
+                Ok(reading) => {
+                    let is_of = |cursor: &Cursor| cursor.epoch == reading.newest.epoch;
+                    // If the user's history was erased, the client must not be told that it is lost.
+                    if matches!(&from, ReadFrom::After(cursor) if !is_of(cursor)) {
+                        sleep(NOTICE_ARRIVAL + self.backplane.lag()).await;
+                    }
+                    return Some(reading);
+                }
                 // Counted and logged by the store.
                 Err(error) if error.is_refusal() || matches!(error, BackplaneError::UnexpectedReply(_)) => {
                     if refused_since.get_or_insert_with(Instant::now).elapsed() > MAX_REFUSED {
@@ -136,45 +234,64 @@ impl History {
         Ok(reading)
     }
 
-    /// Compares every client with the store after each possible gap. Runs until dropped.
+    /// Compares the clients with the store after each possible gap. Runs until dropped.
     pub async fn run_catch_up(&self) {
         let mut missed = self.store.missed();
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        // Those that could not be compared.
+        let mut users = Vec::new();
         loop {
-            if missed.changed().await.is_err() {
-                return std::future::pending().await;
+            tokio::select! {
+                Ok(()) = missed.changed() => backoff.reset(),
+                () = sleep(backoff.next_delay()), if !users.is_empty() => {}
+                else => return std::future::pending().await,
             }
-            self.compare_all(&mut missed).await;
+            let buckets = self.store.take_missed();
+            if !buckets.is_empty() {
+                let in_buckets = |user: &UserId| buckets.contains(self.store.bucket(user));
+                users.retain(|user| !in_buckets(user));
+                users.extend(self.registry.user_ids().into_iter().filter(in_buckets));
+                users.sort_by_key(|user| self.store.bucket(user));
+            }
+            users = self.compare(users).await;
         }
     }
 
-    async fn compare_all(&self, missed: &mut watch::Receiver<u64>) {
+    /// Compares the clients of these users with the store; returns the users for whom it cannot be read now.
+    async fn compare(&self, users: Vec<UserId>) -> Vec<UserId> {
         let begun = Instant::now();
-        let (users, mut behind) = (self.registry.user_ids(), 0);
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
-        for some in users.chunks(COMPARE_BATCH) {
-            let newest = loop {
-                match self.store.newest(some).await {
-                    Ok(newest) => break newest,
-                    Err(_) => sleep(backoff.next_delay()).await,
-                }
-                // Another gap was signalled: start again with all users.
-                if missed.has_changed().unwrap_or_default() {
-                    return;
-                }
+        let (mut unread, mut behind) = (Vec::new(), 0);
+        let mut batches = users.chunks(COMPARE_BATCH);
+        for some in batches.by_ref() {
+            let Ok(newest) = self.store.newest_each(some).await else {
+                unread.extend_from_slice(some);
+                break;
             };
             for (user, newest) in some.iter().zip(&newest) {
-                let is_behind = |handle: &&Arc<ConnectionHandle>| handle.queue.compare(newest);
-                let look = |handles: &[Arc<ConnectionHandle>]| handles.iter().filter(is_behind).count();
-                let found = self.registry.with(user.as_str(), look).unwrap_or_default();
-                self.metrics.gaps_found.inc_by(found as u64);
-                behind += found;
+                match newest {
+                    Some(newest) => behind += self.catch_up(user, newest, false),
+                    None => unread.push(user.clone()),
+                }
             }
         }
-        let (users, took_ms) = (users.len(), begun.elapsed().as_millis());
+        // They would fail the same way.
+        unread.extend(batches.flatten().cloned());
+        let (users, unread_users, took_ms) = (users.len(), unread.len(), millis(begun.elapsed()));
         if behind > 0 {
-            info!(users, behind, took_ms, "clients missed stored events: catch-up started");
+            info!(users, behind, unread_users, took_ms, "clients missed stored events: catch-up started");
         } else {
-            debug!(users, took_ms, "all clients are caught up with the history");
+            debug!(users, unread_users, took_ms, "no client is behind the history, as far as it could be read");
         }
+        unread
+    }
+
+    /// Starts the catch-up of the user's clients that lack the newest position, as [`crate::delivery::SendQueue::compare`]
+    /// finds them; returns how many.
+    fn catch_up(&self, user: &UserId, newest: &Cursor, is_old: bool) -> usize {
+        let is_behind = |handle: &&Arc<ConnectionHandle>| handle.queue.compare(newest, is_old);
+        let look = |handles: &[Arc<ConnectionHandle>]| handles.iter().filter(is_behind).count();
+        let found = self.registry.with(user.as_str(), look).unwrap_or_default();
+        self.metrics.gaps_found.inc_by(found as u64);
+        found
     }
 }

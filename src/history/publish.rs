@@ -2,68 +2,121 @@
 
 use redis::Cmd;
 
-use super::store::{KEY_KEPT, Publication};
+use super::layout::{Bucket, Keys, Layout};
+use super::store::{KEY_KEPT, Publication, places_kept};
 use crate::config;
 use crate::protocol::{UserId, millis};
 
 /// Publications in one pipeline.
 pub const PUBLISH_STEP: usize = 500;
 
+/// Notifications in one call of a script, and the bytes of their data, which one may exceed: Redis executes nothing else meanwhile.
+const BATCH: usize = 100;
+const BATCH_BYTES: usize = 64 * 1024;
+
 /// Bytes of data in one pipeline, which one publication may exceed: every instance receives them in one burst.
 pub const PUBLISH_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Clone)]
 pub struct PublishArgs {
-    prefix: String,
+    keys: Keys,
+    user_channel: String,
     kept: config::History,
 }
 
 impl PublishArgs {
-    pub fn new(prefix: &str, kept: config::History) -> Self {
-        Self { prefix: prefix.to_owned(), kept }
+    pub fn new(redis: &config::Redis, kept: config::History, layout: Layout) -> Self {
+        Self { keys: Keys::new(&redis.prefix, layout), user_channel: redis.user_channel.clone(), kept }
     }
 
     pub fn kept(&self) -> config::History {
         self.kept
     }
 
-    /// The hash of the fleet's epoch and count.
-    pub fn fleet_key(&self) -> String {
-        format!("{}history", self.prefix)
+    /// The channel on which a user's notifications are published.
+    pub fn channel(&self, user: &UserId) -> String {
+        format!("{}{user}", self.user_channel)
     }
 
-    /// The stream of a user's stored notifications.
-    pub fn stream(&self, user: &UserId) -> String {
-        format!("{}history:{{{user}}}", self.prefix)
+    /// The bucket of a user's history.
+    pub fn bucket(&self, user: &UserId) -> Bucket {
+        self.keys.layout.bucket(user.as_str())
     }
 
-    /// The hash of a user's read positions, by device.
-    pub fn positions(&self, user: &UserId) -> String {
-        format!("{}read:{{{user}}}", self.prefix)
+    pub(super) fn names(&self) -> &Keys {
+        &self.keys
     }
 
-    /// The record of an idempotency key. User and key may contain any character, so the length of the user is included.
-    pub fn once(&self, user: &UserId, key: &str) -> String {
-        format!("{}key:{}:{{{user}}}:{key}", self.prefix, user.as_str().len())
+    /// The keys of `publish.lua` that a bucket has.
+    pub fn bucket_keys(&self, bucket: Bucket) -> [String; 2] {
+        [self.keys.bucket(bucket), self.keys.bucket_escalations(bucket)]
     }
 
-    /// The keys of `publish.lua`.
+    /// The keys of `publish.lua` that a notification has.
     pub fn keys(&self, user: &UserId, key: Option<&str>) -> Vec<String> {
-        let mut keys = vec![self.fleet_key(), self.stream(user)];
-        keys.extend(key.map(|key| self.once(user, key)));
+        let names = &self.keys;
+        let mut keys = vec![
+            names.stream(user),
+            names.retracted(user),
+            names.expiring(user),
+            names.collapse(user),
+            names.escalations(user),
+            names.keys(user),
+        ];
+        keys.extend(key.map(|key| self.keys.once(user, key)));
         keys
     }
 
-    /// Adds the arguments of `publish.lua`.
-    pub fn add_to(&self, call: &mut Cmd, user: &UserId, publication: &Publication<'_>) {
-        let Publication { event, data, ttl, .. } = *publication;
-        let ttl = ttl.filter(|ttl| *ttl < self.kept.ttl);
-        call.arg(user.as_str()).arg(fresh_epoch());
-        // Serialising a string cannot fail.
-        call.arg(serde_json::to_string(event).unwrap_or_default()).arg(data);
-        call.arg(self.kept.max_len).arg(millis(self.kept.ttl));
-        call.arg(ttl.map_or_else(String::new, |ttl| millis(ttl).to_string())).arg(millis(KEY_KEPT));
+    /// The keys with which a user's due escalations are judged: history, stream, read positions, and the escalations
+    /// of the user and of the bucket.
+    pub fn escalation_keys(&self, user: &UserId) -> [String; 5] {
+        let names = &self.keys;
+        [
+            names.bucket_of(user),
+            names.stream(user),
+            names.positions(user),
+            names.escalations(user),
+            names.bucket_escalations(self.bucket(user)),
+        ]
     }
+
+    /// Adds the arguments of `publish.lua` that all notifications of a call share.
+    pub fn add_shared(&self, call: &mut Cmd) {
+        call.arg(fresh_epoch()).arg(self.kept.max_len).arg(millis(self.kept.ttl)).arg(millis(KEY_KEPT));
+        call.arg(millis(places_kept(self.kept.ttl))).arg(&self.user_channel);
+    }
+
+    /// Adds the arguments of a notification, whose event and data are those of the one before if `is_same`.
+    pub fn add_to(&self, call: &mut Cmd, user: &UserId, publication: &Publication<'_>, is_same: bool) {
+        let Publication { data, ttl, key, collapse, escalate, .. } = *publication;
+        let ttl = ttl.filter(|ttl| *ttl < self.kept.ttl);
+        call.arg(user.as_str());
+        if is_same {
+            call.arg("").arg("");
+        } else {
+            call.arg(publication.name()).arg(data);
+        }
+        call.arg(ttl.map_or_else(String::new, |ttl| millis(ttl).to_string()));
+        // Serialising a string cannot fail.
+        call.arg(collapse.map_or_else(String::new, |key| serde_json::to_string(key).unwrap_or_default()));
+        call.arg(escalate.map_or_else(String::new, |after| millis(after).to_string()));
+        call.arg(key.map_or("", |_| "1"));
+    }
+}
+
+/// Divides notifications, each with the bytes of its data, into runs for one call of a script each.
+pub fn batches<T>(mut all: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let mut total = 0;
+        let fits = |one: &&T| {
+            total += bytes(one);
+            total <= BATCH_BYTES
+        };
+        let count = all.iter().take(BATCH).take_while(fits).count().clamp(usize::from(!all.is_empty()), all.len());
+        let (batch, rest) = all.split_at_checked(count).filter(|(batch, _)| !batch.is_empty())?;
+        all = rest;
+        Some(batch)
+    })
 }
 
 /// Used if Redis has no epoch.
@@ -74,14 +127,12 @@ pub fn fresh_epoch() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Layers};
 
     #[test]
-    fn keys_of_different_users_never_collide() {
-        let args = PublishArgs::new("tidings:", Config::load(Layers::default()).unwrap().history);
-        let once = |user: &str, key: &str| args.once(&UserId::new(user).unwrap(), key);
-        assert_eq!(once("42", "k"), "tidings:key:2:{42}:k");
-        assert_ne!(once("a}:b", "k"), once("a", "b}:k"));
-        assert_ne!(once("a}:1", "y}:6:k"), once("a", "1}:y}:6:k"));
+    fn a_batch_has_so_many_notifications_and_bytes_at_most_and_one_at_least() {
+        let sizes = |all: &[usize]| batches(all, |size| *size).map(<[usize]>::len).collect::<Vec<_>>();
+        assert_eq!(sizes(&[]), [0; 0]);
+        assert_eq!(sizes(&[1; 250]), [100, 100, 50]);
+        assert_eq!(sizes(&[BATCH_BYTES + 1, 1, BATCH_BYTES - 1, 1]), [1, 2, 1]);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Each instance holds permits under a lease in Redis. One task writes how many it holds for each user, and claims more,
 //! one script at a time. So two instances never get the same last permit, a lost reply is repaired by writing again, and
-//! a killed instance's permits are free when its lease expires.
+//! a killed instance's permits are free once another instance has watched its lease for as long as it lasts.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -14,12 +14,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::redis::{Claim, RedisLimits};
+use super::redis::{Claim, Look, RedisLimits};
 use super::{Common, Limit};
 use crate::backoff::Backoff;
 use crate::backplane::BackplaneError;
+use crate::lease_watch::LeaseWatch;
 use crate::protocol::{InstanceId, UserId};
 
 const CLAIM_DEADLINE: Duration = Duration::from_secs(1);
@@ -30,12 +31,8 @@ const QUEUE: usize = 1_024;
 /// Maximum number of users in one batch, so that no script holds Redis for long.
 const BATCH: usize = 500;
 
-/// Maximum time between two renewals of the lease, and so until the loss of all data in Redis is detected.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-
 #[derive(Debug)]
 pub(super) struct FleetPermits {
-    most: u32,
     state: Mutex<State>,
     change: Notify,
     requests: mpsc::Sender<PermitRequest>,
@@ -51,6 +48,8 @@ struct State {
     changed: HashSet<UserId, RandomState>,
     /// Redis is away: no permit is claimed and no change is recorded; the next lease writes everything again.
     unsynced: bool,
+    /// A holder may be dead, and its permits with it.
+    unsure: bool,
 }
 
 #[derive(Debug)]
@@ -79,16 +78,19 @@ impl Drop for FleetPermit {
 }
 
 impl FleetPermits {
-    pub(super) fn new(most: u32, common: Arc<Common>) -> Arc<Self> {
+    pub(super) fn new(common: Arc<Common>) -> Arc<Self> {
         let (requests, requests_rx) = mpsc::channel(QUEUE);
         Arc::new(Self {
-            most,
             state: Mutex::default(),
             change: Notify::new(),
             requests,
             requests_rx: Mutex::new(Some(requests_rx)),
             common,
         })
+    }
+
+    fn most(&self) -> u32 {
+        self.common.limits.get().max_connections_per_user.unwrap_or(u32::MAX)
     }
 
     /// One more permit for this user, if the fleet has one left.
@@ -98,7 +100,7 @@ impl FleetPermits {
         }
         let unsynced = {
             let state = self.state.lock();
-            if state.of(user) >= self.most {
+            if state.of(user) >= self.most() {
                 return None;
             }
             state.unsynced
@@ -117,10 +119,15 @@ impl FleetPermits {
         self.take_locally(user)
     }
 
+    /// Whether some permits may be those of a dead instance: that a user has none left may soon be wrong.
+    pub(super) fn is_unsure(&self) -> bool {
+        self.state.lock().unsure
+    }
+
     /// One more permit, by this instance's count alone.
     fn take_locally(self: &Arc<Self>, user: &UserId) -> Option<FleetPermit> {
         let mut state = self.state.lock();
-        if state.of(user) >= self.most {
+        if state.of(user) >= self.most() {
             return None;
         }
         let permit = self.add(&mut state, user);
@@ -140,21 +147,25 @@ impl FleetPermits {
         }
     }
 
+    /// The task that writes the permits to Redis; `None` if there is one already.
     pub(super) fn lease(
         self: &Arc<Self>,
         fleet: Arc<RedisLimits>,
         instance: &InstanceId,
         lease: Duration,
-    ) -> PermitLease {
-        PermitLease {
+    ) -> Option<PermitLease> {
+        let requests_rx = self.requests_rx.lock().take()?;
+        Some(PermitLease {
             permits: Arc::clone(self),
+            requests_rx,
             fleet,
             instance: instance.clone(),
-            heartbeat: (lease / 3).min(HEARTBEAT),
+            heartbeat: LeaseWatch::interval(lease, 0),
+            watch: LeaseWatch::new(lease),
             holder: None,
             superseded: None,
             next_name: None,
-        }
+        })
     }
 }
 
@@ -183,9 +194,12 @@ impl State {
 /// The task that writes this instance's permits to Redis.
 pub(super) struct PermitLease {
     permits: Arc<FleetPermits>,
+    requests_rx: mpsc::Receiver<PermitRequest>,
     fleet: Arc<RedisLimits>,
     instance: InstanceId,
+    /// Maximum time between two renewals of the lease, and so until the loss of all data in Redis is detected.
     heartbeat: Duration,
+    watch: LeaseWatch,
     holder: Option<Holder>,
     /// The name of a holder that may still have a lease, to be ended when the next one is taken.
     superseded: Option<String>,
@@ -198,27 +212,27 @@ struct Holder {
     name: String,
     /// The number of users whose permits Redis has for it.
     size: usize,
+    /// Claims renew it too, but do not postpone this: the other holders are looked at then.
     renew_at: Instant,
 }
 
 impl PermitLease {
     /// Runs until `stopping`. By then every connection has ended and returned its permit.
     pub(super) async fn run(mut self, stopping: CancellationToken) {
-        let Some(mut requests_rx) = self.permits.requests_rx.lock().take() else { return };
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
-        while stopping.run_until_cancelled(self.step(&mut requests_rx, &mut backoff)).await.is_some() {}
+        while stopping.run_until_cancelled(self.step(&mut backoff)).await.is_some() {}
     }
 
-    async fn step(&mut self, requests_rx: &mut mpsc::Receiver<PermitRequest>, backoff: &mut Backoff) {
+    async fn step(&mut self, backoff: &mut Backoff) {
         let done = match &self.holder {
             None => self.take_lease().await,
             Some(holder) => {
                 let first = tokio::select! {
-                    request = requests_rx.recv() => request,
+                    request = self.requests_rx.recv() => request,
                     () = self.permits.change.notified() => None,
                     () = sleep_until(holder.renew_at) => None,
                 };
-                self.write(first, requests_rx).await
+                self.write(first).await
             }
         };
         match done {
@@ -227,7 +241,7 @@ impl PermitLease {
                 debug!(%error, "permits not written");
                 self.permits.state.lock().set_unsynced();
                 // Waiting handshakes fall back to the local count now rather than at their deadline.
-                while requests_rx.try_recv().is_ok() {}
+                while self.requests_rx.try_recv().is_ok() {}
                 sleep(backoff.next_delay()).await;
             }
         }
@@ -240,7 +254,7 @@ impl PermitLease {
         self.fleet.hold(&name, self.superseded.as_deref()).await?;
         (self.next_name, self.superseded) = (None, None);
         let mut state = self.permits.state.lock();
-        let State { held, changed, unsynced } = &mut *state;
+        let State { held, changed, unsynced, .. } = &mut *state;
         changed.extend(held.keys().cloned());
         *unsynced = false;
         self.permits.change.notify_one();
@@ -249,41 +263,57 @@ impl PermitLease {
     }
 
     /// Writes the changes, and replies to the requests.
-    async fn write(
-        &mut self,
-        first: Option<PermitRequest>,
-        requests_rx: &mut mpsc::Receiver<PermitRequest>,
-    ) -> Result<(), BackplaneError> {
-        let mut requests = self.requests(first, requests_rx);
+    async fn write(&mut self, first: Option<PermitRequest>) -> Result<(), BackplaneError> {
+        let mut requests = self.requests(first);
         let now = Instant::now();
         let claims = self.claims(&requests);
         let Some(mut holder) = self.holder.take_if(|holder| !claims.is_empty() || now >= holder.renew_at) else {
             return Ok(());
         };
         self.superseded = Some(holder.name.clone());
-        let most = self.permits.most;
+        let most = self.permits.most();
         let Some(granted) = self.fleet.claim(&holder.name, holder.size, most, &claims).await? else {
-            warn!(holder = holder.name, "permit lease lost: it expired, or Redis lost its data");
+            warn!(holder = holder.name, "permit lease lost: another instance ended it, or Redis lost its data");
             return Ok(());
         };
         for (claim, granted) in claims.iter().zip(granted.permits) {
             self.grant(requests.remove(&claim.user).unwrap_or_default(), granted);
         }
-        (holder.size, holder.renew_at) = (granted.size, now + self.heartbeat);
+        let is_due = now >= holder.renew_at;
+        holder.size = granted.size;
+        if is_due {
+            holder.renew_at = now + self.heartbeat;
+        }
         (self.holder, self.superseded) = (Some(holder), None);
+        if is_due && let Err(error) = self.expel_dead().await {
+            // This instance's own lease was renewed. What could not be read or removed is tried again at the next renewal.
+            debug!(%error, "dead instances' permits not released");
+        }
+        Ok(())
+    }
+
+    /// Removes the holders that are dead. Called after a renewal: when those fail, others' missing renewals prove nothing.
+    async fn expel_dead(&mut self) -> Result<(), BackplaneError> {
+        let sought = self.watch.dead_up_to(Instant::now());
+        let Look { era, last, oldest, found } = self.fleet.look(sought).await?;
+        let now = Instant::now();
+        self.watch.observe(now, era, last);
+        self.permits.state.lock().unsure = oldest.is_some_and(|oldest| self.watch.is_overdue(oldest, now));
+        // What was dead by the time of the request may not be by that of the reply: it may have taken long.
+        let dead_up_to = self.watch.dead_up_to(now);
+        for (holder, number) in found.into_iter().filter(|(_, number)| *number <= dead_up_to) {
+            self.fleet.expel(&holder, number).await?;
+            info!(holder, "permits of a dead instance released");
+        }
         Ok(())
     }
 
     /// Takes the waiting requests, by user. Up to half of a batch is left for changes, which may release the very permits
     /// that the requests wait for.
-    fn requests(
-        &self,
-        first: Option<PermitRequest>,
-        requests_rx: &mut mpsc::Receiver<PermitRequest>,
-    ) -> HashMap<UserId, Vec<PermitRequest>> {
+    fn requests(&mut self, first: Option<PermitRequest>) -> HashMap<UserId, Vec<PermitRequest>> {
         let left = self.permits.state.lock().changed.len().min(BATCH / 2);
         let mut requests: HashMap<UserId, Vec<PermitRequest>> = HashMap::new();
-        let more = std::iter::from_fn(|| requests_rx.try_recv().ok());
+        let more = std::iter::from_fn(|| self.requests_rx.try_recv().ok());
         for request in first.into_iter().chain(more).take(BATCH - left) {
             requests.entry(request.user.clone()).or_default().push(request);
         }
@@ -315,7 +345,7 @@ impl PermitLease {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Layers};
+    use crate::config::{Config, Layers, RedisUrl};
     use crate::log::LogRate;
     use crate::metrics::Metrics;
     use crate::redis::Redis;
@@ -324,29 +354,30 @@ mod tests {
     fn waiting_requests_leave_room_in_a_batch_for_changes() {
         let (config, metrics) = (Config::load(Layers::default()).unwrap(), Arc::new(Metrics::new()));
         let instance = InstanceId::random();
-        let redis = Redis::new(&config.redis, &"redis://127.0.0.1:1".into(), &instance, Arc::clone(&metrics)).unwrap();
-        let fleet = Arc::new(RedisLimits::new(redis.into(), "", HEARTBEAT));
-        let (unshared, refused) = (LogRate::new(), LogRate::new());
-        let permits =
-            FleetPermits::new(1, Arc::new(Common { fleet: Some(Arc::clone(&fleet)), metrics, unshared, refused }));
-        let lease = permits.lease(fleet, &instance, HEARTBEAT);
-        let mut requests_rx = permits.requests_rx.lock().take().unwrap();
+        let redis = Redis::new(&config.redis, &RedisUrl::default(), &instance, Arc::clone(&metrics)).unwrap();
+        let fleet = Arc::new(RedisLimits::new(redis.into(), ""));
+        let limits = config.limits.clone();
+        let common = Common { fleet: Some(Arc::clone(&fleet)), limits, metrics, unshared: LogRate::new() };
+        let permits = FleetPermits::new(Arc::new(common));
+        let mut lease = permits.lease(Arc::clone(&fleet), &instance, Duration::from_secs(1)).unwrap();
+        assert!(permits.lease(fleet, &instance, Duration::from_secs(1)).is_none(), "one task writes");
         let wait = |count: usize| {
             for number in 0..count {
                 let user = UserId::new(&format!("waits {number}")).unwrap();
                 permits.requests.try_send(PermitRequest { user, reply: oneshot::channel().0 }).unwrap();
             }
         };
-        let claimed = |requests_rx: &mut mpsc::Receiver<PermitRequest>| {
-            let claims = lease.claims(&lease.requests(None, requests_rx));
+        let mut claimed = || {
+            let requests = lease.requests(None);
+            let claims = lease.claims(&requests);
             let waits = claims.iter().filter(|claim| claim.wants > 0).count();
             (waits, claims.len() - waits)
         };
         wait(BATCH + 1);
-        assert_eq!(claimed(&mut requests_rx), (BATCH, 0), "without departures, the whole batch");
+        assert_eq!(claimed(), (BATCH, 0), "without departures, the whole batch");
         wait(BATCH);
         let gone = (0..BATCH).map(|number| UserId::new(&format!("gone {number}")).unwrap());
         permits.state.lock().changed.extend(gone);
-        assert_eq!(claimed(&mut requests_rx), (BATCH / 2, BATCH / 2));
+        assert_eq!(claimed(), (BATCH / 2, BATCH / 2));
     }
 }

@@ -109,6 +109,19 @@ impl InboundLimiter {
         Ok(())
     }
 
+    /// Whether every message has ended, as far as the bytes go that were counted.
+    pub fn is_between_messages(&self) -> bool {
+        matches!(self.part, Part::First) && self.fragments == 0
+    }
+
+    /// Counts the packets of one POST, which has these bytes, `elapsed` after the previous one; each counts as a frame.
+    pub fn take_packets(&mut self, packets: usize, bytes: usize, elapsed: Duration) -> Result<(), InboundViolation> {
+        self.bytes.refill(elapsed);
+        self.frames.refill(elapsed);
+        self.bytes.take(bytes).ok_or(InboundViolation::Bytes)?;
+        self.frames.take(packets).ok_or(InboundViolation::Frames)
+    }
+
     fn count_frame(&mut self, first: u8) -> Result<(), InboundViolation> {
         let (last, opcode) = (first & 0x80 != 0, first & 0x0f);
         self.frames.take(1).ok_or(InboundViolation::Frames)?;
@@ -164,7 +177,7 @@ mod tests {
     const NOW: Duration = Duration::ZERO;
 
     fn limits(frames: u32, bytes: u32, message: usize) -> config::Limits {
-        let mut limits = config::Config::load(config::Layers::default()).unwrap().limits;
+        let mut limits = config::Limits::clone(&config::Config::load(config::Layers::default()).unwrap().limits.get());
         limits.inbound_frames_per_second = frames;
         limits.inbound_bytes_per_second = bytes;
         limits.max_inbound_bytes = message;
@@ -196,6 +209,15 @@ mod tests {
         limiter.part = Part::First;
         limiter.take(&ping, Duration::from_millis(1)).unwrap();
         assert_eq!(limiter.take(&ping, NOW), Err(InboundViolation::Frames));
+    }
+
+    #[test]
+    fn each_packet_of_a_post_counts_as_a_frame() {
+        let mut limiter = InboundLimiter::new(&limits(2, 1_000, 100));
+        limiter.take_packets(200, 10, NOW).unwrap();
+        assert_eq!(limiter.take_packets(1, 1, NOW), Err(InboundViolation::Frames));
+        limiter.take_packets(2, 1, Duration::from_secs(1)).unwrap();
+        assert_eq!(limiter.take_packets(1, 10_000, NOW), Err(InboundViolation::Bytes));
     }
 
     #[test]

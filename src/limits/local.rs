@@ -11,19 +11,21 @@ use parking_lot::Mutex;
 /// Counts the permits taken; a key without permits uses no memory.
 #[derive(Debug)]
 pub(super) struct LocalPermits<K: Eq + Hash> {
-    most: u32,
     taken: Mutex<HashMap<K, u32, RandomState>>,
 }
 
-impl<K: Eq + Hash + Clone> LocalPermits<K> {
-    pub(super) fn new(most: u32) -> Arc<Self> {
-        Arc::new(Self { most, taken: Mutex::default() })
+impl<K: Eq + Hash> Default for LocalPermits<K> {
+    fn default() -> Self {
+        Self { taken: Mutex::default() }
     }
+}
 
-    pub(super) fn take(self: &Arc<Self>, key: K) -> Option<LocalPermit<K>> {
+impl<K: Eq + Hash + Clone> LocalPermits<K> {
+    /// One more permit, unless the key has `most` already.
+    pub(super) fn take(self: &Arc<Self>, key: K, most: u32) -> Option<LocalPermit<K>> {
         let mut taken = self.taken.lock();
         let count = taken.get(&key).copied().unwrap_or_default();
-        if count >= self.most {
+        if count >= most {
             return None;
         }
         taken.insert(key.clone(), count + 1);
@@ -54,18 +56,18 @@ mod tests {
 
     #[test]
     fn each_key_has_its_own_permits_and_a_dropped_one_is_free_again() {
-        let permits = LocalPermits::new(2);
-        let (first, _second) = (permits.take("a").unwrap(), permits.take("a").unwrap());
-        assert!(permits.take("a").is_none());
-        assert!(permits.take("b").is_some());
+        let permits = Arc::<LocalPermits<_>>::default();
+        let (first, _second) = (permits.take("a", 2).unwrap(), permits.take("a", 2).unwrap());
+        assert!(permits.take("a", 2).is_none());
+        assert!(permits.take("a", 3).is_some() && permits.take("b", 2).is_some());
         drop(first);
-        assert!(permits.take("a").is_some());
+        assert!(permits.take("a", 2).is_some());
     }
 
     #[test]
     fn a_key_without_permits_uses_no_memory() {
-        let permits = LocalPermits::new(2);
-        drop((permits.take("a"), permits.take("a"), permits.take("a")));
+        let permits = Arc::<LocalPermits<_>>::default();
+        drop((permits.take("a", 2), permits.take("a", 2), permits.take("a", 2)));
         assert!(permits.taken.lock().is_empty());
     }
 }

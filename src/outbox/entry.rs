@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use crate::history::{MAX_KEY_BYTES, Publication};
-use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name, is_json};
+use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 
-/// Fields read of an entry. There are 5 valid names, so more fields contain an unknown or repeated one.
-pub(super) const MAX_FIELDS: usize = 8;
+use crate::history::{MAX_COLLAPSE_BYTES, MAX_ESCALATE, MAX_KEY_BYTES, Publication};
+use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name, is_json, traceparent};
+
+/// Fields read of an entry. There are 8 valid names, so more fields contain an unknown or repeated one.
+pub(super) const MAX_FIELDS: usize = 9;
 
 /// Bytes read of field names, oversize data and all other values. It exceeds the limit of each.
 pub(super) const MAX_FIELD_BYTES: usize = 2_048;
@@ -22,6 +24,8 @@ pub(super) enum Reason {
     BadEvent,
     BadTtl,
     BadKey,
+    BadCollapse,
+    BadEscalate,
     UnknownField,
     RepeatedField,
     /// Another program has written to the user's keys.
@@ -40,6 +44,8 @@ impl Reason {
             Self::BadEvent => "bad_event",
             Self::BadTtl => "bad_ttl",
             Self::BadKey => "bad_key",
+            Self::BadCollapse => "bad_collapse",
+            Self::BadEscalate => "bad_escalate",
             Self::UnknownField => "unknown_field",
             Self::RepeatedField => "repeated_field",
             Self::Unstorable => "unstorable",
@@ -68,8 +74,20 @@ impl Entry {
         Some(Self { id, too_large, fields })
     }
 
+    /// Its id and a fingerprint of its content: the id may be used again once the outbox was deleted.
+    pub(super) fn mark(&self) -> String {
+        let mut content = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+        for part in self.fields.iter().flat_map(|(name, value)| [name, value]) {
+            content.update(&part.len().to_be_bytes());
+            content.update(part);
+        }
+        let digest = content.finish();
+        let start = digest.as_ref().first_chunk().map_or(0, |start| u64::from_be_bytes(*start));
+        format!("{}:{start:016x}", self.id)
+    }
+
     pub(super) fn validate(&self) -> Result<(UserId, Publication<'_>), Reason> {
-        let [mut user, mut event, mut data, mut ttl, mut key] = [None; 5];
+        let [mut user, mut event, mut data, mut ttl, mut key, mut collapse, mut escalate, mut trace] = [None; 8];
         for (name, value) in &self.fields {
             let field = match name.as_slice() {
                 b"user" => &mut user,
@@ -77,6 +95,9 @@ impl Entry {
                 b"data" => &mut data,
                 b"ttl" => &mut ttl,
                 b"key" => &mut key,
+                b"collapse" => &mut collapse,
+                b"escalate" => &mut escalate,
+                b"traceparent" => &mut trace,
                 _ => return Err(Reason::UnknownField),
             };
             if field.replace(value.as_slice()).is_some() {
@@ -93,7 +114,15 @@ impl Entry {
         if key.is_some_and(|key| !(1..=MAX_KEY_BYTES).contains(&key.len())) {
             return Err(Reason::BadKey);
         }
-        Ok((user, Publication { event, data, durable: true, ttl, key }))
+        let collapse = collapse.map(|key| text(key, Reason::BadCollapse)).transpose()?;
+        if collapse.is_some_and(|key| !(1..=MAX_COLLAPSE_BYTES).contains(&key.len())) {
+            return Err(Reason::BadCollapse);
+        }
+        let escalate = escalate.map(|after| escalation(after).ok_or(Reason::BadEscalate)).transpose()?;
+        // As the header of a request: a bad one is no reason to reject a notification.
+        let trace = trace.and_then(|trace| traceparent(str::from_utf8(trace).ok()?));
+        let publication = Publication { event, data, durable: true, ttl, key, collapse, escalate, trace };
+        Ok((user, publication))
     }
 
     /// The data without the white space around it.
@@ -141,6 +170,10 @@ fn seconds(text: &[u8]) -> Option<Duration> {
     positive.then(|| Duration::from_secs(digits.parse().unwrap_or(u64::MAX)))
 }
 
+fn escalation(text: &[u8]) -> Option<Duration> {
+    seconds(text).filter(|after| *after <= MAX_ESCALATE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,17 +185,21 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_names_a_user_and_data_and_may_name_event_ttl_and_key() {
+    fn an_entry_names_a_user_and_data_and_may_name_more() {
         let least = entry(&[("user", "tenant:42"), ("data", " {\"n\": 1.0}\n")]);
         let (user, publication) = least.validate().unwrap();
         assert_eq!((user.as_str(), publication.event, publication.data), ("tenant:42", "notification", "{\"n\": 1.0}"));
         assert!(publication.durable && publication.ttl.is_none() && publication.key.is_none());
+        assert_eq!(publication.escalate, None);
 
-        let all = [("key", "k"), ("ttl", "60"), ("event", "a b"), ("data", "1"), ("user", "42")];
+        let all = [("key", "k"), ("ttl", "60"), ("event", "a b"), ("data", "1"), ("user", "42"), ("collapse", "c")];
+        let all: Vec<_> = all.into_iter().chain([("escalate", "3600")]).collect();
         let all = entry(&all);
         let (_, publication) = all.validate().unwrap();
-        assert_eq!((publication.event, publication.key), ("a b", Some("k")));
+        assert_eq!((publication.event, publication.key, publication.collapse), ("a b", Some("k"), Some("c")));
         assert_eq!(publication.ttl, Some(Duration::from_secs(60)));
+        assert_eq!(publication.escalate, Some(Duration::from_secs(3_600)));
+        assert_eq!((escalation(b"2592000"), escalation(b"2592001")), (Some(MAX_ESCALATE), None));
     }
 
     #[test]
@@ -172,6 +209,21 @@ mod tests {
         for wrong in [&b""[..], b"0", b"00", b"-1", b"+1", b"1.5", b"1e3", b" 1", b"5s", b"\xff"] {
             assert_eq!(seconds(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_mark_differs_with_the_id_and_with_any_content() {
+        let mark = |id: &str, fields: &[(&str, &str)]| Entry { id: id.into(), ..entry(fields) }.mark();
+        let marks = [
+            mark("1-1", &[("user", "42"), ("data", "1")]),
+            mark("1-2", &[("user", "42"), ("data", "1")]),
+            mark("1-1", &[("user", "42"), ("data", "2")]),
+            mark("1-1", &[("user", "4"), ("data", "21")]),
+            mark("1-1", &[("user", "42")]),
+        ];
+        assert_eq!(marks.iter().collect::<std::collections::HashSet<_>>().len(), marks.len(), "{marks:?}");
+        assert_eq!(marks[0], mark("1-1", &[("user", "42"), ("data", "1")]));
+        assert!(marks.iter().all(|mark| mark.len() == "1-1:".len() + 16 && mark.starts_with("1-")));
     }
 
     #[test]

@@ -13,6 +13,9 @@ use crate::protocol::UserId;
 /// Maximum number of changes in one batch, so that no script holds Redis for long.
 pub(super) const BATCH_USERS: usize = 1_000;
 
+/// Tables for fewer users are not shrunk.
+const ROOM_KEPT: usize = 128;
+
 /// The number of connections with which a user is held; `None`: not held.
 type Held = Option<u32>;
 
@@ -163,6 +166,16 @@ impl Ledger {
         }
         if wanted.is_none() && confirmed.is_none() {
             self.users.remove(user);
+            self.shrink();
+        }
+    }
+
+    /// Frees the memory of many users who have left.
+    fn shrink(&mut self) {
+        let most = self.users.len().max(ROOM_KEPT);
+        if self.users.capacity() / 8 > most {
+            self.users.shrink_to(2 * most);
+            self.differing.shrink_to(2 * most);
         }
     }
 }
@@ -242,6 +255,24 @@ mod tests {
         ledger.expire(now + DELAY, DELAY);
         assert!(released(&ledger.batch("i", 2)).is_empty());
         assert_eq!(ledger.leaving.len(), 1);
+    }
+
+    #[test]
+    fn the_memory_of_many_users_who_left_is_freed() {
+        const MANY: usize = 10_000;
+        let (now, mut ledger) = (Instant::now(), Ledger::default());
+        let mut write = |connections, at| {
+            (0..MANY).for_each(|number| ledger.observe(user(&number.to_string()), connections, at));
+            ledger.expire(at + DELAY, DELAY);
+            while ledger.differs() {
+                let batch = ledger.batch("i", 1);
+                ledger.confirm(&batch);
+            }
+            (ledger.users.len(), ledger.users.capacity(), ledger.differing.capacity())
+        };
+        assert!(write(1, now).1 >= MANY);
+        let (users, room, room_to_differ) = write(0, now);
+        assert!(users == 0 && room < MANY / 4 && room_to_differ < MANY / 4, "{users} users, {room}, {room_to_differ}");
     }
 
     #[test]

@@ -90,6 +90,13 @@ impl MemoryPresence {
         Page { users, next: more.then(|| next.to_string()) }
     }
 
+    pub(super) fn forget(&self, user: &UserId) {
+        let mut directory = self.directory.lock();
+        if let Some(at) = directory.last_seen.remove(user) {
+            directory.by_last_seen.remove(&(at, user.clone()));
+        }
+    }
+
     pub(super) fn changes(&self) -> broadcast::Receiver<Arc<str>> {
         self.changes.subscribe()
     }

@@ -13,16 +13,18 @@ mod store;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 use crate::backplane::BackplaneError;
 use crate::config;
 use crate::delivery::Registry;
+use crate::lease_watch::LeaseWatch;
 use crate::metrics::Metrics;
 use crate::protocol::InstanceId;
 pub use ledger::Ledger;
+use store::Reaped;
 pub use store::{Applied, Batch, PageCursor, PresenceStore};
 
 /// Changes within this time share a batch.
@@ -30,11 +32,6 @@ const GATHER: Duration = Duration::from_millis(20);
 
 /// Maximum time between two renewals of the lease, and so until the loss of all data in Redis is detected.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-
-const REAP_EVERY: Duration = Duration::from_secs(1);
-
-/// The keys are audited once in so many rounds of the reaper.
-const AUDIT_EVERY: u32 = 5;
 
 pub struct Presence {
     store: Arc<PresenceStore>,
@@ -114,8 +111,8 @@ impl Presence {
         if let Some(name) = self.name {
             match timeout(grace, self.store.release(&name)).await {
                 Ok(Ok(())) => info!("presence released"),
-                Ok(Err(error)) => warn!(%error, "presence not released: the lease will expire"),
-                Err(_) => warn!("presence not released in time: the lease will expire"),
+                Ok(Err(error)) => warn!(%error, "presence not released: others reap it a lease later"),
+                Err(_) => warn!("presence not released in time: others reap it a lease later"),
             }
         }
     }
@@ -191,29 +188,34 @@ impl Presence {
 }
 
 /// Reaps dead instances, and audits the keys, which a bug or another program may have changed. Never returns.
-pub async fn run_reaper(store: &PresenceStore, metrics: &Metrics) {
-    let mut ticks = interval(REAP_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    for tick in 0_u32.. {
-        ticks.tick().await;
-        match store.reap().await {
-            Ok(0) => {}
-            Ok(users) => {
-                metrics.presence_reaped.inc_by(users);
-                info!(users, "reaped the users of a dead instance");
-            }
-            Err(error) => debug!(%error, "dead instances not reaped"),
+pub async fn run_reaper(store: &PresenceStore, lease: Duration, metrics: &Metrics) {
+    loop {
+        let start = Instant::now();
+        let reaped = reap(store, metrics).await;
+        if reaped.is_some_and(|reaped| reaped.audit_due) {
+            audit(store, metrics).await;
         }
-        if tick % AUDIT_EVERY != 0 {
-            continue;
+        let next_in = reaped.map_or(LeaseWatch::interval(lease, 0), |reaped| reaped.next_in);
+        sleep_until(start + next_in).await;
+    }
+}
+
+async fn reap(store: &PresenceStore, metrics: &Metrics) -> Option<Reaped> {
+    let reaped = store.reap().await.inspect_err(|error| debug!(%error, "dead instances not reaped")).ok()?;
+    if reaped.users > 0 {
+        metrics.presence_reaped.inc_by(reaped.users);
+        info!(users = reaped.users, "reaped the users of a dead instance");
+    }
+    Some(reaped)
+}
+
+async fn audit(store: &PresenceStore, metrics: &Metrics) {
+    match store.audit().await {
+        Ok(None) => {}
+        Ok(Some(users)) => {
+            metrics.presence_audits.inc();
+            warn!(users, "presence keys were inconsistent: repaired from the held users");
         }
-        match store.audit().await {
-            Ok(None) => {}
-            Ok(Some(users)) => {
-                metrics.presence_audits.inc();
-                warn!(users, "presence keys were inconsistent: repaired from the held users");
-            }
-            Err(error) => debug!(%error, "presence not audited"),
-        }
+        Err(error) => debug!(%error, "presence not audited"),
     }
 }

@@ -1,16 +1,18 @@
 //! Presence queries of backends and operators, on the keys that the scripts write.
 
 use redis::{cmd, pipe};
+use tokio::time::Instant;
 
 use super::redis::RedisPresence;
 use super::store::{LiveInstance, Page, PageCursor, UserPresence, instance_of};
 use crate::backplane::BackplaneError;
-use crate::protocol::UserId;
+use crate::protocol::{UserId, millis};
 
-/// Live incarnations with the end of their leases, and the current time, both by Redis's clock.
+/// The incarnations that are not being reaped, each with the number of its last renewal, and the current time by Redis's
+/// clock, for last-seen times.
 struct Leases {
     now: u64,
-    live: Vec<(String, u64)>,
+    live: Vec<(String, f64)>,
 }
 
 impl RedisPresence {
@@ -19,13 +21,12 @@ impl RedisPresence {
         both.cmd("TIME").cmd("ZRANGE").arg(self.key("instances")).arg(0).arg(-1).arg("WITHSCORES");
         let ((seconds, micros), all): ((u64, u64), Vec<(String, f64)>) = self.redis.commands().pipeline(&both).await?;
         let now = seconds * 1_000 + micros / 1_000;
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "milliseconds, which the cast saturates"
-        )]
-        let live = all.into_iter().map(|(name, expiry)| (name, expiry as u64)).filter(|(_, expiry)| *expiry > now);
-        Ok(Leases { now, live: live.collect() })
+        Ok(Leases { now, live: all.into_iter().filter(|(_, renewed)| *renewed > 0.0).collect() })
+    }
+
+    pub(super) async fn forget(&self, user: &UserId) -> Result<(), BackplaneError> {
+        let forget = cmd("ZREM").arg(self.key("last_seen")).arg(user.as_str()).to_owned();
+        self.redis.commands().command(&forget).await
     }
 
     pub(super) async fn presence_of(&self, users: &[UserId]) -> Result<Vec<UserPresence>, BackplaneError> {
@@ -110,7 +111,7 @@ impl RedisPresence {
     }
 
     pub(super) async fn instances(&self) -> Result<Vec<LiveInstance>, BackplaneError> {
-        let Leases { now, live } = self.leases().await?;
+        let Leases { live, .. } = self.leases().await?;
         if live.is_empty() {
             return Ok(Vec::new());
         }
@@ -119,13 +120,14 @@ impl RedisPresence {
             sizes.cmd("HLEN").arg(self.held(incarnation));
         }
         let sizes: Vec<u64> = self.redis.commands().pipeline(&sizes).await?;
+        let (watch, now) = (self.watch.lock(), Instant::now());
         Ok(live
             .iter()
             .zip(sizes)
-            .map(|((incarnation, expiry), users)| LiveInstance {
+            .map(|((incarnation, renewed), users)| LiveInstance {
                 instance: instance_of(incarnation).to_owned(),
                 users,
-                lease_ms: expiry.saturating_sub(now),
+                lease_ms: millis(watch.remaining(*renewed, now)),
             })
             .collect())
     }

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -15,9 +16,13 @@ use super::redis::RedisPresence;
 use crate::backplane::{Backplane, BackplaneError, BackplaneEvent};
 use crate::config;
 use crate::protocol::UserId;
+use crate::redis::{Feature, Scope};
 
 /// Presence events buffered for a slow receiver; one that lags further needs a new snapshot.
 pub(super) const CHANGES_KEPT: usize = 256;
+
+/// The time between two audits of the fleet, whichever instances make them.
+pub(super) const AUDIT_EVERY: Duration = Duration::from_secs(5);
 
 /// Changes to the users that an incarnation holds, numbered so that each batch is applied once and in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +47,17 @@ pub enum Applied {
     Done,
     /// The incarnation is fenced: register a new one and add all users again.
     Stale(&'static str),
+}
+
+/// The outcome of one round of reaping.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reaped {
+    /// Users removed from dead incarnations.
+    pub users: u64,
+    /// Until the next round is due; zero if dead incarnations are left.
+    pub next_in: Duration,
+    /// The fleet has not audited for [`AUDIT_EVERY`].
+    pub audit_due: bool,
 }
 
 /// The presence of one user across the fleet.
@@ -111,7 +127,7 @@ fn from_hex(text: &str) -> Result<String, BadCursor> {
 pub struct LiveInstance {
     pub instance: String,
     pub users: u64,
-    /// The remaining time of its lease.
+    /// How long its users stay online if it does not renew its lease.
     pub lease_ms: u64,
 }
 
@@ -141,11 +157,13 @@ impl PresenceStore {
     pub async fn register(&self, incarnation: &str) -> Result<String, BackplaneError> {
         match self {
             Self::Memory(_) => Ok(String::new()),
-            Self::Redis(store) => store.redis.counted(store.register(incarnation).await),
+            Self::Redis(store) => {
+                store.redis.observed(Feature::Presence, Scope::Whole, store.register(incarnation).await)
+            }
         }
     }
 
-    /// Writes a batch, even an empty one, and renews the lease. After an error the outcome is unknown: the same batch must
+    /// Writes a batch, even an empty one, and renews the lease, however late, unless reaping has begun. After an error the outcome is unknown: the same batch must
     /// be sent again.
     pub async fn apply(&self, batch: &Batch) -> Result<Applied, BackplaneError> {
         match self {
@@ -153,29 +171,29 @@ impl PresenceStore {
                 memory.apply(batch);
                 Ok(Applied::Done)
             }
-            Self::Redis(store) => store.redis.counted(store.apply(batch).await),
+            Self::Redis(store) => store.redis.observed(Feature::Presence, Scope::Whole, store.apply(batch).await),
         }
     }
 
-    /// Ends an incarnation and reaps its users. After an error the lease expires.
+    /// Ends an incarnation and reaps its users. After an error, other instances reap it a lease later.
     pub async fn release(&self, incarnation: &str) -> Result<(), BackplaneError> {
         match self {
             Self::Memory(_) => Ok(()),
-            Self::Redis(store) => store.redis.counted(store.reap_one(incarnation, true).await).map(drop),
+            Self::Redis(store) => store.redis.counted(store.release(incarnation).await),
         }
     }
 
-    /// Takes users offline whom only expired incarnations hold; returns how many users were removed from those. Any instance
-    /// may call it at any time.
-    pub async fn reap(&self) -> Result<u64, BackplaneError> {
+    /// Looks at the leases, and takes users offline whom only dead incarnations hold: those not renewed for a whole lease
+    /// of such looks.
+    pub async fn reap(&self) -> Result<Reaped, BackplaneError> {
         match self {
-            Self::Memory(_) => Ok(0),
+            Self::Memory(_) => Ok(Reaped { next_in: AUDIT_EVERY, ..Reaped::default() }),
             Self::Redis(store) => store.redis.counted(store.reap().await),
         }
     }
 
-    /// Checks the presence keys. If they are inconsistent, repairs them from the held users, and returns how many users were
-    /// wrong.
+    /// Checks the presence keys, unless another instance has since the last look at the leases. If they are inconsistent,
+    /// repairs them from the held users, and returns how many users were wrong.
     pub async fn audit(&self) -> Result<Option<u64>, BackplaneError> {
         match self {
             Self::Memory(_) => Ok(None),
@@ -188,6 +206,17 @@ impl PresenceStore {
         match self {
             Self::Memory(memory) => Ok(memory.presence_of(users)),
             Self::Redis(store) => store.redis.counted(store.presence_of(users).await),
+        }
+    }
+
+    /// Forgets when a user was last seen, unless the user is online.
+    pub async fn forget(&self, user: &UserId) -> Result<(), BackplaneError> {
+        match self {
+            Self::Memory(memory) => {
+                memory.forget(user);
+                Ok(())
+            }
+            Self::Redis(store) => store.redis.counted(store.forget(user).await),
         }
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::frame::Quoted;
-use super::{UserId, UserIdError};
+use super::{RoomMessage, RosterQuestion, UserId, UserIdError};
 
 /// Maximum length of a token's `jti`.
 pub const MAX_JTI_BYTES: usize = 256;
@@ -27,6 +27,10 @@ pub enum Command {
     },
     /// Refuse a token from now on, and close its connections.
     Revoke(Revocation),
+    /// Sent by an instance, not by a backend.
+    Room(RoomMessage),
+    /// Sent by an instance, which lists the connections of a user.
+    Roster(RosterQuestion),
 }
 
 /// The revocation of a token before it expires.
@@ -57,6 +61,8 @@ pub enum CommandError {
     /// It would never leave the list.
     #[error("\"revoke\": \"until\" is more than ten years ahead; expected seconds since 1970, not milliseconds")]
     TooLong,
+    #[error("{0}: malformed; only instances send it")]
+    OfInstance(Quoted),
 }
 
 // Unknown fields are refused: a misspelt "connection" must not close all connections of a user.
@@ -128,6 +134,13 @@ impl Command {
                 }
                 Ok(Self::Revoke(Revocation { jti, until }))
             }
+            "probe" | "oldest" | "replace" => {
+                let message = serde_json::from_slice(message);
+                message.map(Self::Room).map_err(|_| CommandError::OfInstance(Quoted(name)))
+            }
+            "connections" => {
+                serde_json::from_str(body).map(Self::Roster).map_err(|_| CommandError::OfInstance(Quoted(name)))
+            }
             _ => Err(CommandError::Unknown(Quoted(name))),
         }
     }
@@ -142,6 +155,7 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::OldConnection;
 
     fn parse(text: &str) -> Result<Command, CommandError> {
         Command::parse(text.as_bytes())
@@ -158,6 +172,26 @@ mod tests {
             let revoke = Command::Revoke(Revocation { jti: "a".into(), until: seconds });
             assert_eq!(parse(&format!(r#"{{"revoke":{{"jti":"a","until":{until}}}}}"#)), Ok(revoke));
         }
+    }
+
+    #[test]
+    fn a_message_between_instances_round_trips_and_a_malformed_one_is_refused() {
+        let user = || "tenant:\"42\"".to_owned();
+        let connection = OldConnection { opened: 1_795_000_000_123, id: "ab".into() };
+        for message in [
+            RoomMessage::Probe { user: user(), oldest: true },
+            RoomMessage::Oldest { user: user(), connection },
+            RoomMessage::Replace { user: user(), connection: "ab".into() },
+        ] {
+            assert_eq!(parse(&message.encode()), Ok(Command::Room(message)));
+        }
+        for text in [r#"{"probe":{"user":"42"}}"#, r#"{"replace":{"user":"42"}}"#, r#"{"oldest":["42",{}]}"#] {
+            assert!(matches!(parse(text), Err(CommandError::OfInstance(_))), "{text}");
+        }
+        let question = RosterQuestion { user: user(), question: "ab".into(), instance: "cd".into() };
+        assert_eq!(parse(&question.encode()), Ok(Command::Roster(question)));
+        let text = r#"{"connections":{"user":"42"}}"#;
+        assert!(matches!(parse(text), Err(CommandError::OfInstance(_))), "{text}");
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{BadCursorText, BadDevice, Cursor, Start};
+use super::page::{self, BadPageRequest, PageRequest};
+use super::{BadCursorText, BadDevice, Cursor, Dialect, Start, sse};
 
 /// The code of an `error` frame that answers a malformed frame.
 pub const BAD_FRAME: u16 = 4000;
@@ -20,11 +21,13 @@ pub enum ServerFrame<'a> {
         user: &'a str,
         instance: &'a str,
         /// The position in the user's stored history from which the client starts; `None` if it cannot be read.
-        cursor: Option<&'a str>,
+        cursor: Option<Cursor>,
         /// Whether every event stored since the requested cursor follows.
         recovered: bool,
         /// Stored notifications that the device has not acknowledged; `None` if that cannot be read.
         unread: Option<u64>,
+        /// The remaining lifetime of the token, by this clock and without the leeway; `None` if it has no end.
+        expires_in_ms: Option<u64>,
         /// How long a client may be silent before it is pinged, in milliseconds.
         heartbeat_ms: u64,
     },
@@ -34,23 +37,63 @@ pub enum ServerFrame<'a> {
     Authenticated {
         /// When it expires, in seconds since 1970.
         expires: u64,
+        /// As in the welcome.
+        expires_in_ms: Option<u64>,
     },
     /// A frame of the client was refused; the connection stays open.
     Error {
         /// A code in the range of the close codes.
         code: u16,
         message: &'a str,
+        /// Of the refused request, if it had one.
+        #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+        reference: Option<&'a str>,
     },
+    /// The read position of the client's device was moved elsewhere.
+    Read { device: &'a str, id: Cursor, unread: u64 },
+    /// A stored notification was retracted, or all of them were erased.
+    Retracted(Retracted),
+    /// The instance had no subscription for this long: events that are not stored may be missing.
+    Gap { since_ms: u64 },
     /// The instance is stopping: reconnect after this delay.
     Reconnect { after_ms: u64 },
 }
 
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Retracted {
+    Id(Cursor),
+    /// Always true.
+    All(bool),
+}
+
+/// How long the client of a stream waits before it reconnects, unless it is told otherwise: random, so that not all come at
+/// once.
+pub const RETRY_MS: std::ops::RangeInclusive<u64> = 1_000..=3_000;
+
 impl ServerFrame<'_> {
-    /// The whole WebSocket frame, ready for the socket.
-    pub fn encode(&self) -> Bytes {
+    /// The bytes for the socket, as [`super::Event::encode`]; `None` if the dialect has no such frames.
+    pub fn encode(&self, dialect: Dialect) -> Option<Bytes> {
+        match (dialect, self) {
+            (Dialect::TidingsV1 | Dialect::Plain, _) => Some(text_frame(&[&self.json()])),
+            // A client that has recovered keeps its own position.
+            (Dialect::Sse, Self::Welcome { cursor, recovered, .. }) => {
+                Some(self.to_block(Some(fastrand::u64(RETRY_MS)), cursor.filter(|_| !recovered)))
+            }
+            (Dialect::Sse, Self::Reconnect { after_ms }) => Some(self.to_block(Some(*after_ms), None)),
+            (Dialect::Sse, _) => Some(self.to_block(None, None)),
+            (Dialect::Raw | Dialect::SseRaw | Dialect::SocketIo, _) => None,
+        }
+    }
+
+    /// A block of Server-Sent Events.
+    pub fn to_block(&self, retry_ms: Option<u64>, id: Option<Cursor>) -> Bytes {
+        sse::block(retry_ms, id, &[&self.json()])
+    }
+
+    fn json(&self) -> Vec<u8> {
         // These frames always serialise: they have no map, float or foreign type.
-        let json = serde_json::to_vec(self).unwrap_or_default();
-        text_frame(&[&json])
+        serde_json::to_vec(self).unwrap_or_default()
     }
 }
 
@@ -65,6 +108,8 @@ pub enum ClientFrame {
     Pong,
     /// The client has handled every stored event up to this position.
     Ack(Cursor),
+    /// Requests stored notifications, newest first.
+    History(PageRequest),
 }
 
 /// Why a text of a client is refused, worded for the client's developer.
@@ -72,7 +117,7 @@ pub enum ClientFrame {
 pub enum FrameError {
     #[error("expected a JSON object with a \"type\"{0}")]
     NoObject(String),
-    #[error("unknown frame type {0}; expected \"hello\", \"auth\", \"pong\" or \"ack\"")]
+    #[error("unknown frame type {0}; expected \"hello\", \"auth\", \"pong\", \"ack\" or \"history\"")]
     UnknownType(Quoted),
     #[error("\"{0}\" requires a string \"{1}\"")]
     Field(&'static str, &'static str),
@@ -80,6 +125,22 @@ pub enum FrameError {
     Cursor(#[from] BadCursorText),
     #[error("\"hello\": {0}")]
     Device(#[from] BadDevice),
+    #[error("\"history\": {problem}")]
+    History {
+        /// Of the request.
+        reference: Option<String>,
+        problem: BadPageRequest,
+    },
+}
+
+impl FrameError {
+    /// The `ref` of the refused request, if it had a valid one.
+    pub fn reference(&self) -> Option<&str> {
+        match self {
+            Self::History { reference, .. } => reference.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 /// A peer's text, quoted and truncated for an error message or a log line.
@@ -99,6 +160,9 @@ struct Fields {
     id: Option<serde_json::Value>,
     resume: Option<serde_json::Value>,
     device: Option<serde_json::Value>,
+    before: Option<serde_json::Value>,
+    limit: Option<serde_json::Value>,
+    r#ref: Option<serde_json::Value>,
 }
 
 impl ClientFrame {
@@ -124,6 +188,17 @@ impl ClientFrame {
             "auth" => Ok(Self::Auth { token: string(fields.token, "auth", "token")? }),
             "pong" => Ok(Self::Pong),
             "ack" => Ok(Self::Ack(string(fields.id, "ack", "id")?.parse()?)),
+            "history" => {
+                let (reference, bad_reference) = match fields.r#ref.as_ref().map(page::reference).transpose() {
+                    Ok(reference) => (reference, None),
+                    Err(problem) => (None, Some(problem)),
+                };
+                let request = match bad_reference {
+                    Some(problem) => Err(problem),
+                    None => PageRequest::new(fields.before.as_ref(), fields.limit.as_ref(), reference.clone()),
+                };
+                request.map(Self::History).map_err(|problem| FrameError::History { reference, problem })
+            }
             _ => Err(FrameError::UnknownType(Quoted(fields.r#type))),
         }
     }
@@ -160,6 +235,16 @@ pub fn text_frame(parts: &[&[u8]]) -> Bytes {
     frame.into()
 }
 
+/// The payload of a frame of [`text_frame`].
+pub(super) fn frame_payload(frame: &[u8]) -> &[u8] {
+    let head = match frame.get(1) {
+        Some(126) => 4,
+        Some(127) => 10,
+        _ => 2,
+    };
+    frame.get(head..).unwrap_or_default()
+}
+
 /// Whether a text is one JSON value (RFC 8259) of any size and depth.
 pub fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
@@ -173,7 +258,7 @@ mod tests {
     #[test]
     fn every_known_frame_is_read_and_unknown_fields_are_ignored() {
         let hello = ClientFrame::parse(r#"{"type":"hello","token":"t","resume":"c","device":"tv","new":[1]}"#);
-        let start = Start { resume: Some(Resume::Unknown), device: Some("tv".into()) };
+        let start = Start { resume: Some(Resume::Unknown), device: Some("tv".into()), ..Start::default() };
         assert_eq!(hello, Ok(ClientFrame::Hello { token: "t".into(), start }));
         assert_eq!(ClientFrame::parse(r#" {"type":"pong"} "#), Ok(ClientFrame::Pong));
         let cursor = "0000000000000abc-1795000000123-17";

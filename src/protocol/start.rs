@@ -32,6 +32,10 @@ pub enum Resume {
 pub struct Start {
     /// `None`: only new events.
     pub resume: Option<Resume>,
+    /// Resumes from here if `resume` is not a position of the user's history: one of the two is of an earlier epoch.
+    pub other: Option<Cursor>,
+    /// The text that tells a socket.io client that it has recovered.
+    pub pid: Option<Box<str>>,
     /// `None`: the device `default`.
     pub device: Option<Box<str>>,
 }
@@ -49,7 +53,8 @@ impl Start {
             "acked" => Resume::Acked,
             text => text.parse().map_or(Resume::Unknown, Resume::After),
         });
-        Ok(Self { resume, device: device.filter(|name| *name != DEFAULT_DEVICE).map(Box::from) })
+        let device = device.filter(|name| *name != DEFAULT_DEVICE).map(Box::from);
+        Ok(Self { resume, device, ..Self::default() })
     }
 
     pub fn device(&self) -> &str {

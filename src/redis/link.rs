@@ -1,215 +1,234 @@
-//! Connections to Redis, and the one that carries commands.
+//! The connection that carries commands to one server: it is made on first use, and again after a failure.
 //!
 //! Hand-written: redis-rs' `ConnectionManager` gives up after 6 retries by default and then stays unsubscribed
 //! silently, and each command here needs its own deadline, retry pause and error kind.
 
-use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, IntoConnectionInfo, Pipeline, Script,
-    ScriptInvocation, TlsCertificates, cmd, pipe,
-};
-use secrecy::{ExposeSecret, SecretString};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{AsyncConnectionConfig, FromRedisValue, Pipeline, RedisResult, Value, pipe};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::Error;
-use super::stream::{CONNECT_DEADLINE, Stream, keepalive};
-use crate::config;
+use super::call::{Asking, Call};
+use super::error::{is_missing_script, refuses_hashes};
+use super::generation::Generation;
+use super::node::Node;
+use super::server_info::ServerInfo;
+use super::stream::CONNECT_DEADLINE;
 
-const COMMAND_DEADLINE: Duration = Duration::from_secs(2);
+pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Pause after a failed connection attempt: until then, every command fails at once.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// A script for many calls in one pipeline.
-pub struct Pipelined {
-    source: &'static str,
-    hash: String,
+/// The hash of no script.
+const NO_SCRIPT: &str = "0000000000000000000000000000000000000000";
+
+/// Numbers the connections of this process, from 1: each leads to one server.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+
+#[derive(Debug)]
+pub(super) struct Link {
+    node: Arc<Node>,
+    purpose: &'static str,
+    deadline: Duration,
+    state: Mutex<State>,
 }
 
-impl Pipelined {
-    pub fn new(source: &'static str) -> Self {
-        Self { source, hash: Script::new(source).get_hash().to_owned() }
-    }
-
-    /// The caller adds the arguments.
-    pub fn call(&self, keys: &[String]) -> Cmd {
-        cmd("EVALSHA").arg(&self.hash).arg(keys.len()).arg(keys).to_owned()
-    }
+#[derive(Debug, Default)]
+struct State {
+    current: Option<Connection>,
+    /// The last failure to connect, and the generation that it belongs to.
+    failed: Option<(Instant, Generation, &'static str, String)>,
 }
 
-/// Opens connections, and keeps the one for commands: it connects on first use, and again after a failure.
-pub struct Link {
-    client: Client,
-    ca_file: Option<PathBuf>,
-    /// The start of each connection's name in `CLIENT LIST`.
-    name: String,
-    commands: Mutex<Commands>,
-}
-
-#[derive(Default)]
-struct Commands {
-    current: Option<MultiplexedConnection>,
-    /// Counts the connections so far, to tell a failure of an older one apart.
+#[derive(Debug, Clone)]
+struct Connection {
+    redis: MultiplexedConnection,
     number: u64,
-    failed: Option<(Instant, &'static str, String)>,
+    /// Whether Redis accepts `EVALSHA`.
+    by_hash: bool,
+    /// The identity of the server that it leads to.
+    server: Arc<str>,
+    generation: Generation,
+}
+
+/// The replies to calls, in their order, and the number of the connection that carried them.
+pub(super) struct Replies {
+    pub(super) replies: Vec<RedisResult<Value>>,
+    pub(super) connection: u64,
 }
 
 impl Link {
-    pub fn new(config: &config::Redis, url: &SecretString, name: String) -> Result<Self, Error> {
-        let bad_url = |error: redis::RedisError| Error::Config(format!("redis.url: {error}"));
-        let info: ConnectionInfo = url.expose_secret().into_connection_info().map_err(bad_url)?;
-        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive());
-        #[cfg(target_os = "linux")]
-        let tcp = tcp.set_user_timeout(super::stream::KEEPALIVE * 2);
-        let info = info.set_tcp_settings(tcp);
-        let client = match &config.ca_file {
-            None => Client::open(info).map_err(bad_url)?,
-            Some(path) => {
-                let fail = |error: String| Error::Config(format!("redis.ca_file = {path:?}: {error}"));
-                let root_cert = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
-                let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
-                Client::build_with_tls(info, certificates).map_err(|error| fail(error.to_string()))?
+    pub(super) fn new(node: Arc<Node>, purpose: &'static str) -> Self {
+        Self::with_deadline(node, purpose, COMMAND_DEADLINE)
+    }
+
+    /// With another deadline than [`COMMAND_DEADLINE`].
+    pub(super) fn with_deadline(node: Arc<Node>, purpose: &'static str, deadline: Duration) -> Self {
+        Self { node, purpose, deadline, state: Mutex::default() }
+    }
+
+    /// Runs calls in one pipeline; each may fail separately.
+    pub(super) async fn run(&self, calls: &[Call<'_>], asking: Asking) -> Result<Replies, Error> {
+        let mut connection = self.connection().await?;
+        let number = connection.number;
+        let mut generation = connection.generation.clone();
+        let running = async move {
+            match calls {
+                [call] if asking == Asking::Owner => Ok(vec![connection.run_one(call).await]),
+                _ => connection.run_all(calls, asking).await,
             }
         };
-        Ok(Self { client, ca_file: config.ca_file.clone(), name, commands: Mutex::default() })
+        let replies = generation.run(Box::pin(deadline(self.deadline, running))).await;
+        self.forget_if_broken(number, &replies);
+        Ok(Replies { replies: replies?, connection: number })
     }
 
-    /// Opens a separate connection, for a subscription or a blocking read.
-    pub async fn stream(&self, purpose: &str, max_part: usize) -> Result<Stream, Error> {
-        let name = format!("{}-{purpose}", self.name);
-        Stream::connect(self.client.get_connection_info(), self.ca_file.as_deref(), &name, max_part).await
-    }
-
-    pub async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
-        let (mut connection, number) = self.connection().await?;
-        let reply = deadline(COMMAND_DEADLINE, command.query_async(&mut connection)).await;
-        self.forget_if_broken(number, reply)
-    }
-
-    pub async fn pipeline<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
-        let (mut connection, number) = self.connection().await?;
-        let reply = deadline(COMMAND_DEADLINE, commands.query_async(&mut connection)).await;
-        self.forget_if_broken(number, reply)
-    }
-
-    /// Runs one script, and loads it first if Redis does not have it.
-    pub async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, Error> {
-        let (mut connection, number) = self.connection().await?;
-        let reply = deadline(COMMAND_DEADLINE, script.invoke_async(&mut connection)).await;
-        self.forget_if_broken(number, reply)
-    }
-
-    /// Pipelines calls of one script; returns their replies in the same order. Each call may fail separately.
-    pub async fn scripts<T: FromRedisValue>(
-        &self,
-        script: &Pipelined,
-        calls: &[Cmd],
-    ) -> Result<Vec<redis::RedisResult<T>>, Error> {
-        let mut commands = pipe();
-        commands.ignore_errors();
-        // It costs little beside many calls, and retrying only those that miss the script would break their order.
-        if calls.len() > 1 {
-            commands.cmd("SCRIPT").arg("LOAD").arg(script.source).ignore();
+    /// Callers wait while it is being established, and share its failure.
+    async fn connection(&self) -> Result<Connection, Error> {
+        let locked = timeout(CONNECT_DEADLINE, self.state.lock()).await;
+        let mut state = locked.map_err(|_| Error::Timeout(CONNECT_DEADLINE))?;
+        state.current.take_if(|connection| connection.generation.has_ended());
+        if let Some(connection) = &state.current {
+            return Ok(connection.clone());
         }
-        for call in calls {
-            commands.add_command(call.clone());
-        }
-        let replies = self.each_reply(&commands).await?;
-        if let [Err(missing)] = replies.as_slice()
-            && missing.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
-        {
-            let mut commands = pipe();
-            commands.ignore_errors().cmd("SCRIPT").arg("LOAD").arg(script.source).ignore();
-            for call in calls {
-                commands.add_command(call.clone());
-            }
-            return self.each_reply(&commands).await;
-        }
-        Ok(replies)
-    }
-
-    /// Pipelines commands; each may fail separately.
-    async fn each_reply<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<Vec<redis::RedisResult<T>>, Error> {
-        let (mut connection, number) = self.connection().await?;
-        let replies = deadline(COMMAND_DEADLINE, commands.query_async(&mut connection)).await;
-        let replies: Vec<redis::RedisResult<T>> = self.forget_if_broken(number, replies)?;
-        let mut errors = replies.iter().filter_map(|reply| reply.as_ref().err());
-        if let Some(error) = errors.find(|error| is_broken(error)) {
-            self.forget_if_broken::<()>(number, Err(error.clone().into())).ok();
-        }
-        Ok(replies)
-    }
-
-    /// The connection and its number. Callers wait while it is being established, and share its failure.
-    async fn connection(&self) -> Result<(MultiplexedConnection, u64), Error> {
-        let locked = timeout(CONNECT_DEADLINE, self.commands.lock()).await;
-        let mut commands = locked.map_err(|_| Error::Timeout(CONNECT_DEADLINE))?;
-        if let Some(connection) = &commands.current {
-            return Ok((connection.clone(), commands.number));
-        }
-        if let Some((at, kind, why)) = &commands.failed
+        if let Some((at, generation, kind, why)) = &state.failed
             && at.elapsed() < RETRY_AFTER
+            && !generation.has_ended()
         {
             return Err(Error::Unreachable { kind, why: why.clone() });
         }
+        let generation = self.node.generations.current();
         match self.connect().await {
             Ok(connection) => {
-                commands.number += 1;
-                commands.current = Some(connection.clone());
-                Ok((connection, commands.number))
+                state.current = Some(connection.clone());
+                Ok(connection)
             }
+            Err(Error::Moved) => Err(Error::Moved),
             Err(error) => {
-                commands.failed = Some((Instant::now(), error.kind(), error.to_string()));
+                state.failed = Some((Instant::now(), generation, error.kind(), error.to_string()));
                 Err(error)
             }
         }
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, Error> {
+    async fn connect(&self) -> Result<Connection, Error> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_DEADLINE))
-            .set_response_timeout(Some(COMMAND_DEADLINE));
-        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        let mut connection = deadline(CONNECT_DEADLINE, connecting).await?;
-        let name = cmd("CLIENT").arg("SETNAME").arg(format!("{}-commands", self.name)).to_owned();
-        deadline(COMMAND_DEADLINE, name.query_async::<()>(&mut connection)).await?;
-        Ok(connection)
+            .set_response_timeout(Some(self.deadline));
+        let (client, mut generation) = self.node.client()?;
+        let connecting = async {
+            let connecting = client.get_multiplexed_async_connection_with_config(&config);
+            let mut connection = deadline(CONNECT_DEADLINE, connecting).await?;
+            let mut greeting = pipe();
+            greeting.ignore_errors().cmd("CLIENT").arg("SETNAME").arg(self.node.connection_name(self.purpose));
+            greeting.cmd("EVALSHA").arg(NO_SCRIPT).arg(0).cmd("INFO");
+            let replies = deadline(COMMAND_DEADLINE, greeting.query_async(&mut connection)).await?;
+            Ok((connection, replies))
+        };
+        let (redis, replies) = generation.run(Box::pin(connecting)).await?;
+        let [name, hash, info]: [RedisResult<Value>; 3] = replies;
+        match name {
+            Err(error) if error.code() == Some("NOAUTH") => return Err(error.into()),
+            // The name is a convenience: Redis may refuse it.
+            _ => {}
+        }
+        let by_hash = !hash.is_err_and(|error| refuses_hashes(&error));
+        let info = info.and_then(|info| Ok(Vec::<u8>::from_redis_value(info)?)).map_err(Error::from);
+        let server = self.node.accept(ServerInfo::of_reply(info)?)?.identity;
+        let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Connection { redis, number, by_hash, server, generation })
     }
 
     /// Drops a failed connection, unless a newer one has replaced it.
-    fn forget_if_broken<T>(&self, number: u64, reply: Result<T, Error>) -> Result<T, Error> {
-        let broken = match &reply {
+    fn forget_if_broken(&self, number: u64, replies: &Result<Vec<RedisResult<Value>>, Error>) {
+        let mut errors = replies.iter().flatten().filter_map(|reply| reply.as_ref().err());
+        let broken = match &replies {
             Err(Error::Timeout(_)) => true,
             Err(Error::Redis(error)) => is_broken(error),
-            _ => false,
+            Err(_) => false,
+            Ok(_) => errors.clone().any(is_broken),
         };
-        // If the lock is taken, a newer connection is being established, or the next failure drops this one.
-        if broken
-            && let Ok(mut commands) = self.commands.try_lock()
-            && commands.number == number
-        {
-            commands.current = None;
+        if errors.any(|error| error.code() == Some("READONLY")) {
+            // It has become a replica: other connections may not notice.
+            self.node.generations.end_if_used();
         }
-        reply
+        // If the lock is taken, a newer connection is being established, or the next failure drops this one.
+        if broken && let Ok(mut state) = self.state.try_lock() {
+            state.current.take_if(|connection| connection.number == number);
+        }
+    }
+}
+
+impl Connection {
+    async fn run_one(&mut self, call: &Call<'_>) -> RedisResult<Value> {
+        if self.by_hash && call.script().is_some() {
+            match self.redis.req_packed_command(&call.command(true, &self.server)).await.and_then(Value::extract_error)
+            {
+                Err(error) if is_missing_script(&error) => {}
+                reply => return reply,
+            }
+        }
+        self.redis.req_packed_command(&call.command(false, &self.server)).await.and_then(Value::extract_error)
+    }
+
+    /// The first call of each script carries its source, which costs little beside many calls: retrying only those that
+    /// miss the script would break their order.
+    async fn run_all(&mut self, calls: &[Call<'_>], asking: Asking) -> RedisResult<Vec<RedisResult<Value>>> {
+        let mut replies = self.run_pipeline(calls, asking, self.by_hash).await?;
+        let misses = |reply: &RedisResult<Value>| reply.as_ref().is_err_and(is_missing_script);
+        if let Some(first) = replies.iter().position(misses)
+            && replies.iter().skip(first).all(misses)
+            && let Some(missed) = calls.get(first..)
+        {
+            // The call with the source was refused for its keys, so none of those after it has run.
+            replies.truncate(first);
+            replies.extend(self.run_pipeline(missed, asking, false).await?);
+        }
+        Ok(replies)
+    }
+
+    async fn run_pipeline(
+        &mut self,
+        calls: &[Call<'_>],
+        asking: Asking,
+        by_hash: bool,
+    ) -> RedisResult<Vec<RedisResult<Value>>> {
+        let (mut commands, mut sent) = (Pipeline::with_capacity(calls.len()), Vec::new());
+        commands.ignore_errors();
+        for call in calls {
+            let by_hash = by_hash && call.script().is_some_and(|script| sent.contains(&script.hash()));
+            sent.extend(call.script().filter(|_| !by_hash).map(|script| script.hash()));
+            if asking != Asking::Owner {
+                commands.cmd("ASKING");
+            }
+            let command = match asking {
+                Asking::Alone => call.alone(&self.server),
+                Asking::Owner | Asking::Target => call.command(by_hash, &self.server),
+            };
+            commands.add_command(command.into_owned());
+        }
+        let replies: Vec<RedisResult<Value>> = commands.query_async(&mut self.redis).await?;
+        let step = if asking == Asking::Owner { 1 } else { 2 };
+        Ok(replies.into_iter().skip(step - 1).step_by(step).collect())
     }
 }
 
 /// Whether the connection must be replaced after this error.
 fn is_broken(error: &redis::RedisError) -> bool {
-    // The server has become a replica: resolve the host name again to find the master.
+    // The server has become a replica: resolve the host name again to find the master. Or it has begun to refuse
+    // `EVALSHA`: find out at the next connection.
     let replica = error.code() == Some("READONLY");
-    error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() || replica
+    let other_calls = refuses_hashes(error);
+    error.is_io_error() || error.is_timeout() || error.is_unrecoverable_error() || replica || other_calls
 }
 
-pub(super) async fn deadline<T>(
-    limit: Duration,
-    reply: impl Future<Output = redis::RedisResult<T>>,
-) -> Result<T, Error> {
+async fn deadline<T>(limit: Duration, reply: impl Future<Output = redis::RedisResult<T>>) -> Result<T, Error> {
     match timeout(limit, reply).await {
         Ok(reply) => Ok(reply?),
         Err(_) => Err(Error::Timeout(limit)),

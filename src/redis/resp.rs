@@ -10,6 +10,9 @@ const MAX_PARTS: usize = 4;
 /// Any part but the payload may have this many bytes, whatever `max_part` is.
 const NAME_BYTES: usize = 4_096;
 
+/// Maximum length of a bulk reply.
+const MAX_BULK: usize = 1 << 20;
+
 /// Maximum length of a line: a status, an error or a length.
 const MAX_LINE: usize = 1_024;
 
@@ -57,7 +60,8 @@ pub fn read(buffer: &[u8], max_part: usize) -> Result<Option<(Reply<'_>, usize)>
     let reply = match line {
         [b'+', status @ ..] => (Reply::Status(status), consumed(rest)),
         [b'-', error @ ..] => (Reply::Error(error), consumed(rest)),
-        [b'*', count @ ..] => match read_parts(number(count)?, rest, max_part)? {
+        // `>`: a push in RESP3.
+        [b'*' | b'>', count @ ..] => match read_parts(number(count)?, rest, max_part)? {
             Array::Whole(parts, rest) => (Reply::Push(parts), consumed(rest)),
             Array::Oversize { parts, more, rest, missing } => (Reply::Oversize(parts, more), consumed(rest) + missing),
             Array::Incomplete => return Ok(None),
@@ -112,6 +116,27 @@ fn read_parts(count: usize, mut rest: &[u8], max_part: usize) -> Result<Array<'_
     Ok(Array::Whole(parts, rest))
 }
 
+/// The text of a bulk reply, or the line of an error reply.
+pub type Bulk<'a> = Result<&'a [u8], &'a [u8]>;
+
+/// Reads one bulk reply, or an error reply, from the front of the buffer, and returns it with the number of bytes
+/// consumed. Returns `None` if more bytes are needed.
+pub fn read_bulk(buffer: &[u8]) -> Result<Option<(Bulk<'_>, usize)>, Malformed> {
+    let Some((line, rest)) = take_line(buffer)? else { return Ok(None) };
+    let head = buffer.len() - rest.len();
+    match line {
+        [b'-', error @ ..] => Ok(Some((Err(error), head))),
+        [b'$', digits @ ..] => {
+            let len = number(digits)?;
+            if len > MAX_BULK {
+                return Err(Malformed("bulk reply too large"));
+            }
+            Ok(rest.get(..len).filter(|_| rest.len() >= len + 2).map(|text| (Ok(text), head + len + 2)))
+        }
+        _ => Err(Malformed("unexpected reply type")),
+    }
+}
+
 /// Reads the header of one unwanted part; returns the number of bytes to skip, header and line end included.
 pub fn read_unwanted(buffer: &[u8]) -> Result<Option<usize>, Malformed> {
     let Some((line, rest)) = take_line(buffer)? else { return Ok(None) };
@@ -130,6 +155,8 @@ pub fn read_unwanted_reply(buffer: &[u8]) -> Result<Option<(usize, usize)>, Malf
     match line {
         b"*-1" => Ok(Some((head, 0))),
         [b'*', digits @ ..] => Ok(Some((head, number(digits)?))),
+        // A map of RESP3: a key and a value for each entry.
+        [b'%', digits @ ..] => Ok(Some((head, number(digits)? * 2))),
         _ => Ok(read_unwanted(buffer)?.map(|bytes| (bytes, 0))),
     }
 }
@@ -269,5 +296,14 @@ mod tests {
     #[test]
     fn a_command_is_an_array_of_its_words() {
         assert_eq!(write(&[b"AUTH", b"p w"]), b"*2\r\n$4\r\nAUTH\r\n$3\r\np w\r\n");
+    }
+
+    #[test]
+    fn a_bulk_reply_is_read_whole_or_not_at_all() {
+        let reply = b"$6\r\nrole:m\r\n+OK\r\n";
+        assert_eq!(read_bulk(reply), Ok(Some((Ok(&b"role:m"[..]), 12))));
+        assert!((0..12).all(|end| read_bulk(&reply[..end]) == Ok(None)));
+        assert_eq!(read_bulk(b"-NOPERM no\r\n"), Ok(Some((Err(&b"NOPERM no"[..]), 12))));
+        assert!(read_bulk(b"$9999999\r\n").is_err() && read_bulk(b"*1\r\n").is_err());
     }
 }

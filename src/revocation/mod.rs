@@ -50,6 +50,8 @@ pub struct RevocationList {
     /// The subscription since which Redis has replied. After a first read, an error reply counts too: no other instance can
     /// read the list either.
     answered_since: AtomicU64,
+    /// Why the list could not be read the last time.
+    failed: Mutex<Option<String>>,
     received: Mutex<Vec<Revocation>>,
     work: Notify,
     overflows: LogRate,
@@ -72,6 +74,7 @@ impl RevocationList {
             metrics,
             read_since: AtomicU64::new(0),
             answered_since: AtomicU64::new(0),
+            failed: Mutex::default(),
             received: Mutex::default(),
             work: Notify::new(),
             overflows: LogRate::new(),
@@ -117,7 +120,10 @@ impl RevocationList {
     /// The reason if this instance may accept a revoked token, else `None`.
     pub fn not_ready(&self) -> Option<String> {
         let behind = *self.subscriptions.borrow() != self.answered_since.load(Ordering::Relaxed);
-        behind.then(|| "the revoked tokens have not been read yet".to_owned())
+        behind.then(|| {
+            let failed = self.failed.lock().as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            format!("the revoked tokens have not been read yet{failed}")
+        })
     }
 
     /// Never returns.
@@ -193,6 +199,7 @@ impl RevocationList {
             return Ok(None);
         }
         let read = self.read().await;
+        *self.failed.lock() = read.as_ref().err().map(ToString::to_string);
         if read.is_ok() {
             self.read_since.store(subscription, Ordering::Relaxed);
         }

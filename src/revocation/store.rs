@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use redis::{Script, cmd};
+use redis::cmd;
 
 use crate::backplane::{Backplane, BackplaneError};
 use crate::protocol::Revocation;
-use crate::redis::Redis;
+use crate::redis::{Redis, Script};
 
 /// Revocations read or written in one step.
 const STEP: usize = 1_000;

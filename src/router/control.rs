@@ -1,26 +1,37 @@
-//! The control channel, on which backends disconnect users and revoke tokens.
+//! The control channel, on which backends disconnect users and revoke tokens, and instances make room for users at a limit, or
+//! ask for the connections of a user.
 
 use std::sync::Arc;
 
 use tracing::{debug, warn};
 
 use crate::delivery::{ConnectionHandle, Registry};
+use crate::limits::Room;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
 use crate::protocol::{Close, Command, CommandError, UserId};
 use crate::revocation::RevocationList;
+use crate::roster::Roster;
 
 #[derive(Debug)]
 pub struct Control {
     registry: Arc<Registry>,
     revocations: Arc<RevocationList>,
+    room: Arc<Room>,
+    roster: Arc<Roster>,
     metrics: Arc<Metrics>,
     warnings: LogRate,
 }
 
 impl Control {
-    pub fn new(registry: Arc<Registry>, revocations: Arc<RevocationList>, metrics: Arc<Metrics>) -> Self {
-        Self { registry, revocations, metrics, warnings: LogRate::new() }
+    pub fn new(
+        registry: Arc<Registry>,
+        revocations: Arc<RevocationList>,
+        room: Arc<Room>,
+        roster: Arc<Roster>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { registry, revocations, room, roster, metrics, warnings: LogRate::new() }
     }
 
     /// Executes one control message. Never blocks.
@@ -33,6 +44,14 @@ impl Control {
             Ok(Command::Revoke(revocation)) => {
                 self.revocations.revoke(revocation);
                 "revoke"
+            }
+            Ok(Command::Room(message)) => {
+                self.room.take(message);
+                "room"
+            }
+            Ok(Command::Roster(question)) => {
+                self.roster.note(question);
+                "connections"
             }
             Err(error) => {
                 let command = if matches!(error, CommandError::Unknown(_)) { "unknown" } else { "bad" };
@@ -51,6 +70,7 @@ impl Control {
             let targets = handles.iter().filter(is_target);
             targets.map(|handle| handle.queue.close(Close::Disconnected)).count()
         });
-        debug!(closed = closed.unwrap_or_default(), "disconnected by a command");
+        let (user, closed) = (user.as_str(), closed.unwrap_or_default());
+        debug!(user, connection, closed, "disconnected by a command");
     }
 }

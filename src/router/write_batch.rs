@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::sampler::Sampler;
 use crate::delivery::ConnectionHandle;
 use crate::shutdown::Shutdown;
 
@@ -17,6 +18,7 @@ pub(super) struct WriteBatch {
     pub(super) user: String,
     /// Connections whose send queue was empty before.
     pub(super) handles: Vec<Arc<ConnectionHandle>>,
+    pub(super) sampler: Sampler,
     /// Limits the other threads that write for a user with many connections.
     helpers: Arc<Semaphore>,
     shutdown: Shutdown,
@@ -26,7 +28,7 @@ impl WriteBatch {
     /// `threads` includes the router's own.
     pub(super) fn new(threads: usize, shutdown: Shutdown) -> Self {
         let helpers = Arc::new(Semaphore::new(threads.saturating_sub(1)));
-        Self { user: String::new(), handles: Vec::new(), helpers, shutdown }
+        Self { user: String::new(), handles: Vec::new(), sampler: Sampler::default(), helpers, shutdown }
     }
 
     /// Writes the frames, on several threads if there are many. Each send queue orders its writers.

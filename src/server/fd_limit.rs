@@ -20,6 +20,12 @@ pub fn raise_limit() {
     info!(before, limit = now, browsers, "file descriptors");
 }
 
+/// How many connections of browsers the limit allows once it is raised; `u64::MAX` if there is no limit.
+pub fn browsers_allowed() -> u64 {
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    most - RESERVE.min(most / 4)
+}
+
 /// The limit of this process; `u64::MAX` if it has none.
 fn allowed() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)

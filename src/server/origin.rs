@@ -8,7 +8,7 @@ use super::App;
 use super::reply::Refusal;
 
 pub(super) fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
-    if app.origins.allows_token(origin(headers).as_deref()) {
+    if app.origins.load().allows_token(origin(headers).as_deref()) {
         return Ok(());
     }
     let message = "pages of this origin may not connect (server.allowed_origins)";
@@ -16,13 +16,16 @@ pub(super) fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), Refusal
 }
 
 pub(super) fn check_cookie_origin(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
-    if app.origins.allows_cookie(origin(headers).as_deref()) {
+    if app.origins.load().allows_cookie(origin(headers).as_deref()) {
         return Ok(());
     }
     let message = "a cookie is accepted only with an Origin in server.allowed_origins";
     Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
 }
 
-fn origin(headers: &HeaderMap) -> Option<Cow<'_, str>> {
-    headers.get(header::ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()))
+/// The Origin; several are one that no page has.
+pub(super) fn origin(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let mut given = headers.get_all(header::ORIGIN).into_iter();
+    let origin = String::from_utf8_lossy(given.next()?.as_bytes());
+    Some(if given.next().is_some() { Cow::Borrowed("") } else { origin })
 }

@@ -2,25 +2,29 @@
 
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::auth::is_loopback_host;
 use crate::backplane::BackplaneError;
 use crate::limits::Limit;
+use crate::protocol::UserId;
 
 /// An error response: `{"error":{"code":"…","message":"…"}}`.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    code: &'static str,
-    message: String,
+    pub(super) code: &'static str,
+    pub(super) message: String,
+    /// For the log, where it is known.
+    pub(super) user: Option<UserId>,
+    /// Whether the user is over a limit only until the connections of a dead instance are released.
+    pub(super) is_passing: bool,
 }
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self { status, code, message: message.into(), user: None, is_passing: false }
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
@@ -44,10 +48,14 @@ impl From<Limit> for Refusal {
             }
             Limit::ConnectionsPerIp => (StatusCode::TOO_MANY_REQUESTS, "too many connections from this address"),
             Limit::ConnectionsPerUser => (StatusCode::TOO_MANY_REQUESTS, "too many connections of this user"),
+            Limit::ConnectionsPerUserOrDead => {
+                (StatusCode::TOO_MANY_REQUESTS, "too many connections of this user, some perhaps to a dead instance")
+            }
             Limit::RatePerIp => (StatusCode::TOO_MANY_REQUESTS, "this address connects too often"),
             Limit::RatePerUser => (StatusCode::TOO_MANY_REQUESTS, "this user connects too often"),
         };
-        Self::new(status, limit.name(), format!("{reason} (limits.{})", limit.name()))
+        let is_passing = limit == Limit::ConnectionsPerUserOrDead;
+        Self { is_passing, ..Self::new(status, limit.name(), format!("{reason} (limits.{})", limit.name())) }
     }
 }
 
@@ -65,27 +73,42 @@ impl From<BytesRejection> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let body = Json(json!({"error": {"code": self.code, "message": self.message}}));
-        let mut response = (self.status, body).into_response();
-        let extra = match self.status {
-            StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
-            StatusCode::UPGRADE_REQUIRED => Some((header::UPGRADE, "websocket")),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Some((header::RETRY_AFTER, "1")),
-            _ => None,
-        };
-        if let Some((name, value)) = extra {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
-        }
-        response
+        with_headers((self.status, body).into_response())
     }
 }
 
-/// The error code for a kind of backplane error: Redis is out of memory, or unavailable.
+/// Adds the headers that belong to the status of a refusal.
+pub(super) fn with_headers<T>(mut response: axum::http::Response<T>) -> axum::http::Response<T> {
+    let extra = match response.status() {
+        StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
+        StatusCode::UPGRADE_REQUIRED => Some((header::UPGRADE, "websocket")),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Some((header::RETRY_AFTER, "1")),
+        _ => None,
+    };
+    if let Some((name, value)) = extra {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// The error code for a kind of backplane error: Redis is out of memory or unavailable, or too few replicas keep up.
 pub(super) fn backplane_code(kind: &str) -> &'static str {
-    if kind == "OOM" { "backplane_full" } else { "backplane_down" }
+    match kind {
+        "OOM" => "backplane_full",
+        "not_replicated" => "not_replicated",
+        _ => "backplane_down",
+    }
 }
 
 pub(super) fn not_published(kind: &str) -> Refusal {
-    let message = format!("the backplane did not accept the notification ({kind})");
+    let message = match kind {
+        "not_replicated" => {
+            "too few replicas have the notification yet (redis.wait_replicas), which may be delivered: \
+                             repeat the request with the same Idempotency-Key"
+                .to_owned()
+        }
+        _ => format!("the backplane did not accept the notification ({kind})"),
+    };
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, backplane_code(kind), message)
 }
 
@@ -101,17 +124,4 @@ pub(super) fn not_found() -> Refusal {
 
 pub(super) fn method_not_allowed() -> Refusal {
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not support the method")
-}
-
-/// Refuses requests whose `Host` or `Origin` is not a loopback name, such as those of foreign pages after DNS rebinding.
-pub(super) fn check_loopback_host(headers: &HeaderMap) -> Result<(), Refusal> {
-    let text = |name| headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()));
-    let host = text(header::HOST).is_none_or(|host| is_loopback_host(&host));
-    let origin = text(header::ORIGIN)
-        .is_none_or(|origin| origin.split_once("://").is_some_and(|(_, host)| is_loopback_host(host)));
-    if host && origin {
-        return Ok(());
-    }
-    let message = "only requests and pages of loopback host names are accepted";
-    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
 }

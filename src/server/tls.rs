@@ -4,31 +4,34 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use secrecy::SecretString;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::aws_lc_rs::Ticketer;
 use tokio_rustls::rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::server::TlsStream;
 use tracing::{info, warn};
 
-use crate::config::{TlsError, TlsFiles};
+use super::tickets::Tickets;
+use crate::config::{TlsError, TlsFiles, Validity};
+use crate::delivery::TlsSocket;
 use crate::metrics::Metrics;
+
+/// The tickets that a client gets in a handshake: one is used up by each return.
+const TICKETS: usize = 1;
 
 /// How often the files are read.
 const POLL: Duration = Duration::from_secs(2);
 
 pub struct Tls {
-    files: TlsFiles,
+    files: Mutex<TlsFiles>,
     /// Of the files at the start.
     fingerprint: u64,
     current: Arc<Current>,
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
     reload: Notify,
 }
 
@@ -43,8 +46,8 @@ impl ResolvesServerCert for Current {
 }
 
 impl Tls {
-    /// Reads the files; TLS 1.2 and 1.3, with session tickets.
-    pub fn new(files: TlsFiles) -> Result<Self, TlsError> {
+    /// Reads the files; TLS 1.2 and 1.3, with session tickets under `secret` ([`Tickets::new`]).
+    pub fn new(files: TlsFiles, secret: Option<&SecretString>) -> Result<Self, TlsError> {
         let pem = files.read()?;
         let current = Arc::new(Current(RwLock::new(Arc::new(files.parse(&pem)?))));
         let resolver = Arc::clone(&current) as Arc<dyn ResolvesServerCert>;
@@ -52,21 +55,32 @@ impl Tls {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Tickets need no memory on the server; stored sessions would.
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        match Ticketer::new() {
-            Ok(ticketer) => config.ticketer = ticketer,
+        match Tickets::new(secret) {
+            Ok(tickets) => config.ticketer = Arc::new(tickets),
             Err(error) => warn!(%error, "no session tickets: returning clients need a full handshake"),
         }
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Self { fingerprint: pem.fingerprint(), files, current, acceptor, reload: Notify::new() })
+        config.send_tls13_tickets = TICKETS;
+        let config = Arc::new(config);
+        let (fingerprint, files) = (pem.fingerprint(), Mutex::new(files));
+        Ok(Self { fingerprint, files, current, config, reload: Notify::new() })
     }
 
-    pub(super) async fn accept(&self, socket: TcpStream) -> io::Result<Box<TlsStream<TcpStream>>> {
-        self.acceptor.accept(socket).await.map(Box::new)
+    pub(super) async fn accept(&self, socket: TcpStream) -> io::Result<Box<TlsSocket>> {
+        TlsSocket::accept(socket, Arc::clone(&self.config)).await
     }
 
-    /// Requests a reload, even if the files have not changed.
-    pub fn reload(&self) {
+    /// Requests that these files are read at once.
+    pub fn reload(&self, files: TlsFiles) {
+        *self.files.lock() = files;
         self.reload.notify_one();
+    }
+
+    /// Reports when the certificate in use expires.
+    pub fn report_expiry(&self, metrics: &Metrics) {
+        let pair = Arc::clone(&self.current.0.read());
+        if let Some(first) = pair.cert.iter().filter_map(Validity::of).map(|validity| validity.until).min() {
+            metrics.set_certificate_expiry(first);
+        }
     }
 
     /// Reloads the pair when the files have changed, or on request. An unusable one is counted and logged, and the previous
@@ -81,8 +95,9 @@ impl Tls {
                 _ = ticks.tick() => false,
                 () = self.reload.notified() => true,
             };
-            let files = self.files.clone();
-            let read = match spawn_blocking(move || files.read()).await {
+            let files = self.files.lock().clone();
+            let reading = files.clone();
+            let read = match spawn_blocking(move || reading.read()).await {
                 Ok(read) => read,
                 Err(error) => {
                     warn!(%error, "TLS files not read: the certificate is unchanged");
@@ -91,15 +106,16 @@ impl Tls {
                 }
             };
             let fingerprint = read.as_ref().ok().map(crate::config::Pem::fingerprint);
-            // The two files may be half-way through a change: a new pair must be read twice.
+            // The two files may be half-way through a change: a new pair must be read twice, unless a reload has checked it.
             let stable = std::mem::replace(&mut seen, fingerprint) == fingerprint;
-            if !requested && (fingerprint == settled || !stable) {
+            if fingerprint == settled || !(requested || stable) {
                 continue;
             }
             settled = fingerprint;
-            let result = match read.and_then(|pem| self.files.parse(&pem)) {
+            let result = match read.and_then(|pem| files.parse(&pem)) {
                 Ok(pair) => {
                     *self.current.0.write() = Arc::new(pair);
+                    self.report_expiry(metrics);
                     info!("TLS certificate reloaded");
                     "taken"
                 }
@@ -115,7 +131,7 @@ impl Tls {
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Tls").field("files", &*self.files.lock()).finish_non_exhaustive()
     }
 }
 
@@ -142,12 +158,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_reload_with_the_same_pair_loads_nothing() {
+        const BOTH: [&str; 2] = ["certificate.pem", "key.pem"];
+        let dir = TempDir::new().unwrap();
+        renew(dir.path(), &BOTH);
+        let files = TlsFiles::new(BOTH, dir.path().join(BOTH[0]), dir.path().join(BOTH[1]));
+        let (tls, metrics) = (Tls::new(files.clone(), None).unwrap(), Metrics::new());
+        let steps = async {
+            sleep(POLL / 4).await;
+            tls.reload(files.clone());
+            sleep(POLL / 4).await;
+            assert_eq!(counts(&metrics), [0, 0]);
+            renew(dir.path(), &BOTH);
+            tls.reload(files);
+            sleep(POLL / 4).await;
+            assert_eq!(counts(&metrics), [1, 0], "another pair is loaded at once");
+        };
+        tokio::select! {
+            () = steps => {}
+            () = tls.run_reload(&metrics) => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_pair_that_is_half_written_at_one_look_is_not_judged_and_each_is_judged_once() {
         const BOTH: [&str; 2] = ["certificate.pem", "key.pem"];
         let dir = TempDir::new().unwrap();
         renew(dir.path(), &BOTH);
-        let files = TlsFiles::new(dir.path().join(BOTH[0]), dir.path().join(BOTH[1]));
-        let (tls, metrics) = (Tls::new(files).unwrap(), Metrics::new());
+        let files = TlsFiles::new(BOTH, dir.path().join(BOTH[0]), dir.path().join(BOTH[1]));
+        let (tls, metrics) = (Tls::new(files, None).unwrap(), Metrics::new());
         let steps = async {
             sleep(POLL / 2).await;
             renew(dir.path(), &["certificate.pem"]);

@@ -13,9 +13,12 @@ async function comesBack(stage, signal, expected) {
   await mine.row('Before');
 
   const state = page.getByTestId('state');
+  const restarting = page.getByText('The gateway is being restarted.').waitFor();
   const counting = state.filter({ hasText: /^Reconnecting in \d+ s$/ }).waitFor();
   assert.equal(await gateway.end(signal), expected);
   await counting;
+  if (signal === 'SIGTERM') await restarting;
+  else restarting.catch(() => {});
   await page.getByTestId('retry-now').waitFor();
 
   const again = await stage.gateway({ listen: gateway.public });

@@ -30,10 +30,8 @@ try {
   for (const [user, data] of NOTIFICATIONS) {
     const address = `http://${gateway.admin}/v1/users/${user}/notifications`;
     await fetch(address, { method: 'POST', body: JSON.stringify({ data, durable: user === 'ada' }) });
-    await panel(page, user).row(data.title ?? (typeof data === 'string' ? data : 'Notification'));
+    await panel(page, user).row(data.title ?? (typeof data === 'string' ? data : 'order'));
   }
-  const toasts = page.getByTestId('toast');
-  while (await toasts.count() > 1) await toasts.first().getByRole('button').click();
   await page.mouse.move(0, 0);
   const picture = await page.screenshot({ animations: 'disabled' });
   await mkdir(path.dirname(wanted), { recursive: true });

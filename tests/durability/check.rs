@@ -1,11 +1,12 @@
 //! Checks the record of a run against the contract: a pure function, tested here with records that violate it.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use serde_json::Value;
 use tidings::internals::Cursor;
 
-use super::record::{Entry, Notification, Seen, User, Way};
+use super::record::{Done, Entry, Notification, Publication, Seen, User, Way};
 
 /// Stored beyond `history.max_len` at most.
 const BEYOND: usize = 200;
@@ -32,6 +33,8 @@ pub enum Breach {
     OtherId { way: &'static str, number: u64 },
     /// The notifications kept at the end are not the newest.
     KeptOthers,
+    /// More or fewer are counted as unread than are listed.
+    Counted(u64),
     /// Fewer or more are kept than promised.
     KeptTooManyOrFew(usize),
     /// HTTP lists something else than XRANGE.
@@ -46,6 +49,8 @@ pub enum Breach {
     Twice(Cursor),
     /// Behind a later one.
     Late(Cursor),
+    /// It was taken back before the connection began.
+    TakenBack(Cursor),
     /// `recovered:true` without a resume.
     RecoveredUnasked,
     /// `recovered:false` without a cursor to go on from.
@@ -54,16 +59,25 @@ pub enum Breach {
     Unexplained(usize),
     /// The run ended before the client received the end.
     NoEnd,
+    /// Unread, and not handed over.
+    NotHandedOver(Cursor),
+    /// Handed over more than once.
+    HandedOverAgain(Cursor),
+    /// Handed over, though it was read or taken back before its time.
+    HandedOverInVain(Cursor),
+    /// Handed over, and not published to be.
+    HandedOverUnasked(Cursor),
 }
 
 /// Every breach of a promise to this user. Of a connection, the first alone: what follows it follows from it.
 pub fn faults(user: &User, max_len: usize) -> Vec<Fault> {
     let mut faults: Vec<_> = stored_as_published(user).into_iter().chain(kept_as_stored(user, max_len)).collect();
-    let history = History::of(&user.stored);
+    let history = History::of(user);
     for (number, log) in user.clients.iter().enumerate() {
-        let mut follower = Follower { history: &history, max_len, next: None, level: None, heard: HashSet::new() };
+        let mut follower = Follower::new(&history, max_len);
         let mut excused = false;
-        for (at, Entry { seen, .. }) in log.iter().enumerate() {
+        for (at, Entry { seen, at: time }) in log.iter().enumerate() {
+            (follower.now, follower.evicted) = (*time, evicted(user, *time));
             excused &= !matches!(seen, Seen::Welcome { .. });
             let breach = follower.follow(seen);
             if let (Some(breach), false) = (breach, excused) {
@@ -80,15 +94,18 @@ pub fn faults(user: &User, max_len: usize) -> Vec<Fault> {
     faults
 }
 
+/// How many of the user's notifications had been evicted at this time.
+fn evicted(user: &User, time: u64) -> usize {
+    user.evicted.iter().filter(|(at, _)| *at <= time).map(|(_, count)| *count).max().unwrap_or_default()
+}
+
 /// Whether each publication is stored once, under its id, and in the order of its way.
 fn stored_as_published(user: &User) -> Vec<Fault> {
     let mut breaches = Vec::new();
     let mut copies: HashMap<(&str, u64), Vec<Cursor>> = HashMap::new();
     let mut last: HashMap<&str, u64> = HashMap::new();
     for Notification { id, data, .. } in &user.stored {
-        let content: Value = serde_json::from_str(data).unwrap_or_default();
-        let way = Way::ALL.iter().map(|way| way.name()).find(|way| content["way"] == **way);
-        let (Some(way), Some(number)) = (way, content["n"].as_u64()) else {
+        let Some((way, number)) = content(data) else {
             breaches.push(Breach::NobodyPublished { data: data.clone() });
             continue;
         };
@@ -116,16 +133,34 @@ fn stored_as_published(user: &User) -> Vec<Fault> {
     breaches.into_iter().map(|breach| Fault { client: None, breach }).collect()
 }
 
+/// The way and the number of a publication, from its data.
+fn content(data: &str) -> Option<(&'static str, u64)> {
+    let content: Value = serde_json::from_str(data).ok()?;
+    let way = Way::ALL.iter().map(|way| way.name()).find(|way| content["way"] == **way)?;
+    Some((way, content["n"].as_u64()?))
+}
+
+/// Whether this notification is what was published so.
+pub fn is_of(stored: &Notification, publication: &Publication) -> bool {
+    content(&stored.data) == Some((publication.way.name(), publication.number))
+}
+
 /// Whether the newest are kept, as many as are promised, and listed as they are.
 fn kept_as_stored(user: &User, max_len: usize) -> Vec<Fault> {
     let epoch = user.stored.last().map(|newest| newest.id.epoch);
-    let since_loss = user.stored.iter().filter(|stored| Some(stored.id.epoch) == epoch).count();
+    let is_taken = |stored: &Notification| user.changes.taken.iter().any(|taken| taken.what.id == stored.id);
+    let stored: Vec<_> = user.stored.iter().filter(|stored| !is_taken(stored)).cloned().collect();
+    let remaining = stored.iter().skip(evicted(user, u64::MAX));
+    let since_loss = remaining.filter(|stored| Some(stored.id.epoch) == epoch).count();
     let kept = user.kept.len();
     let mut breaches = Vec::new();
     if kept < since_loss.min(max_len) || kept > max_len + BEYOND {
         breaches.push(Breach::KeptTooManyOrFew(kept));
     }
-    if !user.stored.ends_with(&user.kept) {
+    if let Some(unread) = user.unread.filter(|unread| *unread != kept as u64) {
+        breaches.push(Breach::Counted(unread));
+    }
+    if !stored.ends_with(&user.kept) {
         breaches.push(Breach::KeptOthers);
     }
     if user.listed != user.kept {
@@ -138,12 +173,21 @@ fn kept_as_stored(user: &User, max_len: usize) -> Vec<Fault> {
 struct History<'a> {
     stored: &'a [Notification],
     by_id: HashMap<String, usize>,
+    /// When some were taken back.
+    taken: HashMap<usize, &'a Done<Notification>>,
 }
 
 impl<'a> History<'a> {
-    fn of(stored: &'a [Notification]) -> Self {
-        let by_id = stored.iter().enumerate().map(|(index, stored)| (stored.id.to_string(), index)).collect();
-        Self { stored, by_id }
+    fn of(user: &'a User) -> Self {
+        let by_id = |(index, stored): (usize, &Notification)| (stored.id.to_string(), index);
+        let by_id: HashMap<_, _> = user.stored.iter().enumerate().map(by_id).collect();
+        let taken = user.changes.taken.iter().map(|taken| (by_id[&taken.what.id.to_string()], taken)).collect();
+        Self { stored: &user.stored, by_id, taken }
+    }
+
+    /// How many of these cannot have been taken back by then.
+    fn there(&self, places: Range<usize>, by: u64) -> usize {
+        places.filter(|place| self.taken.get(place).is_none_or(|taken| taken.asked > by)).count()
     }
 
     fn index(&self, id: Cursor) -> Option<usize> {
@@ -170,20 +214,30 @@ struct Follower<'a> {
     /// How far its log goes without a hole, told gaps aside.
     level: Option<usize>,
     /// On this connection.
-    heard: HashSet<usize>,
+    received: HashSet<usize>,
+    /// How many of all Redis has evicted by now.
+    evicted: usize,
+    /// When this connection began.
+    begun: u64,
+    now: u64,
 }
 
-impl Follower<'_> {
+impl<'a> Follower<'a> {
+    fn new(history: &'a History<'a>, max_len: usize) -> Self {
+        Self { history, max_len, next: None, level: None, received: HashSet::new(), evicted: 0, begun: 0, now: 0 }
+    }
+
     fn follow(&mut self, seen: &Seen) -> Option<Breach> {
         match seen {
-            Seen::Welcome { asked, recovered, cursor, .. } => {
-                self.heard.clear();
-                self.next = None;
+            Seen::Welcome { begun, asked, recovered, cursor, .. } => {
+                self.received.clear();
+                (self.next, self.begun) = (None, *begun);
                 self.greet(*asked, *recovered, *cursor)
             }
             Seen::Event(event) => self.hear(event),
             Seen::Marker => {
-                let missing = self.history.stored.len() - self.level.unwrap_or(self.history.stored.len());
+                let all = self.history.stored.len();
+                let missing = self.history.there(self.level.unwrap_or(all)..all, self.now);
                 (missing > 0).then_some(Breach::Lost(missing))
             }
             Seen::End(_) => None,
@@ -200,14 +254,15 @@ impl Follower<'_> {
                 let from = place(asked)?;
                 let given = cursor.map(place).transpose()?.unwrap_or(from);
                 let level = self.level.unwrap_or(from);
-                let skipped = from.max(given).saturating_sub(level);
+                let skipped = self.history.there(level..from.max(given), self.now);
                 if skipped > 0 { Err(Breach::Lost(skipped)) } else { Ok(Some(from)) }
             }
             (Some(asked), false) => {
                 let cursor = cursor.ok_or(Breach::NoCursor)?;
                 let (from, now) = (place(asked)?, place(cursor)?);
                 let missed = now.saturating_sub(from);
-                let all_kept = asked.epoch == cursor.epoch && missed <= self.max_len;
+                let evicted = missed > 0 && from < self.evicted;
+                let all_kept = asked.epoch == cursor.epoch && missed <= self.max_len && !evicted;
                 if all_kept { Err(Breach::Unexplained(missed)) } else { Ok(Some(now)) }
             }
         })();
@@ -225,7 +280,8 @@ impl Follower<'_> {
     fn hear(&mut self, event: &Notification) -> Option<Breach> {
         let Some(index) = self.history.index(event.id) else { return Some(Breach::NoSuchPlace(event.id)) };
         let next = self.next.unwrap_or(index);
-        let again = !self.heard.insert(index);
+        let missing = self.history.there(next..index, self.now);
+        let again = !self.received.insert(index);
         self.next = Some(next.max(index + 1));
         self.level = self.level.max(self.next);
         if self.history.stored[index] != *event {
@@ -234,8 +290,10 @@ impl Follower<'_> {
             Some(Breach::Twice(event.id))
         } else if index < next {
             Some(Breach::Late(event.id))
-        } else if index > next {
-            Some(Breach::Lost(index - next))
+        } else if missing > 0 {
+            Some(Breach::Lost(missing))
+        } else if self.history.taken.get(&index).is_some_and(|taken| taken.done < self.begun) {
+            Some(Breach::TakenBack(event.id))
         } else {
             None
         }
@@ -243,10 +301,9 @@ impl Follower<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::num::NonZeroU64;
 
-    use super::super::record::Publication;
     use super::*;
 
     fn cursor(epoch: u64, number: u64) -> Cursor {
@@ -260,25 +317,29 @@ mod tests {
     }
 
     fn welcome(asked: Option<Cursor>, recovered: bool, cursor: Cursor) -> Seen {
-        Seen::Welcome { instance: "a".into(), asked, recovered, cursor: Some(cursor) }
+        Seen::Welcome { instance: "a".into(), begun: 100, asked, recovered, cursor: Some(cursor) }
     }
 
     fn event(number: u64) -> Seen {
         Seen::Event(stored(1, number))
     }
 
+    fn publication(way: Way, number: u64, id: Option<Cursor>) -> Publication {
+        Publication { way, number, id, escalates: false }
+    }
+
     /// A user with ten stored ones, whose client saw this.
-    fn user(seen: Vec<Seen>) -> User {
+    pub fn user(seen: Vec<Seen>) -> User {
         let stored: Vec<_> = (1..=10).map(|number| stored(1, number)).collect();
-        let published =
-            |stored: &Notification| Publication { way: Way::One, number: 100 + stored.id.number, id: Some(stored.id) };
+        let published = |stored: &Notification| publication(Way::One, 100 + stored.id.number, Some(stored.id));
         User {
             name: "u".into(),
             published: stored.iter().map(published).collect(),
             kept: stored.clone(),
             listed: stored.clone(),
             stored,
-            clients: vec![seen.into_iter().map(|seen| Entry { at: 0, seen }).collect()],
+            clients: vec![seen.into_iter().map(|seen| Entry { at: 200, seen }).collect()],
+            ..User::default()
         }
     }
 
@@ -286,7 +347,7 @@ mod tests {
     fn reborn(seen: Vec<Seen>) -> User {
         let mut user = user(seen);
         let second: Vec<_> = (1..=5).map(|number| stored(2, number)).collect();
-        let published = |stored: &Notification| Publication { way: Way::One, number: 200 + stored.id.number, id: None };
+        let published = |stored: &Notification| publication(Way::One, 200 + stored.id.number, None);
         user.published.extend(second.iter().map(published));
         (user.kept, user.listed) = (second.clone(), second.clone());
         user.stored.extend(second);
@@ -353,8 +414,8 @@ mod tests {
         assert_eq!(breaches(&user(seen.clone())), [Breach::Lost(1)], "all later breaches follow from it");
         // Without the check for holes, a hole that is filled later is a late event.
         let user = user(seen);
-        let history = History::of(&user.stored);
-        let mut follower = Follower { history: &history, max_len: 5, next: None, level: None, heard: HashSet::new() };
+        let history = History::of(&user);
+        let mut follower = Follower::new(&history, 5);
         follower.next = Some(7);
         assert_eq!(follower.follow(&event(7)), Some(Breach::Late(cursor(1, 7))));
     }
@@ -402,12 +463,66 @@ mod tests {
         assert_eq!(refused(4, 4), [Breach::Unexplained(0)]);
         let mut seen = half();
         let asked = Some(cursor(1, 4));
-        seen.push(Seen::Welcome { instance: "a".into(), asked, recovered: false, cursor: None });
+        seen.push(Seen::Welcome { instance: "a".into(), begun: 100, asked, recovered: false, cursor: None });
         seen.push(Seen::Marker);
         assert_eq!(breaches(&user(seen)), [Breach::NoCursor]);
         let mut seen = whole();
         seen[0] = welcome(None, true, cursor(1, 0));
         assert_eq!(breaches(&user(seen)), [Breach::RecoveredUnasked]);
+    }
+
+    #[test]
+    fn an_eviction_explains_a_resume_that_failed_only_for_a_client_that_lacked_some_of_it() {
+        let refused = |from: u64, recovered: bool| {
+            let mut seen = vec![welcome(None, false, cursor(1, 0))];
+            seen.extend((1..=from).map(event));
+            seen.push(welcome(Some(cursor(1, from)), recovered, cursor(1, 8)));
+            seen.extend((9..=10).map(event));
+            seen.push(Seen::Marker);
+            let mut user = user(seen);
+            user.evicted = vec![(0, 8)];
+            (user.kept, user.listed) = (user.stored[8..].to_vec(), user.stored[8..].to_vec());
+            breaches(&user)
+        };
+        assert_eq!(refused(7, false), []);
+        assert_eq!(refused(8, false), [Breach::Unexplained(0)], "it had received everything");
+        assert_eq!(refused(8, true), []);
+        assert_eq!(refused(7, true), [Breach::Lost(1)], "nothing looks like everything gone");
+        let mut kept = user(whole());
+        kept.evicted = vec![(0, 8)];
+        kept.kept.drain(..9);
+        kept.listed.drain(..9);
+        assert_eq!(breaches(&kept), [Breach::KeptTooManyOrFew(1)]);
+    }
+
+    #[test]
+    fn a_fork_that_continues_the_numbers_is_found() {
+        // The second server has 1 to 4 of the first, and other notifications in the place of 5 to 10.
+        let forked = |epoch: u64, resumed: Seen| {
+            let mut seen = vec![welcome(None, false, cursor(1, 0))];
+            seen.extend((1..=10).map(event));
+            seen.push(resumed);
+            let mut user = user(Vec::new());
+            let epoch = NonZeroU64::new(epoch).unwrap();
+            let second = (5..=12).map(|number| stored(2, number));
+            let second: Vec<_> = second.map(|one| Notification { id: Cursor { epoch, ..one.id }, ..one }).collect();
+            seen.extend(second.iter().filter(|stored| stored.id.number > 10).cloned().map(Seen::Event));
+            seen.push(Seen::Marker);
+            let published = |stored: &Notification| publication(Way::One, 200 + stored.id.number, None);
+            user.published.extend(second.iter().map(published));
+            (user.kept, user.listed) = (second.clone(), second.clone());
+            user.stored.extend(second);
+            user.clients = vec![seen.into_iter().map(|seen| Entry { at: 0, seen }).collect()];
+            faults(&user, 8).into_iter().map(|fault| fault.breach).filter(|breach| !is_kept(breach)).collect::<Vec<_>>()
+        };
+        let is_lost = [Breach::Lost(6)];
+        assert_eq!(forked(1, welcome(Some(cursor(1, 10)), true, cursor(1, 10))), is_lost, "as if nothing had happened");
+        let newest = Cursor { epoch: NonZeroU64::new(2).unwrap(), ms: 2_010, number: 10 };
+        assert_eq!(forked(2, welcome(Some(cursor(1, 10)), false, newest)), []);
+    }
+
+    fn is_kept(breach: &Breach) -> bool {
+        matches!(breach, Breach::KeptTooManyOrFew(_) | Breach::KeptOthers | Breach::ListedOthers)
     }
 
     #[test]
@@ -429,7 +544,7 @@ mod tests {
     #[test]
     fn what_is_stored_otherwise_than_it_was_published_is_found() {
         let mut lacking = user(whole());
-        lacking.published.push(Publication { way: Way::Outbox, number: 0, id: None });
+        lacking.published.push(publication(Way::Outbox, 0, None));
         assert_eq!(breaches(&lacking), [Breach::NotStored { way: "outbox", number: 0 }]);
         let mut unasked = user(whole());
         unasked.published.pop();
@@ -453,6 +568,32 @@ mod tests {
         (swapped.stored[2].data, swapped.stored[3].data) = (other, one);
         (swapped.kept, swapped.listed) = (swapped.stored.clone(), swapped.stored.clone());
         assert_eq!(breaches(&swapped), [Breach::StoredLate { way: "one", number: 103 }]);
+    }
+
+    #[test]
+    fn one_that_was_taken_back_may_be_missing_from_then_on_and_must_be_from_the_next_connection_on() {
+        let taken = |mut seen: Vec<Seen>, missing: bool, asked: u64, done: u64| {
+            if missing {
+                seen.retain(|seen| !matches!(seen, Seen::Event(event) if event.id.number == 7));
+            }
+            let mut user = user(seen);
+            user.changes.taken.push(Done { what: user.stored[6].clone(), asked, done });
+            user.kept.remove(6);
+            user.listed.remove(6);
+            user.unread = Some(9);
+            breaches(&user)
+        };
+        assert_eq!(taken(whole(), true, 150, 250), []);
+        assert_eq!(taken(whole(), false, 50, 150), []);
+        assert_eq!(taken(whole(), true, 300, 350), [Breach::Lost(1)], "it was still there");
+        assert_eq!(taken(whole(), false, 50, 90), [Breach::TakenBack(cursor(1, 7))]);
+        let mut kept = user(whole());
+        kept.changes.taken.push(Done { what: kept.stored[9].clone(), asked: 150, done: 160 });
+        kept.unread = Some(10);
+        assert_eq!(breaches(&kept), [Breach::KeptOthers]);
+        kept.kept.pop();
+        kept.listed.pop();
+        assert_eq!(breaches(&kept), [Breach::Counted(10)]);
     }
 
     #[test]

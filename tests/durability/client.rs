@@ -6,6 +6,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
+use serde_json::json;
 use serde_json::value::RawValue;
 use tidings::internals::Cursor;
 use tokio::time::{sleep, timeout};
@@ -61,6 +62,24 @@ struct Wanderer {
     before: Option<Cursor>,
 }
 
+/// The answer to a CONNECT of a socket.io client.
+#[derive(Deserialize)]
+struct Connected {
+    #[serde(default, deserialize_with = "owned_cursor")]
+    pid: Option<Cursor>,
+}
+
+fn owned_cursor<'de, D: Deserializer<'de>>(text: D) -> Result<Option<Cursor>, D::Error> {
+    String::deserialize(text)?.parse().map(Some).map_err(D::Error::custom)
+}
+
+/// The start of a connection.
+struct Greeting {
+    instance: String,
+    recovered: bool,
+    cursor: Option<Cursor>,
+}
+
 /// Comes and goes until everything is healed, then stays, or comes once more, for the end; gives all that it saw.
 pub async fn wander(world: Arc<World>, user: String, habits: Habits, rng: Rng) -> Vec<Entry> {
     let mut wanderer = Wanderer { world, user, rng, log: Vec::new(), held: None, before: None };
@@ -103,17 +122,30 @@ impl Wanderer {
     }
 
     async fn connect(&mut self) -> Option<Light> {
-        let place = self.world.anywhere(&mut self.rng)?;
+        let (place, begun) = (self.world.anywhere(&mut self.rng)?, self.world.now());
         // Now and then from further back: what comes twice has its id.
         let asked = if self.rng.u8(0..8) == 0 { self.before.or(self.held) } else { self.held };
         let text = asked.map(|cursor| cursor.to_string());
-        let resume = match &text {
-            None => Resume::No,
-            Some(text) if self.rng.u8(0..4) == 0 => Resume::InHello(text),
-            Some(text) => Resume::InUrl(text),
+        let way = self.rng.u8(0..8);
+        // Of a socket.io client, the pid may be older than the offset, which is that of the last event.
+        let older = self.before.filter(|_| asked == self.held && self.rng.bool());
+        let pid = older.or(asked).filter(|_| way > 5);
+        let connecting = async {
+            let resume = match &text {
+                // Of any transport, from the position that it had in another.
+                text if way < 2 => return Light::stream(place.public, &self.user, text.as_deref()).await,
+                text if way > 5 => {
+                    let pid = pid.map(|pid| pid.to_string());
+                    let auth = json!({"pid": pid, "offset": text});
+                    return Light::socketio_with(place.public, &self.user, auth).await;
+                }
+                None => Resume::No,
+                Some(text) if way == 2 => Resume::InHello(text),
+                Some(text) => Resume::InUrl(text),
+            };
+            Light::resume(place.public, &self.user, resume).await
         };
-        let greeted = timeout(GREETED, Light::resume(place.public, &self.user, resume)).await;
-        let (light, first) = greeted.ok()?.ok()?;
+        let (light, first) = timeout(GREETED, connecting).await.ok()?.ok()?;
         let text = match first {
             Received::Text(text) => text,
             Received::Close(code) => {
@@ -121,10 +153,8 @@ impl Wanderer {
                 return None;
             }
         };
-        let frame: Frame<'_> = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-        let (recovered, cursor) = (frame.recovered.unwrap(), frame.cursor);
-        let instance = frame.instance.unwrap().to_owned();
-        self.write(Seen::Welcome { instance, asked, recovered, cursor });
+        let Greeting { instance, recovered, cursor } = greeting(&text, pid, asked);
+        self.write(Seen::Welcome { instance, begun, asked, recovered, cursor });
         {
             let mut tally = self.world.tally.lock();
             tally.recovered += usize::from(recovered);
@@ -154,9 +184,12 @@ impl Wanderer {
     }
 
     fn hear(&mut self, text: &str) {
+        if let Some(event) = text.strip_prefix("42") {
+            return self.hear_socketio(event);
+        }
         let frame: Frame<'_> = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
         if frame.kind != "event" {
-            assert_eq!(frame.kind, "reconnect", "{text}");
+            assert!(["reconnect", "gap", "retracted"].contains(&frame.kind), "{text}");
             return;
         }
         let data = frame.data.expect(text).get().to_owned();
@@ -169,4 +202,33 @@ impl Wanderer {
             _ => panic!("neither stored nor the marker: {text}"),
         }
     }
+
+    fn hear_socketio(&mut self, event: &str) {
+        let elements: Vec<&RawValue> = serde_json::from_str(event).unwrap_or_else(|error| panic!("{error}: {event}"));
+        let string = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
+        match elements.as_slice() {
+            [_, data, none] if data.get() == MARKER && none.get() == "null" => self.write(Seen::Marker),
+            [event, data, id] => {
+                let id: Cursor = string(id).and_then(|id| id.parse().ok()).expect("a cursor");
+                let (event, data) = (string(event).expect("a name"), data.get().to_owned());
+                self.held = Some(id);
+                self.write(Seen::Event(Notification { id, ts: id.ms, event, data }));
+            }
+            _ => panic!("neither stored nor the marker: {event}"),
+        }
+    }
+}
+
+/// The `welcome`, or the answer to a CONNECT that was sent with this pid.
+fn greeting(text: &str, pid: Option<Cursor>, asked: Option<Cursor>) -> Greeting {
+    if let Some(answer) = text.strip_prefix("40") {
+        let Connected { pid: answered } =
+            serde_json::from_str(answer).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let recovered = pid.is_some() && pid == answered;
+        let cursor = if recovered { asked } else { answered };
+        return Greeting { instance: "of a socket.io client".to_owned(), recovered, cursor };
+    }
+    let frame: Frame<'_> = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let instance = frame.instance.unwrap().to_owned();
+    Greeting { instance, recovered: frame.recovered.unwrap(), cursor: frame.cursor }
 }

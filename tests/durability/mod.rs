@@ -1,34 +1,43 @@
 //! Durable notifications to many users, published in every way, on three instances and one Redis, all of which fail. Then
 //! each client has received exactly what is stored after its first cursor: none lost, none twice, in order.
 //!
+//! In one of the runs, backends also retract some of what they have published, replace some, mark some as read, and let some
+//! escalate. Nothing that was taken back may be in a later resume, list or count, and what escalates is handed over once,
+//! unless it was read or taken back before its time.
+//!
 //! The run is recorded (`record`), and a pure function checks the record afterwards (`check`). `DURABILITY_SEED` repeats a
 //! run (as far as a real network allows), `DURABILITY_SECONDS` sets its length; from 60 s on, Redis is restarted, too. On
 //! a busy machine a run continues until enough events have happened to be meaningful.
 
 mod check;
 mod client;
+mod escalated;
+mod fleet;
 mod nemesis;
 mod publisher;
 mod record;
+mod taking_back;
 mod world;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use self::check::{Fault, faults};
 use self::client::{Habits, MARKER, wander};
+use self::escalated::not_handed_over_once;
 use self::nemesis::{Nemesis, Trouble};
-use self::publisher::publish;
-use self::record::{Entry, Notification, Publication, Seen, User, Way};
-use self::world::{Reader, Tally, World, listen};
-use crate::support::{Gateway, Listed, RedisServer, within};
+use self::publisher::{Confirmed, publish};
+use self::record::{Entry, Notification, Seen, User, Way};
+use self::world::{Loss, Reader, Tally, World, listen};
+use crate::support::{Gateway, Listed, Proxy, RedisServer, within};
 
 /// Until a client has caught up with what its instance missed: 2 s from its new subscription.
 const LEVEL: Duration = Duration::from_secs(2);
@@ -43,6 +52,8 @@ struct Plan {
     /// Publications to all users in a second, by all ways together.
     rate: f64,
     max_len: usize,
+    /// Whether backends take back what they have published, and escalate and read it.
+    takes_back: bool,
     /// How long clients stay and are away, in milliseconds, at most.
     stay: u64,
     away: u64,
@@ -58,10 +69,12 @@ impl Plan {
 
     /// Whether so much happened that a run without a fault means something.
     fn is_enough(&self, tally: &Tally) -> bool {
-        let gaps = self.trims() || self.troubles.contains(&Trouble::Flush);
+        let losses = [Trouble::Flush, Trouble::Evict, Trouble::Fork];
+        let gaps = self.trims() || losses.iter().any(|loss| self.troubles.contains(loss));
         tally.idle == 0
             && tally.published as f64 > self.rate * self.length.as_secs_f64() / 3.0
             && tally.recovered > 2 * self.users
+            && (tally.taken > self.users / 4 || !self.takes_back)
             && (tally.told > 0 || !gaps)
     }
 }
@@ -89,7 +102,7 @@ async fn run(plan: Plan) {
     let mut stories = String::new();
     let mut found = 0;
     for user in &outcome.users {
-        for fault in faults(user, plan.max_len) {
+        for fault in faults(user, plan.max_len).into_iter().chain(not_handed_over_once(user)) {
             found += 1;
             if found <= 3 {
                 stories += &story(user, &fault, &outcome.tale);
@@ -106,14 +119,15 @@ async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
     let restarts = plan.troubles.contains(&Trouble::RestartRedis);
     let redis = RedisServer::start_with(if restarts { &persistent } else { &[] }).await;
     let names: Vec<_> = (0..plan.users).map(|user| format!("u{user}")).collect();
-    let world = Arc::new(World::new(&redis.url(), &names));
-    let mut nemesis = Nemesis::start(Arc::clone(&world), redis, plan.max_len, rng.fork()).await;
+    let front = Proxy::start(redis.port());
+    let world = Arc::new(World::new(&front.url(), &names));
+    let mut nemesis = Nemesis::start(Arc::clone(&world), redis, front, plan.max_len, rng.fork()).await;
     let mut listening = JoinSet::new();
     if plan.trims() {
         let subscription = nemesis.redis.subscribe_all().await;
         listening.spawn(listen(Arc::clone(&world), subscription));
     }
-    let mut publishers = publishers(&world, plan, &names, &mut rng);
+    let mut publishers = publishers(&world, plan, &Way::BACKENDS, &names, &mut rng);
     let mut clients = clients(&world, plan, &names, &mut rng);
     let enough = || plan.is_enough(&world.tally.lock());
     nemesis.reign(&plan.troubles, Instant::now() + plan.length, enough).await;
@@ -122,9 +136,10 @@ async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
     // One instance does not receive the last of it.
     let unsubscribed = nemesis.cut_off().await;
     world.silent.cancel();
-    let mut users: Vec<_> = names.iter().map(|name| User { name: name.clone(), ..User::default() }).collect();
-    for (to, published) in within("everything published is confirmed", all(&mut publishers)).await {
-        to.into_iter().for_each(|user| users[user].published.extend(published.iter().cloned()));
+    let begun_ms = unix_ms() - world.now();
+    let mut users: Vec<_> = names.iter().map(|name| User { name: name.clone(), begun_ms, ..User::default() }).collect();
+    for (to, confirmed) in within("everything published is confirmed", all(&mut publishers)).await {
+        note(&mut users, &to, confirmed);
     }
     nemesis.relayed().await;
     nemesis.heal(unsubscribed).await;
@@ -140,11 +155,25 @@ async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
         users[user].clients.push(log);
     }
     let (mut reader, mut last) = (world.reader.lock().await, Reader::new(&names));
-    reader.read(&world, false).await;
-    last.read(&world, false).await;
+    reader.read(&world, Loss::None).await;
+    last.read(&world, Loss::None).await;
+    let (forked_at, forked) = std::mem::take(&mut *world.forked.lock());
     for (index, user) in users.iter_mut().enumerate() {
         (user.stored, user.kept) = (reader.stored[index].clone(), last.stored[index].clone());
         user.listed = listed(nemesis.anyone(), &user.name).await;
+        // What was stored before is of an earlier epoch, in which it was read.
+        user.kept.retain(|stored| stored.ts >= forked_at);
+        user.listed.retain(|stored| stored.ts >= forked_at);
+        user.published.extend(forked.iter().cloned());
+        user.evicted = world.evictions.lock().iter().map(|(at, counts)| (*at, counts[index])).collect();
+        if plan.takes_back {
+            user.stored.extend(user.changes.taken.iter().map(|taken| taken.what.clone()));
+            user.stored.sort_by_key(|stored| (stored.id.ms, stored.id.number));
+            user.unread = Some(unread(nemesis.anyone(), &user.name).await);
+        }
+    }
+    for (name, id) in nemesis.handed_over().await {
+        users.iter_mut().filter(|user| user.name == name).for_each(|user| user.handed_over.push(id));
     }
     Outcome { users, tale: world.tale(), done: nemesis.done }
 }
@@ -153,17 +182,18 @@ async fn happen(plan: &Plan, mut rng: Rng) -> Outcome {
 fn publishers(
     world: &Arc<World>,
     plan: &Plan,
+    ways: &[Way],
     names: &[String],
     rng: &mut Rng,
-) -> JoinSet<(Vec<usize>, Vec<Publication>)> {
+) -> JoinSet<(Vec<usize>, Confirmed)> {
     let mut publishers = JoinSet::new();
     let pause = Duration::from_secs(3).mul_f64(names.len() as f64 / plan.rate);
-    for way in Way::ALL {
+    for way in ways.iter().copied() {
         let together = if way == Way::Batch { plan.group } else { 1 };
         for first in (0..names.len()).step_by(together) {
             let to: Vec<_> = (first..names.len().min(first + together)).collect();
             let users = to.iter().map(|user| names[*user].clone()).collect();
-            let publishing = publish(Arc::clone(world), way, users, pause, rng.fork());
+            let publishing = publish(Arc::clone(world), way, users, pause, plan.takes_back, rng.fork());
             world.tally.lock().idle += 1;
             publishers.spawn(async move { (to, publishing.await) });
         }
@@ -200,6 +230,18 @@ async fn mark(redis: &RedisServer, names: &[String]) -> Infallible {
     }
 }
 
+/// Notes what was confirmed to a publisher to these users.
+fn note(users: &mut [User], to: &[usize], confirmed: Confirmed) {
+    for user in to {
+        users[*user].published.extend(confirmed.published.iter().cloned());
+    }
+    // Only what was published to one user is changed.
+    if let [user] = to {
+        users[*user].changes.taken.extend(confirmed.changes.taken);
+        users[*user].changes.read.extend(confirmed.changes.read);
+    }
+}
+
 /// What HTTP lists, in small pages.
 async fn listed(gateway: &Gateway, user: &str) -> Vec<Notification> {
     let listed = gateway.listed(user, 7).await.into_iter();
@@ -207,11 +249,22 @@ async fn listed(gateway: &Gateway, user: &str) -> Vec<Notification> {
     listed.collect()
 }
 
+/// What HTTP counts as unread, for a device that has read nothing.
+async fn unread(gateway: &Gateway, user: &str) -> u64 {
+    let (status, answer) = gateway.get(gateway.admin, &format!("/v1/users/{user}/read-position?device=new")).await;
+    assert_eq!(status, 200, "{answer}");
+    serde_json::from_str::<Value>(&answer).unwrap()["unread"].as_u64().unwrap()
+}
+
+fn unix_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
 /// What happened.
 fn summary(outcome: &Outcome) -> String {
     let logs = || outcome.users.iter().flat_map(|user| &user.clients).flatten();
     let count = |is: fn(&Seen) -> bool| logs().filter(|entry| is(&entry.seen)).count();
-    let heard = count(|seen| matches!(seen, Seen::Event(_)));
+    let received = count(|seen| matches!(seen, Seen::Event(_)));
     let recovered = count(|seen| matches!(seen, Seen::Welcome { recovered: true, .. }));
     let told = count(|seen| matches!(seen, Seen::Welcome { asked: Some(_), recovered: false, .. }));
     let ended: BTreeMap<_, usize> = logs().fold(BTreeMap::new(), |mut ended, entry| {
@@ -220,9 +273,12 @@ fn summary(outcome: &Outcome) -> String {
         }
         ended
     });
-    let stored: usize = outcome.users.iter().map(|user| user.stored.len()).sum();
+    let sum = |of: fn(&User) -> usize| outcome.users.iter().map(of).sum::<usize>();
+    let (stored, taken) = (sum(|user| user.stored.len()), sum(|user| user.changes.taken.len()));
+    let (read, handed_over) = (sum(|user| user.changes.read.len()), sum(|user| user.handed_over.len()));
     format!(
-        "{stored} stored, {heard} heard, {recovered} resumes, {told} gaps told; ended {ended:?}; {:?}",
+        "{stored} stored, {taken} taken back, {read} marked as read, {handed_over} handed over, {received} received, \
+         {recovered} resumes, {told} gaps told; ended {ended:?}; {:?}",
         outcome.done
     )
 }
@@ -264,6 +320,7 @@ async fn nothing_stored_is_lost_nor_twice_nor_out_of_order_whatever_fails() {
         group: 10,
         rate: 300.0,
         max_len: 1_000_000,
+        takes_back: true,
         stay: 6_000,
         away: 4_000,
         troubles,
@@ -280,6 +337,7 @@ async fn who_missed_what_was_trimmed_is_told_and_nobody_else() {
         group: 4,
         rate: 400.0,
         max_len: 20,
+        takes_back: false,
         stay: 1_500,
         away: 7_000,
         troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Kill],
@@ -296,9 +354,44 @@ async fn who_had_something_that_redis_lost_is_told() {
         group: 10,
         rate: 150.0,
         max_len: 1_000_000,
+        takes_back: false,
         stay: 3_000,
         away: 3_000,
         troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Flush],
+        length: Duration::from_secs(seconds() * 2 / 3),
+    };
+    run(plan).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_missed_what_was_evicted_or_has_expired_is_told_and_nobody_else() {
+    let plan = Plan {
+        users: 20,
+        more_clients: 30,
+        group: 5,
+        rate: 60.0,
+        max_len: 1_000_000,
+        takes_back: false,
+        stay: 1_500,
+        away: 3_000,
+        troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Evict],
+        length: Duration::from_secs(seconds() * 2 / 3),
+    };
+    run(plan).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_had_something_that_the_server_that_took_over_never_had_is_told() {
+    let plan = Plan {
+        users: 20,
+        more_clients: 20,
+        group: 10,
+        rate: 100.0,
+        max_len: 1_000_000,
+        takes_back: false,
+        stay: 3_000,
+        away: 3_000,
+        troubles: vec![Trouble::Cut, Trouble::Drain, Trouble::Fork],
         length: Duration::from_secs(seconds() * 2 / 3),
     };
     run(plan).await;

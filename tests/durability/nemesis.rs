@@ -1,14 +1,16 @@
 //! Breaks instances, their links and Redis, one after the other, and repairs them at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
+use tidings::internals::Cursor;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::world::{Place, SLOTS, World};
-use crate::support::{Gateway, Options, Proxy, RedisServer, eventually, free_port};
+use super::record::{Publication, Way as PublishedBy};
+use super::world::{Loss, Place, SLOTS, World};
+use crate::support::{Gateway, Options, Proxy, RedisServer, Store, Way, Whose, eventually, free_port};
 
 /// How much longer a run may take until enough has happened.
 const BUSY_MACHINE: Duration = Duration::from_secs(60);
@@ -32,6 +34,10 @@ pub enum Trouble {
     RestartRedis,
     /// Redis loses everything.
     Flush,
+    /// Redis evicts everything stored, or it expires.
+    Evict,
+    /// A replica that was behind takes over, and more is stored there than was lost before an instance is connected.
+    Fork,
 }
 
 /// See the module.
@@ -39,6 +45,8 @@ pub struct Nemesis {
     world: Arc<World>,
     rng: Rng,
     pub redis: RedisServer,
+    /// The way of everybody else to Redis.
+    front: Proxy,
     /// Each instance has its own way to Redis.
     proxies: Vec<Proxy>,
     instances: Vec<Gateway>,
@@ -47,9 +55,10 @@ pub struct Nemesis {
 }
 
 impl Nemesis {
-    pub async fn start(world: Arc<World>, redis: RedisServer, max_len: usize, rng: Rng) -> Self {
+    pub async fn start(world: Arc<World>, redis: RedisServer, front: Proxy, max_len: usize, rng: Rng) -> Self {
         let proxies = (0..SLOTS).map(|_| Proxy::start(redis.port())).collect();
-        let mut nemesis = Self { world, rng, redis, proxies, instances: Vec::new(), max_len, done: BTreeMap::new() };
+        let mut nemesis =
+            Self { world, rng, redis, front, proxies, instances: Vec::new(), max_len, done: BTreeMap::new() };
         for slot in 0..SLOTS {
             let gateway = nemesis.another(slot).await;
             nemesis.world.slots.lock()[slot] = Some(Place::from(&gateway));
@@ -66,6 +75,8 @@ impl Nemesis {
             .set("server.admin_listen", &at_port())
             .set("history.max_len", &self.max_len.to_string())
             .set("presence.lease", "2s")
+            // Both modes in one fleet.
+            .set("redis.subscribe", if slot.is_multiple_of(2) { "pattern" } else { "exact" })
             .set("server.heartbeat", "4s")
             .start()
             .await;
@@ -167,7 +178,7 @@ impl Nemesis {
         let unsubscribed = if self.rng.bool() { Some(self.cut_off().await) } else { None };
         let _quiet = world.publishing.write().await;
         self.relayed().await;
-        world.reader.lock().await.read(&world, true).await;
+        world.reader.lock().await.read(&world, Loss::Flush).await;
         world.tell("redis lost everything");
         if let Some(slot) = unsubscribed {
             self.proxies[slot].heal();
@@ -175,10 +186,83 @@ impl Nemesis {
         }
     }
 
+    /// When nothing is waiting to be stored.
+    async fn evict(&mut self) {
+        let world = Arc::clone(&self.world);
+        let _quiet = world.publishing.write().await;
+        self.relayed().await;
+        let at = world.now();
+        let mut reader = world.reader.lock().await;
+        reader.read(&world, Loss::Evict).await;
+        world.evictions.lock().push((at, reader.stored.iter().map(Vec::len).collect()));
+        world.tell("redis evicted everything stored");
+    }
+
+    /// A replica that is held back from now on, without anything in its outbox.
+    async fn replica(&self) -> (RedisServer, Proxy) {
+        let replica = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]).await;
+        let link = Proxy::start(self.redis.port());
+        let port = link.url().rsplit_once(':').unwrap().1.to_owned();
+        let _quiet = self.world.publishing.write().await;
+        self.relayed().await;
+        let count = ["HGET", "tidings:history", "count"];
+        let expected: Option<u64> = self.redis.command(&count).await;
+        let () = replica.command(&["REPLICAOF", "127.0.0.1", &port]).await;
+        eventually("it is replicated", async || replica.command::<Option<u64>>(&count).await == expected).await;
+        link.blackhole(Whose::All, Way::Both);
+        (replica, link)
+    }
+
+    async fn fork(&mut self) {
+        let world = Arc::clone(&self.world);
+        let (replica, link) = self.replica().await;
+        self.world.tell("the replica is held back");
+        sleep(Duration::from_millis(300) + self.up_to(1_000)).await;
+        let _quiet = world.publishing.write().await;
+        self.relayed().await;
+        world.reader.lock().await.read(&world, Loss::None).await;
+        self.proxies.iter().chain([&self.front]).for_each(Proxy::refuse);
+        self.redis.kill().await;
+        drop(link);
+        let () = replica.command(&["REPLICAOF", "NO", "ONE"]).await;
+        let store = Store::on(&replica);
+        let mut forked = world.forked.lock().1.clone();
+        let users = world.reader.lock().await.users.clone();
+        let (first, lost) = (forked.len() as u64, 20);
+        let now: (u64, u64) = replica.command(&["TIME"]).await;
+        for number in first..first + lost {
+            for user in &users {
+                let data = format!(r#"{{"way":"fork","n":{number}}}"#);
+                store.publish_json(user, &data).await;
+            }
+            forked.push(Publication { way: PublishedBy::Fork, number, id: None, escalates: false });
+        }
+        *world.forked.lock() = (now.0 * 1_000 + now.1 / 1_000, forked);
+        for path in self.proxies.iter().chain([&self.front]) {
+            path.lead_to(replica.port());
+            path.heal();
+        }
+        self.redis = replica;
+        self.world.tell("the replica took over, and more was stored there");
+        self.all_ready().await;
+        // The first check of the new server has been made by each.
+        sleep(Duration::from_secs(1)).await;
+        world.reader.lock().await.read(&world, Loss::None).await;
+    }
+
     /// Waits until nothing of the outbox is to be stored.
     pub async fn relayed(&self) {
         eventually("the outbox is empty", async || self.redis.command::<u64>(&["XLEN", "tidings:outbox"]).await == 0)
             .await;
+    }
+
+    /// Waits until no escalation is pending; gives what was handed over to backends, and to which user it belongs.
+    pub async fn handed_over(&self) -> Vec<(String, Cursor)> {
+        eventually("none is pending", async || self.redis.command::<u64>(&["ZCARD", "tidings:escalations"]).await == 0)
+            .await;
+        let entries: Vec<(String, HashMap<String, String>)> =
+            self.redis.command(&["XRANGE", "tidings:unread", "-", "+"]).await;
+        entries.into_iter().map(|(_, fields)| (fields["user"].clone(), fields["id"].parse().unwrap())).collect()
     }
 
     async fn all_ready(&self) {
@@ -199,6 +283,8 @@ impl Nemesis {
             Trouble::FreezeRedis => self.freeze_redis().await,
             Trouble::RestartRedis => self.restart_redis().await,
             Trouble::Flush => self.flush().await,
+            Trouble::Evict => self.evict().await,
+            Trouble::Fork => self.fork().await,
         }
         sleep(self.up_to(800)).await;
     }

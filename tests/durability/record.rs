@@ -4,6 +4,8 @@ use std::fmt;
 
 use tidings::internals::Cursor;
 
+use super::taking_back::Changes;
+
 /// How a backend published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -13,16 +15,21 @@ pub enum Way {
     One,
     /// `POST /v1/notifications`
     Batch,
+    /// By the scripts directly, at a server that took over before any instance was connected to it.
+    Fork,
 }
 
 impl Way {
-    pub const ALL: [Self; 3] = [Self::Outbox, Self::One, Self::Batch];
+    pub const ALL: [Self; 4] = [Self::Outbox, Self::One, Self::Batch, Self::Fork];
+    /// Those of backends.
+    pub const BACKENDS: [Self; 3] = [Self::Outbox, Self::One, Self::Batch];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Outbox => "outbox",
             Self::One => "one",
             Self::Batch => "batch",
+            Self::Fork => "fork",
         }
     }
 }
@@ -35,6 +42,16 @@ pub struct Publication {
     pub number: u64,
     /// Where the answer told it.
     pub id: Option<Cursor>,
+    /// Whether it is handed over unless a device reads it.
+    pub escalates: bool,
+}
+
+/// What a backend did, in milliseconds since the run began: not before it asked for it, and all of it once it was done.
+#[derive(Debug, Clone)]
+pub struct Done<T> {
+    pub what: T,
+    pub asked: u64,
+    pub done: u64,
 }
 
 /// A notification as it is stored, and as a client receives it.
@@ -52,6 +69,8 @@ pub struct Notification {
 pub enum Seen {
     Welcome {
         instance: String,
+        /// When it began to connect, in milliseconds since the run began.
+        begun: u64,
         /// The `resume` that it asked for.
         asked: Option<Cursor>,
         recovered: bool,
@@ -75,12 +94,21 @@ pub struct Entry {
 #[derive(Debug, Default)]
 pub struct User {
     pub name: String,
+    /// When the run began, in milliseconds since 1970.
+    pub begun_ms: u64,
     pub published: Vec<Publication>,
+    pub changes: Changes,
     /// Everything that was ever stored, in order. Where Redis lost everything the epoch changes.
     pub stored: Vec<Notification>,
-    /// What is stored at the end, as XRANGE gives it, and as HTTP does.
+    /// Each time at which Redis evicted everything stored so far, and how many those were.
+    pub evicted: Vec<(u64, usize)>,
+    /// What is stored at the end, of the time since another server took over, as XRANGE gives it, and as HTTP does.
     pub kept: Vec<Notification>,
     pub listed: Vec<Notification>,
+    /// What is counted as unread at the end, for a device that has read nothing.
+    pub unread: Option<u64>,
+    /// What was handed over as unread.
+    pub handed_over: Vec<Cursor>,
     pub clients: Vec<Vec<Entry>>,
 }
 
@@ -88,7 +116,7 @@ impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let or_none = |cursor: &Option<Cursor>| cursor.map_or_else(|| "none".to_owned(), |cursor| cursor.to_string());
         match self {
-            Self::Welcome { instance, asked, recovered, cursor } => write!(
+            Self::Welcome { instance, asked, recovered, cursor, .. } => write!(
                 f,
                 "welcome of {instance}: resume {}, recovered {recovered}, cursor {}",
                 or_none(asked),

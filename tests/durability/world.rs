@@ -2,20 +2,20 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fastrand::Rng;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Script, ScriptInvocation};
-use tidings::internals::{Cursor, Envelope};
+use tidings::internals::{Cursor, Envelope, Stored};
 use tokio::sync::RwLock;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::record::Notification;
-use crate::support::{Gateway, Subscription};
+use super::record::{Notification, Publication};
+use crate::support::{Follower, Gateway, Subscription};
 
 pub const SLOTS: usize = 3;
 
@@ -45,6 +45,8 @@ pub struct Tally {
     /// Resumes that recovered everything, and those that reported a gap.
     pub recovered: usize,
     pub told: usize,
+    /// What was taken back.
+    pub taken: usize,
 }
 
 /// See the module.
@@ -60,10 +62,17 @@ pub struct World {
     pub publishing: RwLock<()>,
     pub http: reqwest::Client,
     redis: redis::Client,
+    /// Of a cluster, in place of `redis`.
+    pub cluster: OnceLock<Follower>,
     connection: Mutex<Option<MultiplexedConnection>>,
     /// What was ever stored.
     pub reader: tokio::sync::Mutex<Reader>,
     pub tally: Mutex<Tally>,
+    /// When everything stored was evicted, and how many notifications of each user those were.
+    pub evictions: Mutex<Vec<(u64, Vec<usize>)>>,
+    /// What was published where another server took over, to each user: in milliseconds since 1970, the time of the last
+    /// such change, and the publications.
+    pub forked: Mutex<(u64, Vec<Publication>)>,
     /// What was done to the instances and Redis, and when.
     tale: Mutex<Vec<(u64, String)>>,
 }
@@ -78,9 +87,12 @@ impl World {
             publishing: RwLock::new(()),
             http: reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().unwrap(),
             redis: redis::Client::open(redis_url).unwrap(),
+            cluster: OnceLock::new(),
             connection: Mutex::new(None),
             reader: tokio::sync::Mutex::new(Reader::new(users)),
             tally: Mutex::default(),
+            evictions: Mutex::default(),
+            forked: Mutex::default(),
             tale: Mutex::default(),
         }
     }
@@ -151,13 +163,23 @@ impl World {
 /// Reads, past every gateway, what is stored: new entries of each user, with the epoch that their ids have now.
 pub struct Reader {
     script: Script,
-    users: Vec<String>,
+    pub users: Vec<String>,
     /// Everything that each user ever had.
     pub stored: Vec<Vec<Notification>>,
 }
 
+/// What Redis loses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    None,
+    /// Everything.
+    Flush,
+    /// All stored notifications.
+    Evict,
+}
+
 /// An entry of XRANGE.
-type Raw = (String, Vec<String>);
+pub type Raw = (String, Vec<String>);
 
 impl Reader {
     pub fn new(users: &[String]) -> Self {
@@ -171,14 +193,26 @@ impl Reader {
               if ARGV[1] == 'flush' then
                 redis.call('FLUSHALL')
               end
+              for i = 2, #ARGV, 2 do
+                -- Expired or evicted: gone in the same way.
+                if ARGV[1] == 'evict' and i % 4 == 0 then
+                  redis.call('PEXPIRE', 'tidings:history:{' .. ARGV[i] .. '}', 0)
+                elseif ARGV[1] == 'evict' then
+                  redis.call('DEL', 'tidings:history:{' .. ARGV[i] .. '}')
+                end
+              end
               return answer",
         );
         Self { script, users: users.to_vec(), stored: vec![Vec::new(); users.len()] }
     }
 
-    /// Reads what came since; with `flush`, Redis loses everything in the same step.
-    pub async fn read(&mut self, world: &World, flush: bool) {
-        let mut call = self.script.arg(if flush { "flush" } else { "" });
+    /// Reads what came since, and then loses it in the same step, if so.
+    pub async fn read(&mut self, world: &World, loss: Loss) {
+        let mut call = self.script.arg(match loss {
+            Loss::None => "",
+            Loss::Flush => "flush",
+            Loss::Evict => "evict",
+        });
         for (user, stored) in self.users.iter().zip(&self.stored) {
             // An epoch later, times are later too.
             let after = stored.last().map_or_else(|| "-".into(), |last| format!("({}-{}", last.id.ms, last.id.number));
@@ -198,7 +232,10 @@ pub async fn listen(world: Arc<World>, mut subscription: Subscription) {
     loop {
         let message = subscription.next_message().await;
         let text: String = message.get_payload().unwrap();
-        let Some(Envelope { stored: Some((count, id)), event, data }) = Envelope::parse(&text) else { continue };
+        let Some(Envelope { stored: Some(Stored { count, cursor: id, .. }), event, data, .. }) = Envelope::parse(&text)
+        else {
+            continue;
+        };
         heard += 1;
         assert_eq!(count, heard, "{text}");
         let user = message.get_channel_name().strip_prefix("user:").unwrap();
@@ -208,7 +245,7 @@ pub async fn listen(world: Arc<World>, mut subscription: Subscription) {
     }
 }
 
-fn notification(epoch: &str, (place, fields): &Raw) -> Notification {
+pub fn notification(epoch: &str, (place, fields): &Raw) -> Notification {
     let epoch = u64::from_str_radix(epoch, 16).ok().and_then(NonZeroU64::new).expect("an epoch");
     let (ms, number) = place.split_once('-').unwrap();
     let field = |name: &str| fields.chunks(2).find(|pair| pair[0] == name).unwrap()[1].clone();

@@ -35,6 +35,15 @@ app.post('/basket', (request, response) => {
   request.session.basket = ['a book'];
   response.json({ id: request.sessionID });
 });
+// A new id for the same user, as after a change of privileges.
+app.post('/regenerate', (request, response, next) => {
+  const { userId } = request.session;
+  request.session.regenerate((error) => {
+    if (error) return next(error);
+    request.session.userId = userId;
+    response.json({ id: request.sessionID });
+  });
+});
 app.get('/', (request, response) => response.json({ user: request.session.userId ?? null }));
 app.post('/logout', (request, response, next) => {
   request.session.destroy((error) => (error ? next(error) : response.json({})));

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tidings::internals::{Batch, Ledger, UserId};
+use tidings::internals::{Batch, LeaseWatch, Ledger, UserId};
 use tokio::time::Instant;
 
-use super::memory::DELAY_MS;
+use super::memory::{DELAY_MS, LEASE_MS};
+
+pub const LEASE: Duration = Duration::from_millis(LEASE_MS);
 
 /// See `src/presence/mod.rs`.
 pub struct Incarnation {
@@ -15,11 +17,60 @@ pub struct Incarnation {
     pub unconfirmed: Option<Batch>,
 }
 
+/// The instance's reaper: the real watch, at the time of the model.
+pub struct Reaper {
+    watch: LeaseWatch,
+    last: Option<(Instant, String, f64)>,
+    started_at: Instant,
+    /// When it could not read, but for moments too short to matter.
+    blind: Vec<(Instant, Instant)>,
+}
+
+impl Reaper {
+    fn new(now: Instant) -> Self {
+        Self { watch: LeaseWatch::new(LEASE), last: None, started_at: now, blind: Vec::new() }
+    }
+
+    /// It could not read from then until now.
+    pub fn was_blind(&mut self, from: Instant, now: Instant) {
+        self.blind.push((from, now));
+    }
+
+    /// For how long of the time since then it could read.
+    pub fn saw(&self, since: Instant, now: Instant) -> Duration {
+        let since = since.max(self.started_at);
+        let blind = self.blind.iter().map(|(from, to)| to.saturating_duration_since(since.max(*from)));
+        now - since - blind.sum::<Duration>()
+    }
+
+    /// What to ask for.
+    pub fn dead_up_to(&self, now: Instant) -> f64 {
+        self.watch.dead_up_to(now)
+    }
+
+    /// The dead are those up to this number.
+    pub fn observe(&mut self, now: Instant, era: &str, last: f64) -> f64 {
+        self.last = Some((now, era.to_owned(), last));
+        self.watch.observe(now, era.to_owned(), last);
+        self.watch.dead_up_to(now)
+    }
+
+    /// A fault: counts the time since the last read as if it had read the same again and again.
+    pub fn count_gap(&mut self, now: Instant) {
+        let Some((mut at, era, last)) = self.last.take() else { return };
+        while at < now {
+            self.watch.observe(at, era.clone(), last);
+            at += LeaseWatch::interval(LEASE, 0);
+        }
+    }
+}
+
 pub struct Instance {
     ledger: Ledger,
     pub incarnation: Option<Incarnation>,
     pub epoch: Option<String>,
     now: Instant,
+    pub reaper: Reaper,
     /// Whom the ledger believes to be written.
     pub confirmed: BTreeSet<String>,
     /// Whom the ledger will add again in silence.
@@ -27,12 +78,14 @@ pub struct Instance {
 }
 
 impl Instance {
-    pub fn new() -> Self {
+    /// Started at this time of the model.
+    pub fn new(started_at: Instant) -> Self {
         Self {
             ledger: Ledger::default(),
             incarnation: None,
             epoch: None,
             now: Instant::now(),
+            reaper: Reaper::new(started_at),
             confirmed: BTreeSet::new(),
             silent: BTreeSet::new(),
         }

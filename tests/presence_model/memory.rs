@@ -1,14 +1,18 @@
 //! The scripts on a real redis-server, called as in `src/presence/redis.rs`, and a dump of all keys.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use redis::{Commands, Connection, Script, ScriptInvocation, Value, cmd};
+use redis::{Commands, Connection, RedisError, Script, ScriptInvocation, Value, cmd};
 use serde_json::Value as Json;
 use tidings::internals::Batch;
 
-/// So long that no lease ends by itself: the test ends leases.
-pub const LEASE_MS: u64 = 3_600_000;
+use crate::support::RedisServer;
+
+/// In the time of the model, which passes only where a step says so.
+pub const LEASE_MS: u64 = 10_000;
 
 /// How long a user had been gone when given up.
 pub const DELAY_MS: u64 = 5_000;
@@ -17,13 +21,23 @@ const SET: &str = "online_users";
 const CHANNEL: &str = "presence";
 const FENCE: &str = "that was all";
 
-/// A fault put into a script, to see that it is found.
+/// A fault put into a script, or into the simulated reaper, to see that it is found.
 #[derive(Debug, Clone, Copy)]
 pub struct Mutant {
     pub name: &'static str,
     pub script: &'static str,
     pub from: &'static str,
     pub to: &'static str,
+}
+
+/// What a reaper reads.
+pub struct Look {
+    pub era: String,
+    pub last: f64,
+    pub size: usize,
+    pub oldest: Option<f64>,
+    /// Each with its number and its sequence.
+    pub found: BTreeMap<String, (f64, String)>,
 }
 
 /// One presence event, as it was published.
@@ -33,24 +47,28 @@ pub struct Event {
     pub online: bool,
 }
 
-/// One connection for commands and one that receives the events.
+/// A redis-server, one connection for commands and one that receives the events.
 pub struct Memory {
+    server: RedisServer,
     connection: Connection,
     events: Connection,
     register: Script,
     apply: Script,
-    expired: Script,
+    observe: Script,
     reap: Script,
     audit: Script,
     repair: Script,
     dump: Script,
+    /// The number of audits, as last read.
+    audits: String,
+    pub fault: Option<&'static str>,
 }
 
 fn key(name: &str) -> String {
     format!("{{{SET}}}:{name}")
 }
 
-pub fn held_key(incarnation: &str) -> String {
+fn held_key(incarnation: &str) -> String {
     key(&format!("held:{incarnation}"))
 }
 
@@ -65,8 +83,8 @@ fn load(name: &str, text: &str, mutant: Option<&Mutant>) -> Script {
 }
 
 impl Memory {
-    pub fn new(url: &str, mutant: Option<&Mutant>) -> Self {
-        let client = redis::Client::open(url).unwrap();
+    pub fn new(server: RedisServer, mutant: Option<&Mutant>) -> Self {
+        let client = redis::Client::open(server.url()).unwrap();
         let mut events = client.get_connection().unwrap();
         events.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         events.send_packed_command(&cmd("SUBSCRIBE").arg(CHANNEL).get_packed_command()).unwrap();
@@ -77,26 +95,30 @@ impl Memory {
             };
         }
         Self {
+            server,
             connection: client.get_connection().unwrap(),
             events,
             register: script!("register"),
             apply: script!("apply"),
-            expired: script!("expired"),
+            observe: script!("observe"),
             reap: script!("reap"),
             audit: script!("audit"),
             repair: script!("repair"),
             dump: Script::new(include_str!("dump.lua")),
+            audits: String::new(),
+            fault: mutant.filter(|mutant| mutant.script == "reaper").map(|mutant| mutant.from),
         }
     }
 
     pub fn register(&mut self, incarnation: &str) -> String {
         let mut invocation = self.register.key(key("instances"));
-        invocation.key(key("seq")).key(key("epoch"));
+        invocation.key(key("seq")).key(key("epoch")).key(key("renewed"));
         invocation.arg(incarnation).arg(LEASE_MS).arg(incarnation).invoke(&mut self.connection).unwrap()
     }
 
     pub fn apply(&mut self, batch: &Batch) -> String {
         let mut invocation = with_held(&self.apply, &batch.incarnation);
+        invocation.key(key("renewed"));
         invocation.arg(&batch.incarnation).arg(LEASE_MS).arg(batch.sequence).arg(batch.size);
         invocation.arg(CHANNEL).arg(DELAY_MS).arg(u8::from(batch.silent)).arg(batch.held.len());
         for (user, connections) in &batch.held {
@@ -108,21 +130,29 @@ impl Memory {
         invocation.invoke(&mut self.connection).unwrap()
     }
 
-    pub fn expired(&mut self) -> Vec<String> {
-        self.expired.key(key("instances")).arg(16).invoke(&mut self.connection).unwrap()
+    /// The incarnations with numbers up to this one, and those being reaped.
+    pub fn observe(&mut self, dead_up_to: f64) -> Look {
+        let mut invocation = self.observe.key(key("instances"));
+        invocation.key(key("seq")).key(key("renewed")).key(key("audits")).arg(CHANNEL).arg(dead_up_to);
+        type Reply = (String, f64, usize, String, String, Vec<(String, f64, String)>);
+        let (era, last, size, oldest, audits, found): Reply = invocation.invoke(&mut self.connection).unwrap();
+        self.audits = audits;
+        let found = found.into_iter().map(|(name, number, sequence)| (name, (number, sequence))).collect();
+        Look { era, last, size, oldest: oldest.parse().ok(), found }
     }
 
     /// Gives users taken and users left.
-    pub fn reap(&mut self, incarnation: &str, step: usize, end: bool) -> (usize, usize) {
+    pub fn reap(&mut self, incarnation: &str, sequence: &str, step: usize) -> (usize, usize) {
         let mut invocation = with_held(&self.reap, incarnation);
-        invocation.arg(incarnation).arg(step).arg(CHANNEL).arg(if end { "end" } else { "" }).arg(LEASE_MS);
+        invocation.arg(incarnation).arg(step).arg(CHANNEL).arg(sequence).arg(LEASE_MS);
         invocation.invoke(&mut self.connection).unwrap()
     }
 
-    /// Whether the keys agree.
+    /// Whether the keys agree; by another instance's audit, if there was one since the last look.
     pub fn audit(&mut self) -> bool {
         let mut invocation = over_all(&self.audit);
-        invocation.arg(30 * 86_400_000_u64).invoke(&mut self.connection).unwrap()
+        invocation.key(key("audits")).arg(30 * 86_400_000_u64).arg(&self.audits);
+        invocation.invoke(&mut self.connection).unwrap()
     }
 
     pub fn repair(&mut self, users: &[String], last: bool) -> usize {
@@ -134,15 +164,8 @@ impl Memory {
         invocation.invoke(&mut self.connection).unwrap()
     }
 
-    /// Ends a lease as time would.
-    pub fn end_lease(&mut self, incarnation: &str, now: f64) {
-        let _: () = cmd("ZADD")
-            .arg(key("instances"))
-            .arg("XX")
-            .arg(now - 1.0)
-            .arg(incarnation)
-            .query(&mut self.connection)
-            .unwrap();
+    pub fn step_clock(&mut self, by_ms: i64) {
+        self.server.step_clock(by_ms);
     }
 
     pub fn flush_all(&mut self) {
@@ -159,12 +182,22 @@ impl Memory {
         Dump::read(&serde_json::from_str(&text).unwrap())
     }
 
+    /// A child of another test that ends interrupts the read, because it has a timeout.
+    fn receive(&mut self) -> Value {
+        loop {
+            match self.events.recv_response() {
+                Err(error) if is_interrupted(&error) => {}
+                received => return received.unwrap(),
+            }
+        }
+    }
+
     /// Every event since last asked.
     pub fn events(&mut self) -> Vec<Event> {
         let _: () = self.connection.publish(CHANNEL, FENCE).unwrap();
         let mut events = Vec::new();
         loop {
-            let Value::Array(message) = self.events.recv_response().unwrap() else { panic!("not a message") };
+            let Value::Array(message) = self.receive() else { panic!("not a message") };
             let Some(Value::BulkString(payload)) = message.last() else { panic!("not a message: {message:?}") };
             if payload == FENCE.as_bytes() {
                 return events;
@@ -207,8 +240,9 @@ pub struct Dump {
     pub total: i64,
     pub last_seen: BTreeMap<String, f64>,
     pub epoch: Option<String>,
-    /// When each key goes by itself.
-    pub expiries: BTreeMap<String, f64>,
+    pub renewed: Option<f64>,
+    /// Keys that go by themselves.
+    pub expiring: BTreeSet<String>,
 }
 
 impl PartialEq for Dump {
@@ -223,7 +257,9 @@ impl Dump {
         let mut dump = Self { now: number(json["now"].as_str().unwrap()), ..Self::default() };
         for (name, found) in json["keys"].as_object().into_iter().flatten() {
             let mut texts = found.as_array().unwrap().iter().map(|text| text.as_str().unwrap());
-            dump.expiries.insert(name.clone(), number(texts.next().unwrap()));
+            if texts.next() != Some("-1") {
+                dump.expiring.insert(name.clone());
+            }
             let texts: Vec<&str> = texts.collect();
             let pairs = || texts.chunks(2).map(|pair| (pair[0].to_owned(), pair[1]));
             let name = name.strip_prefix("{online_users}:").unwrap_or("");
@@ -234,6 +270,8 @@ impl Dump {
                 "count" => dump.count = pairs().map(|(user, count)| (user, count.parse().unwrap())).collect(),
                 "last_seen" => dump.last_seen = pairs().map(|(user, at)| (user, number(at))).collect(),
                 "total" => dump.total = texts[0].parse().unwrap(),
+                "renewed" => dump.renewed = pairs().find(|pair| pair.0 == "number").map(|pair| number(pair.1)),
+                "audits" => {}
                 "epoch" => dump.epoch = Some(texts[0].to_owned()),
                 "held" => {
                     let held = pairs().map(|(user, connections)| (user, connections.parse().unwrap())).collect();
@@ -262,4 +300,9 @@ impl Dump {
 
 fn number(text: &str) -> f64 {
     text.parse().unwrap()
+}
+
+fn is_interrupted(error: &RedisError) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|cause| cause.kind() == ErrorKind::Interrupted)
 }

@@ -15,9 +15,11 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tidings::internals::PageCursor;
 use tidings::internals::resp::{self, Reply};
+use tidings::internals::socketio::{Action, Auth, ClientPacket, RESERVED_EVENTS, SEPARATOR, Session, packets};
 use tidings::internals::{
-    ClientFrame, Command, Cursor, Envelope, FrameError, Identity, MAX_JTI_BYTES, Revocation, Start, TokenError, UserId,
-    Verifier, client_address, cookie, read_header, text_frame,
+    BadPageRequest, ClientFrame, Command, Cursor, Dialect, Envelope, Event, FrameError, Identity, MAX_JTI_BYTES,
+    MAX_PAGE_ENTRIES, Notice, PageRequest, Revocation, Start, TokenError, UserId, Verifier, client_address, cookie,
+    is_json, read_header, text_frame,
 };
 use tidings::{Config, Layers};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
@@ -49,6 +51,9 @@ pub fn resp(bytes: &[u8]) {
 
 fn same_reply(reply: &Reply<'_>, bytes: &[u8]) {
     let shown = String::from_utf8_lossy(bytes);
+    // A push of RESP3 is an array of another type; the library makes its first part a name, which may be no Unicode.
+    let array = bytes.strip_prefix(b">").map(|rest| [b"*", rest].concat());
+    let bytes = array.as_deref().unwrap_or(bytes);
     // The library's statuses and errors are Unicode.
     let other = match (redis::parse_redis_value(bytes), reply) {
         (Ok(other), _) => other,
@@ -112,7 +117,7 @@ pub fn client_frame(text: &str) {
         [Some(serde_json::Value::String(text))] => Some(text.clone()),
         _ => None,
     };
-    let known = ["type", "token", "id", "resume", "device"];
+    let known = ["type", "token", "id", "resume", "device", "before", "limit", "ref"];
     let readable = known.iter().all(|name| matches!(values(name).as_slice(), [] | [Some(_)]));
     // Null counts as absent, and a value that is not a string as a cursor that was never issued.
     let given = |name: &str| values(name).into_iter().flatten().find(|value| !value.is_null());
@@ -128,15 +133,39 @@ pub fn client_frame(text: &str) {
             "auth" => string("token").map(|token| ClientFrame::Auth { token }),
             "pong" => Some(ClientFrame::Pong),
             "ack" => string("id").and_then(|id| id.parse().ok()).map(ClientFrame::Ack),
+            "history" => page_request(given("before"), given("limit"), given("ref")).map(ClientFrame::History),
             _ => return assert!(matches!(parsed, Err(FrameError::UnknownType(_))), "{parsed:?}: {text}"),
         }),
     };
     match (&parsed, expected) {
         (Err(FrameError::NoObject(_)), None)
         | (Err(FrameError::Field(..) | FrameError::Cursor(_) | FrameError::Device(_)), Some(None)) => {}
+        (Err(error @ FrameError::History { problem, .. }), Some(None)) => {
+            let reference = given("ref").and_then(|value| value.as_str().map(str::to_owned));
+            let expected = reference.filter(|_| *problem != BadPageRequest::Reference);
+            assert_eq!(error.reference(), expected.as_deref(), "{text}");
+        }
         (Ok(frame), Some(Some(expected))) => assert_eq!(*frame, expected, "{text}"),
         (_, expected) => panic!("{parsed:?}, not {expected:?}: {text}"),
     }
+}
+
+/// The request that these values make; `None` if one of them is refused.
+fn page_request(
+    before: Option<serde_json::Value>,
+    limit: Option<serde_json::Value>,
+    reference: Option<serde_json::Value>,
+) -> Option<PageRequest> {
+    let before = match before {
+        Some(before) => Some(before.as_str()?.parse().ok()?),
+        None => None,
+    };
+    let limit = usize::try_from(limit.map_or(Some(20), |limit| limit.as_u64())?).ok()?;
+    let reference = match reference {
+        Some(reference) => Some(reference.as_str().filter(|text| text.len() <= 128)?.to_owned()),
+        None => None,
+    };
+    (1..=MAX_PAGE_ENTRIES).contains(&limit).then_some(PageRequest { before, limit, reference })
 }
 
 /// A parsed envelope, written as the scripts write it, gives the same text; a cursor is accepted only in that form.
@@ -144,12 +173,30 @@ pub fn envelope(text: &str) {
     if let Ok(cursor) = text.parse::<Cursor>() {
         assert_eq!(cursor.to_string(), text);
     }
-    let Some(Envelope { stored, event, data }) = Envelope::parse(text) else { return };
-    let stored = stored.map_or_else(String::new, |(count, cursor)| format!("{count} {cursor} "));
+    let Some(Envelope { stored, collapse, event, trace, data }) = Envelope::parse(text) else { return };
+    let stored = stored.map_or_else(String::new, |stored| {
+        let term = stored.term.map_or_else(String::new, |term| format!("@{term}"));
+        format!("{}{term} {} ", stored.count, stored.cursor)
+    });
     let rest = text.strip_prefix(&format!("~{stored}")).unwrap_or_else(|| panic!("{stored}: {text}"));
-    let name = rest.strip_suffix(&format!(" {data}")).unwrap_or_else(|| panic!("{data}: {text}"));
+    let mut names = rest.strip_suffix(&format!(" {data}")).unwrap_or_else(|| panic!("{data}: {text}"));
     // Any escaping of its characters is allowed, but it must be exactly one JSON string.
-    assert_eq!(serde_json::from_str::<String>(name).unwrap(), event, "{text}");
+    if let Some(key) = collapse {
+        let keyed = names.strip_prefix('=').unwrap_or_else(|| panic!("{key}: {text}"));
+        let mut strings = serde_json::Deserializer::from_str(keyed).into_iter::<String>();
+        assert_eq!(strings.next().unwrap().unwrap(), key, "{text}");
+        names = keyed[strings.byte_offset()..].strip_prefix(' ').unwrap_or_else(|| panic!("{key}: {text}"));
+    }
+    let names: Vec<String> = serde_json::from_str(&format!("[{names}]")).unwrap();
+    assert_eq!(names, [event].into_iter().chain(trace).collect::<Vec<_>>(), "{text}");
+}
+
+/// A parsed notice, written again, is the same notice.
+pub fn notice(text: &str) {
+    if let Some(notice) = Notice::parse(text) {
+        assert!(text.starts_with("~!{"), "{text}");
+        assert_eq!(Notice::parse(&notice.write()), Some(notice), "{text}");
+    }
 }
 
 /// The fields of a JSON object, each as often as it stands there.
@@ -223,6 +270,50 @@ pub fn server_text(text: &str) {
     assert_eq!(client.read().unwrap(), Message::text("next"));
 }
 
+/// What an `EventSource` makes of a stream (HTML standard, section 9.2.6): the data of each event, and the last id.
+fn interpret(stream: &str) -> (Vec<String>, String) {
+    let (mut events, mut data, mut id) = (Vec::new(), None::<String>, String::new());
+    // A CRLF, a LF or a CR ends a line.
+    for line in stream.replace("\r\n", "\n").split(['\n', '\r']) {
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match (line, field) {
+            ("", _) => events.extend(data.take()),
+            (_, "data") => data = Some(data.map_or(value.to_owned(), |data| data + "\n" + value)),
+            (_, "id") if !value.contains('\0') => value.clone_into(&mut id),
+            _ => {}
+        }
+    }
+    (events, id)
+}
+
+/// Any JSON text is read back from a stream as the same text, with a line feed for each line break in it, and so as the same
+/// JSON: alone, and as the data of a frame.
+pub fn event_block(text: &str) {
+    let data = text.trim_matches([' ', '\t', '\n', '\r']);
+    if !is_json(data) {
+        return;
+    }
+    let expected = data.replace("\r\n", "\n").replace('\r', "\n");
+    const CURSOR: &str = "a1b2c3d4e5f60718-1795000000123-17";
+    for (cursor, id) in [(None, ""), (CURSOR.parse().ok(), CURSOR)] {
+        for dialect in [Dialect::Sse, Dialect::SseRaw] {
+            let block = Event { cursor, ..Event::ephemeral("n", data) }.encode(dialect);
+            let block = std::str::from_utf8(&block).expect("UTF-8");
+            let (events, last_id) = interpret(&format!("{block}data: next\n\n"));
+            assert_eq!((events.len(), events[1].as_str(), last_id.as_str()), (2, "next", id), "{data:?}: {block:?}");
+            let read = match dialect {
+                Dialect::Sse => {
+                    let Fields(fields) = serde_json::from_str(&events[0]).expect("a frame");
+                    fields.into_iter().find(|(name, _)| name == "data").expect("data").1.get().to_owned()
+                }
+                _ => events[0].clone(),
+            };
+            assert_eq!(read, expected, "{data:?}: {block:?}");
+        }
+    }
+}
+
 /// A command is parsed as serde_json reads it, and an invalid one has no effect.
 pub fn command(message: &[u8]) {
     let shown = String::from_utf8_lossy(message);
@@ -245,6 +336,8 @@ pub fn command(message: &[u8]) {
                 let until = Some(until.ceil() as u64).filter(|until| *until <= now() + 10 * 366 * 86_400)?;
                 (1..=MAX_JTI_BYTES).contains(&jti.len()).then_some(Command::Revoke(Revocation { jti, until }))
             }
+            ("probe" | "oldest" | "replace", _) => serde_json::from_slice(message).ok().map(Command::Room),
+            ("connections", _) => serde_json::from_str(body.get()).ok().map(Command::Roster),
             _ => None,
         }
     });
@@ -283,7 +376,7 @@ pub fn cookies(list: &str) {
         let name = pair.split('=').next().unwrap_or_default().trim_matches([' ', '\t']);
         let value = cookie(&whole, name);
         assert_eq!(value, cookie(&parts, name), "{name:?} in {list:?}");
-        assert!(value.is_none_or(|value| !value.is_empty() && value.len() < list.len()), "{name:?} in {list:?}");
+        assert!(value.is_none_or(|value| value.chars().count() < list.len()), "{name:?} in {list:?}");
     }
     let behind = headers(&[(COOKIE, &format!("mine=a%20b; {list}"))]).expect("good before and behind");
     assert_eq!(cookie(&behind, "mine").as_deref(), Some("a b"), "{list:?}");
@@ -302,7 +395,7 @@ pub fn forwarded(lines: &str) {
     for (to, beside, added) in ways {
         let added = format!("{one}{added}");
         let Some(headers) = headers(&[(to.clone(), &added), (beside.clone(), other)]) else { return };
-        let trusted = &CONFIG.limits.trusted_proxies;
+        let trusted = &CONFIG.limits.get().trusted_proxies;
         let found = client_address(proxy, &headers, trusted);
         assert!([client, proxy].contains(&found), "{found}: {lines:?}");
         if other.is_empty() && one.is_ascii() && !one.contains('"') {
@@ -331,4 +424,84 @@ pub fn proxy_header(bytes: &[u8]) -> bool {
     };
     assert_eq!(client, expected, "{header:?}");
     true
+}
+
+/// A packet of a socket.io client has the JSON that serde_json reads, and only a packet without valid JSON is refused; a body
+/// is its packets, and a session takes nothing from a client that did not join.
+pub fn socketio(text: &str) {
+    for part in text.split(SEPARATOR) {
+        match ClientPacket::parse(part) {
+            Ok(ClientPacket::Event { namespace, read, attachments }) => {
+                let array = elements(part, namespace).unwrap_or_else(|| panic!("an event without an array: {part}"));
+                assert!(is_event(&array), "{part}");
+                let counted = part.split_once('-').and_then(|(head, _)| head.get(2..)?.parse().ok());
+                assert_eq!(attachments, if part.starts_with("45") { counted.unwrap() } else { 0 }, "{part}");
+                let position = match array.as_slice() {
+                    [name, position] if string(name).as_deref() == Some("ack") && attachments == 0 => string(position),
+                    _ => None,
+                };
+                assert_eq!(read, position.and_then(|position| position.parse().ok()), "{part}");
+            }
+            Ok(ClientPacket::Ack { namespace, .. }) => assert!(elements(part, namespace).is_some(), "{part}"),
+            Ok(ClientPacket::Connect { namespace, auth }) => {
+                let json = after(part, namespace, '{').unwrap_or("{}");
+                assert_eq!(auth, expected_auth(json), "{part}");
+            }
+            Ok(_) => {}
+            Err(_) => {
+                let array = part.strip_prefix("42").and_then(|json| serde_json::from_str(json).ok());
+                assert!(!array.is_some_and(|array: Vec<Box<RawValue>>| is_event(&array)), "{part}");
+                let is_object = |json: &str| serde_json::from_str::<Fields>(json).is_ok();
+                assert!(!part.strip_prefix("40").is_some_and(|json| json.is_empty() || is_object(json)), "{part}");
+            }
+        }
+    }
+    assert_eq!(packets(text).count(), text.matches(SEPARATOR).count() + 1);
+    let mut session = Session::default();
+    for packet in packets(text) {
+        let joined = session.has_joined();
+        match session.handle(packet) {
+            Ok(Action::Connect(_)) => assert!(!joined && session.has_joined(), "{text:?}"),
+            Ok(Action::Ignored | Action::Read(_)) => assert!(joined, "{text:?}"),
+            Ok(_) => assert_eq!(session.has_joined(), joined, "{text:?}"),
+            Err(_) => return,
+        }
+    }
+}
+
+fn string(value: &RawValue) -> Option<String> {
+    serde_json::from_str(value.get()).ok()
+}
+
+/// The text from the first of this character that follows the namespace, which a comma ends, or the packet.
+fn after<'a>(packet: &'a str, namespace: &str, first: char) -> Option<&'a str> {
+    if namespace != "/" && !packet.contains(&format!("{namespace},")) {
+        return None;
+    }
+    let end = packet.find(&format!("{namespace},")).map_or(0, |at| at + namespace.len());
+    packet.get(end..).and_then(|rest| rest.get(rest.find(first)?..))
+}
+
+fn elements(packet: &str, namespace: &str) -> Option<Vec<Box<RawValue>>> {
+    serde_json::from_str(after(packet, namespace, '[')?).ok()
+}
+
+fn is_event(array: &[Box<RawValue>]) -> bool {
+    let Some(first) = array.first() else { return false };
+    let is_name = first.get().starts_with('"') && string(first).is_none_or(|name| !RESERVED_EVENTS.contains(&&*name));
+    is_name || first.get().starts_with(|character: char| character == '-' || character.is_ascii_digit())
+}
+
+fn expected_auth(json: &str) -> Auth {
+    let Fields(fields) = serde_json::from_str(json).unwrap();
+    let last = |name: &str| fields.iter().rev().find(|(other, _)| other == name).map(|(_, raw)| &**raw);
+    let text = |name: &str| last(name).and_then(string);
+    let token = last("token").filter(|raw| raw.get() != "null").map(|raw| string(raw).unwrap_or_default());
+    let bare = token.map(|token| match token.to_ascii_lowercase().strip_prefix("bearer ") {
+        Some(rest) => token[token.len() - rest.len()..].trim().to_owned(),
+        None => token,
+    });
+    // A client with an empty `pid` would not report a recovery.
+    let pid = text("pid").filter(|pid| !pid.is_empty());
+    Auth { token: bare, pid, offset: text("offset"), resume: text("resume") }
 }

@@ -4,7 +4,7 @@ mod checks;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tidings::internals::Envelope;
+use tidings::internals::{Envelope, Notice};
 
 /// A part of a push, as Redis writes it.
 fn part() -> impl Strategy<Value = Vec<u8>> {
@@ -18,7 +18,9 @@ fn part() -> impl Strategy<Value = Vec<u8>> {
 
 fn reply() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
-        6 => vec(part(), 0..=4).prop_map(|parts| [format!("*{}\r\n", parts.len()).into_bytes(), parts.concat()].concat()),
+        6 => (prop::sample::select(vec!["*", ">"]), vec(part(), 0..=4)).prop_map(|(sign, parts)| {
+            [format!("{sign}{}\r\n", parts.len()).into_bytes(), parts.concat()].concat()
+        }),
         1 => "[ -~]{0,40}".prop_map(|text| format!("+{text}\r\n").into_bytes()),
         1 => "[A-Z]{1,9}( [ -~]{0,40})?".prop_map(|text| format!("-{text}\r\n").into_bytes()),
     ]
@@ -42,11 +44,13 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
 
 fn value() -> impl Strategy<Value = String> {
     let cursor = "0123456789abcdef-1795000000123-17";
-    let texts = ["hello", "auth", "pong", "ack", "shout", "42", "\\ud800", "\\u0000", "", "acked", cursor];
+    let texts = ["hello", "auth", "pong", "ack", "history", "shout", "42", "\\ud800", "\\u0000", "", "acked", cursor];
     let odd = ["null", "true", "-7", "1e400", "-0", "[[]]", "{}", r#"{"type":1}"#, "1795000000.5", r#"["42"]"#];
     prop_oneof![
         3 => prop::sample::select(texts.to_vec()).prop_map(|text| format!("\"{text}\"")),
         2 => (0_u64..4_000_000_000).prop_map(|number| number.to_string()),
+        1 => (0_u64..103).prop_map(|number| number.to_string()),
+        1 => (126_usize..131).prop_map(|length| format!("\"{}\"", "r".repeat(length))),
         1 => any::<f64>().prop_map(|number| number.to_string()),
         2 => prop::sample::select(odd.to_vec()).prop_map(str::to_owned),
     ]
@@ -54,7 +58,22 @@ fn value() -> impl Strategy<Value = String> {
 
 /// JSON, most of it with fields that a client frame or a token has, some of them wrong.
 fn object() -> impl Strategy<Value = String> {
-    let names = ["type", "token", "id", "sub", "exp", "nbf", "iat", "jti", "resume", "device", "\\u0074ype"];
+    let names = [
+        "type",
+        "token",
+        "id",
+        "sub",
+        "exp",
+        "nbf",
+        "iat",
+        "jti",
+        "resume",
+        "device",
+        "before",
+        "limit",
+        "ref",
+        "\\u0074ype",
+    ];
     let name = prop_oneof![
         5 => prop::sample::select(names.to_vec()).prop_map(str::to_owned),
         1 => "[a-z]{0,5}",
@@ -63,6 +82,24 @@ fn object() -> impl Strategy<Value = String> {
         let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
         format!("{{{}}}", fields.join(","))
     })
+}
+
+/// JSON with white space of every kind between its tokens.
+fn spaced_json() -> impl Strategy<Value = String> {
+    let scalar = prop_oneof![
+        2 => any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap()),
+        1 => value(),
+    ];
+    let json = scalar.prop_recursive(3, 12, 4, |inner| {
+        let pair = ("[a-z\u{e9}]{0,3}", "[ \t\r\n]{0,3}", inner.clone(), "[ \t\r\n]{0,3}");
+        let pair = pair.prop_map(|(name, before, value, after)| format!("\"{name}\":{before}{value}{after}"));
+        let item = ("[ \t\r\n]{0,4}", inner).prop_map(|(space, value)| format!("{space}{value}{space}"));
+        prop_oneof![
+            vec(item, 0..4).prop_map(|items| format!("[{}]", items.join(","))),
+            vec(pair, 0..4).prop_map(|pairs| format!("{{{}\r}}", pairs.join(",\n"))),
+        ]
+    });
+    ("[ \t\r\n]{0,2}", json).prop_map(|(space, json)| format!("{space}{json}{space}"))
 }
 
 /// Claims of which one may be wrong.
@@ -74,8 +111,24 @@ fn claims() -> impl Strategy<Value = String> {
     ]
 }
 
+/// A client's request for stored notifications, of which a part may be wrong.
+fn page_request() -> impl Strategy<Value = String> {
+    let field = (prop::sample::select(vec!["before", "limit", "ref", "id"]), value());
+    let fields = vec(field.prop_map(|(name, value)| format!(",\"{name}\":{value}")), 0..4);
+    fields.prop_map(|fields| format!("{{\"type\":\"history\"{}}}", fields.concat()))
+}
+
+/// A notice, of which a part may be wrong.
+fn notice() -> impl Strategy<Value = String> {
+    let names = ["retracted", "erased", "read", "device", "unread", "by"];
+    let id = Just("\"00000000000000ff\"".to_owned());
+    let field = (prop::sample::select(names.to_vec()), prop_oneof![3 => value(), 1 => id]);
+    let fields = vec(field.prop_map(|(name, value)| format!("\"{name}\":{value}")), 0..5);
+    fields.prop_map(|fields| format!("~!{{{}}}", fields.join(",")))
+}
+
 fn text() -> impl Strategy<Value = String> {
-    prop_oneof![6 => object(), 3 => claims(), 1 => any::<String>(), 1 => "[{}\\[\\]\",: a-z0-9]{0,30}", 1 => "[\\w-]{0,20}\\.[\\w-]{0,20}\\.[\\w-]{0,20}"]
+    prop_oneof![6 => object(), 3 => page_request(), 3 => claims(), 1 => any::<String>(), 1 => "[{}\\[\\]\",: a-z0-9]{0,30}", 1 => "[\\w-]{0,20}\\.[\\w-]{0,20}\\.[\\w-]{0,20}"]
 }
 
 /// Commands of which something may be wrong.
@@ -92,6 +145,39 @@ fn command() -> impl Strategy<Value = String> {
     ];
     let few = prop_oneof![Just(1_usize), Just(1), Just(1), Just(2)];
     (vec(one, 2), few).prop_map(|(commands, few)| format!("{{{}}}", commands[..few].join(",")))
+}
+
+/// A packet of a socket.io client, of which a part may be wrong, or a few of them.
+fn socketio() -> impl Strategy<Value = String> {
+    let kinds = ["1", "2probe", "3", "5", "6", "bAQ==", "0{}", "2", "41", "44{}", "9"];
+    let names = ["hey", "ack", "auth", "connect", "newListener", "\\u0064isconnect", "", "\\ud800"];
+    let fields = ["token", "pid", "offset", "resume", "\\u0074oken", "other"];
+    let name = prop_oneof![
+        4 => prop::sample::select(names.to_vec()).prop_map(|name| format!("\"{name}\"")),
+        1 => value(),
+    ];
+    let array = (name, vec(value(), 0..3))
+        .prop_map(|(name, rest)| format!("[{}]", std::iter::once(name).chain(rest).collect::<Vec<_>>().join(",")));
+    let array = array.boxed();
+    let text = prop_oneof![3 => value(), 1 => Just("\"Bearer T\"".to_owned())];
+    let auth = vec((prop::sample::select(fields.to_vec()), text), 0..5).prop_map(|fields| {
+        let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        format!("{{{}}}", fields.join(","))
+    });
+    let head = prop_oneof![
+        4 => Just(String::new()), 1 => Just("/,".to_owned()), 1 => "/[a-z?\\[{]{0,3},?", 2 => "[0-9]{0,22}", 1 => " ",
+    ];
+    let count = prop_oneof![6 => "[0-9]{1,2}-", 1 => "[-+0-9]{0,12}"];
+    let one = prop_oneof![
+        2 => prop::sample::select(kinds.to_vec()).prop_map(str::to_owned),
+        3 => (head.clone(), auth).prop_map(|(head, auth)| format!("40{head}{auth}")),
+        4 => (prop::sample::select(vec!["2", "3"]), head.clone(), array.clone())
+            .prop_map(|(kind, head, array)| format!("4{kind}{head}{array}")),
+        2 => (prop::sample::select(vec!["5", "6"]), count, head, array)
+            .prop_map(|(kind, count, head, array)| format!("4{kind}{count}{head}{array}")),
+        1 => any::<String>(),
+    ];
+    vec(one, 1..5).prop_map(|packets| packets.join("\u{1e}"))
 }
 
 /// A mostly valid PROXY header.
@@ -136,6 +222,11 @@ proptest! {
     }
 
     #[test]
+    fn a_packet_of_a_socket_io_client_is_read_as_it_is_written(text in prop_oneof![6 => socketio(), 1 => text()]) {
+        checks::socketio(&text);
+    }
+
+    #[test]
     fn a_command_does_what_is_written_in_it(text in prop_oneof![6 => command(), 1 => text()]) {
         checks::command(text.as_bytes());
     }
@@ -166,7 +257,7 @@ proptest! {
     fn an_envelope_is_parsed_as_it_is_written(
         parts in vec(prop_oneof![
             Just("~".to_owned()), Just(" ".to_owned()), Just("a1b2c3d4e5f60718-1795000000123-17".to_owned()),
-            Just("\"paid\"".to_owned()), Just("\"\\u00e9\\\"\"".to_owned()), "[0-9]{1,21}", "[ -~]{0,6}",
+            Just("\"paid\"".to_owned()), Just("\"\\u00e9\\\"\"".to_owned()), Just("=".to_owned()), "[0-9]{1,21}", "[ -~]{0,6}",
         ], 0..9),
         whole in any::<bool>(),
         count in any::<u64>(),
@@ -177,6 +268,17 @@ proptest! {
         let name = serde_json::to_string(&name).unwrap();
         let stored = if whole { format!("{count} a1b2c3d4e5f60718-1795000000123-17 ") } else { String::new() };
         checks::envelope(&format!("~{stored}{name} {data}"));
+        checks::envelope(&format!("~1 a1b2c3d4e5f60718-1795000000123-17 ={name} {name} {data}"));
+    }
+
+    #[test]
+    fn a_notice_is_parsed_as_it_is_written(text in prop_oneof![9 => notice(), 1 => any::<String>()]) {
+        checks::notice(&text);
+    }
+
+    #[test]
+    fn any_json_is_read_from_an_event_stream_as_it_was_meant(text in spaced_json()) {
+        checks::event_block(&text);
     }
 
     #[test]
@@ -205,8 +307,18 @@ fn good_input_is_taken() {
     checks::command(br#"{"disconnect":{"user":"42","connection":null}}"#);
     checks::command(br#"{"revoke":{"jti":"a","until":1795000000.5}}"#);
     checks::envelope(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#);
+    assert!(Envelope::parse(r#"~12@0a1b a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#).is_some());
     assert!(Envelope::parse(r#"~12 a1b2c3d4e5f60718-1795000000123-17 "paid" {"order":7}"#).is_some());
+    assert!(Envelope::parse(r#"~12 a1b2c3d4e5f60718-1795000000123-17 ="order 7" "paid" 1"#).is_some());
+    let notice =
+        r#"~!{"read":"a1b2c3d4e5f60718-1795000000123-17","device":"default","unread":1,"by":"00000000000000ff"}"#;
+    assert!(Notice::parse(notice).is_some());
+    checks::client_frame(r#"{"type":"history","before":"a1b2c3d4e5f60718-1795000000123-17","limit":5,"ref":"r"}"#);
     checks::page_cursor("7.61C3a9");
+    checks::socketio(
+        "40{\"token\":\"T\"}\u{1e}42[\"ack\",\"0123456789abcdef-1795000000123-17\"]\u{1e}451-7[\"hey\",null]\u{1e}bAQ==",
+    );
+    checks::socketio(r#"40{"pid":"","offset":""}"#);
     checks::cookies("theme=dark; connect.sid=s%3Aa.b; q=\"quoted\"; flag");
     checks::forwarded("6.6.6.6, unknown\n");
 }

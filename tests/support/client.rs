@@ -1,11 +1,13 @@
 //! A WebSocket client that exposes everything the server sends.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -27,6 +29,9 @@ pub struct Refused {
     pub headers: tokio_tungstenite::tungstenite::http::HeaderMap,
 }
 
+const PING: &str = r#"{"type":"ping"}"#;
+const PONG: &str = r#"{"type":"pong"}"#;
+
 /// Plain TCP, or TLS.
 type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
@@ -42,7 +47,19 @@ pub async fn handshake(address: SocketAddr, path: &str, headers: &[(&str, &str)]
     handshake_on(TcpSocket::new_v4().unwrap(), address, path, headers).await
 }
 
-async fn handshake_on(
+/// The same from this address of the machine.
+pub async fn handshake_from(
+    source: IpAddr,
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<Client, Refused> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    handshake_on(socket, address, path, headers).await
+}
+
+pub(super) async fn handshake_on(
     socket: TcpSocket,
     address: SocketAddr,
     path: &str,
@@ -87,6 +104,49 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     [&[first, 0x80 | len, 0, 0, 0, 0], payload].concat()
 }
 
+/// A client that reads and answers pings by itself; dropping it ends the connection.
+pub struct Answering {
+    frames: mpsc::Receiver<Message>,
+    /// Ends when it is dropped.
+    _task: JoinSet<()>,
+}
+
+impl Answering {
+    /// The next message of any kind, pings included; `None` at the end of the connection.
+    pub async fn message(&mut self) -> Option<Message> {
+        within("a message", self.frames.recv()).await
+    }
+
+    /// The data of the next event.
+    pub async fn event(&mut self) -> Value {
+        loop {
+            let message = self.message().await.expect("the connection is open");
+            let mut frame: Value =
+                message.to_text().ok().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+            if frame["type"] == "event" {
+                return frame["data"].take();
+            }
+        }
+    }
+
+    /// Reads up to the close frame: its code.
+    pub async fn close_frame(&mut self) -> u16 {
+        loop {
+            match self.message().await {
+                Some(Message::Close(Some(frame))) => return frame.code.into(),
+                Some(_) => {}
+                None => panic!("the connection ended without a close frame"),
+            }
+        }
+    }
+
+    /// The pings received so far.
+    pub fn pings(&mut self) -> usize {
+        let received = std::iter::from_fn(|| self.frames.try_recv().ok());
+        received.filter(|message| message.is_ping() || *message == Message::text(PING)).count()
+    }
+}
+
 impl Client {
     /// Connects a user as a browser does, and reads the `welcome`.
     pub async fn connect(gateway: &Gateway, user: &str) -> Self {
@@ -105,7 +165,12 @@ impl Client {
 
     /// As [`Client::connect_with_welcome`], at any address, such as a proxy's.
     pub async fn connect_at(address: SocketAddr, user: &str) -> (Self, Value) {
-        Self::greeted(TcpSocket::new_v4().unwrap(), address, &token(user)).await
+        Self::connect_at_with_token(address, &token(user)).await
+    }
+
+    /// As [`Client::connect_at`], with this token.
+    pub async fn connect_at_with_token(address: SocketAddr, token: &str) -> (Self, Value) {
+        Self::greeted(TcpSocket::new_v4().unwrap(), address, token).await
     }
 
     /// As [`Client::connect_with_welcome`], resuming from a cursor.
@@ -189,6 +254,11 @@ impl Client {
         within("a message is sent", self.socket.send(message)).await.unwrap();
     }
 
+    /// As [`Client::send`], to a server that may have closed the connection.
+    pub async fn try_send(&mut self, text: &str) {
+        within("a message is sent", self.socket.send(Message::text(text))).await.ok();
+    }
+
     /// Writes raw bytes to the socket.
     pub async fn write(&mut self, bytes: &[u8]) {
         within("bytes are written", self.tcp().write_all(bytes)).await.unwrap();
@@ -235,16 +305,26 @@ impl Client {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// The next text, which must be an event: its data.
+    /// The next text past any `gap`, as JSON: for a test of what arrives after a lost subscription.
+    async fn frame_past_gaps(&mut self) -> Value {
+        loop {
+            let frame = self.frame().await;
+            if frame["type"] != "gap" {
+                return frame;
+            }
+        }
+    }
+
+    /// The next text past any `gap`, which must be an event: its data.
     pub async fn event(&mut self) -> Value {
-        let mut frame = self.frame().await;
+        let mut frame = self.frame_past_gaps().await;
         assert_eq!(frame["type"], "event", "{frame}");
         frame["data"].take()
     }
 
-    /// The next text, which must be a stored notification: its id and its data.
+    /// The next text past any `gap`, which must be a stored notification: its id and its data.
     pub async fn stored_event(&mut self) -> (String, Value) {
-        let mut frame = self.frame().await;
+        let mut frame = self.frame_past_gaps().await;
         assert_eq!((&frame["type"], &frame["event"]), (&json!("event"), &json!("notification")), "{frame}");
         assert!(frame["ts"].as_u64().is_some_and(|ms| ms > 1_700_000_000_000), "{frame}");
         (text(&frame["id"]).to_owned(), frame["data"].take())
@@ -278,6 +358,24 @@ impl Client {
             }
         }
         code
+    }
+
+    /// Reads on in the background and answers pings, as a page does, until it is dropped.
+    pub fn answering(self) -> Answering {
+        let (frames, frames_rx) = mpsc::channel(1_024);
+        let mut task = JoinSet::new();
+        task.spawn(self.answer(frames));
+        Answering { frames: frames_rx, _task: task }
+    }
+
+    async fn answer(mut self, frames: mpsc::Sender<Message>) {
+        while let Some(Ok(message)) = self.socket.next().await {
+            if message == Message::text(PING) && self.socket.send(Message::text(PONG)).await.is_err() {
+                return;
+            }
+            // A test that does not look at so many does not need them.
+            frames.try_send(message).ok();
+        }
     }
 
     /// Closes the connection with a close frame.

@@ -1,4 +1,4 @@
-//! A real Express application with sessions in Redis, in Node.
+//! A real Express (or Fastify) application with sessions in Redis, in Node.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -27,10 +27,19 @@ pub struct Session {
 impl Express {
     /// With these secrets, separated by commas, and more of its environment.
     pub async fn start(redis: &RedisServer, secrets: &str, env: &[(&str, &str)]) -> Self {
+        Self::run("app.mjs", redis, secrets, env).await
+    }
+
+    /// Fastify instead, with `@fastify/session` and the two options of docs/sessions.md.
+    pub async fn fastify(redis: &RedisServer, secrets: &str) -> Self {
+        Self::run("fastify.mjs", redis, secrets, &[]).await
+    }
+
+    async fn run(script: &str, redis: &RedisServer, secrets: &str, env: &[(&str, &str)]) -> Self {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/express");
         assert!(dir.join("node_modules").exists(), "tests/express is installed (scripts/setup)");
         let mut child = Command::new("node")
-            .arg("app.mjs")
+            .arg(script)
             .current_dir(dir)
             .env("REDIS_URL", redis.url())
             .env("SECRETS", secrets)
@@ -41,15 +50,23 @@ impl Express {
             .spawn()
             .expect("node is installed (scripts/setup)");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = within("express listens", lines.next_line()).await.unwrap().expect("its port");
+        let line = within("the application listens", lines.next_line()).await.unwrap().expect("its port");
         Self { port: line.parse().unwrap(), _child: child }
     }
 
     /// Begins a session, such as with `/login/42`.
     pub async fn begin(&self, path: &str) -> Session {
-        let answer = self.ask("POST", path, "").await;
+        Self::session_in(&self.ask("POST", path, "").await)
+    }
+
+    fn session_in(answer: &Answer) -> Session {
         let id = answer.json()["id"].as_str().unwrap().to_owned();
         Session { id, cookie: answer.header("set-cookie").split(';').next().unwrap().to_owned() }
+    }
+
+    /// As [`Express::begin`], with the cookie of an earlier session, for a request that replaces it.
+    pub async fn follow(&self, session: &Session, path: &str) -> Session {
+        Self::session_in(&self.ask("POST", path, &session.cookie).await)
     }
 
     /// Goes on with a session.

@@ -1,5 +1,6 @@
 //! Instances as separate processes.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tidings::internals::{Metrics, MetricsFormat};
 use tokio::process::{Child, Command};
 
 use super::http::{Answer, request};
@@ -43,9 +45,14 @@ impl Options {
     /// Nothing but the secret and free ports.
     pub fn bare() -> Self {
         let args = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-        Self { args: args.map(str::to_owned).to_vec(), env: Vec::new(), https: None, ulimit: None }
+        let bare = Self { args: args.map(str::to_owned).to_vec(), env: Vec::new(), https: None, ulimit: None }
             .env("TIDINGS_AUTH__HMAC_SECRET", SECRET)
-            .set("drain.window", "200ms")
+            .set("drain.window", "200ms");
+        // For the whole suite in another mode: see CONTRIBUTING.md.
+        match std::env::var("TIDINGS_TEST_SUBSCRIBE") {
+            Ok(mode) => bare.set("redis.subscribe", &mode),
+            Err(_) => bare,
+        }
     }
 
     /// Without a key to verify tokens, unless `--dev` generates one.
@@ -70,12 +77,17 @@ impl Options {
     }
 
     /// On TLS, with a certificate of this authority and its key.
-    pub fn tls(mut self, authority: &Authority, [certificate, key]: &[PathBuf; 2]) -> Self {
+    pub fn tls(self, authority: &Authority, [certificate, key]: &[PathBuf; 2]) -> Self {
+        let path = |path: &PathBuf| path.to_str().unwrap().to_owned();
+        self.trust(authority).set("server.tls_cert_file", &path(certificate)).set("server.tls_key_file", &path(key))
+    }
+
+    /// Its configuration has a certificate of this authority.
+    pub fn trust(mut self, authority: &Authority) -> Self {
         let ca = reqwest::Certificate::from_pem(&std::fs::read(authority.ca_file()).unwrap()).unwrap();
         let client = reqwest::Client::builder().tls_certs_only([ca]).pool_max_idle_per_host(0);
         self.https = Some(client.build().unwrap());
-        let path = |path: &PathBuf| path.to_str().unwrap().to_owned();
-        self.set("server.tls_cert_file", &path(certificate)).set("server.tls_key_file", &path(key))
+        self
     }
 
     /// Under a limit of the shell: `-n 80`, `-S -n 80`.
@@ -215,6 +227,7 @@ impl Gateway {
     /// One metric's value, by its whole name with labels; 0 where it was never counted.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.get(self.admin, "/metrics").await;
+        check_series(&text);
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
     }
@@ -265,10 +278,22 @@ impl Drop for Gateway {
     }
 }
 
+/// Requires that every series was there from the start: Prometheus cannot see the first increase of one that appears.
+fn check_series(text: &str) {
+    fn series(text: &str) -> impl Iterator<Item = &str> {
+        text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| Some(line.rsplit_once(' ')?.0))
+    }
+    static KNOWN: LazyLock<BTreeSet<String>> =
+        LazyLock::new(|| series(&Metrics::new().render(MetricsFormat::Text)).map(str::to_owned).collect());
+    let with_tls = "tidings_certificate_expiry_timestamp_seconds";
+    let new = series(text).find(|name| !KNOWN.contains(*name) && *name != with_tls);
+    assert_eq!(new, None, "a series that is not there from the start: see src/metrics.rs");
+}
+
 /// One client for all tests, because creating one is slow; it keeps no connection, which would belong to one test.
 pub fn http() -> &'static reqwest::Client {
     static CLIENT: LazyLock<reqwest::Client> =
-        LazyLock::new(|| reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap());
+        LazyLock::new(|| reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap());
     &CLIENT
 }
 

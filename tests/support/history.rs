@@ -75,6 +75,7 @@ impl RedisServer {
         let (id, data) = (format!("{ms}-{}", number.parse::<u64>().unwrap() + 1), data.to_string());
         let entry = ["XADD", "tidings:history:{42}", &id, "event", "\"notification\"", "data", &data];
         self.command::<String>(&entry).await;
+        self.command::<u64>(&["HSET", "tidings:history", ":42", &id]).await;
         self.command::<u64>(&["HINCRBY", "tidings:history", "count", "1"]).await;
     }
 

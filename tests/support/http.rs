@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-use super::{secrets, within};
+use super::{http, secrets, within};
 
 /// The answer to a request.
 #[derive(Debug)]
@@ -44,8 +44,7 @@ pub async fn request(
     body: impl Into<reqwest::Body>,
 ) -> Answer {
     secrets::keep_headers(headers);
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let mut request = client.request(method.parse().unwrap(), format!("http://{address}{path}")).body(body);
+    let mut request = http().request(method.parse().unwrap(), format!("http://{address}{path}")).body(body);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }

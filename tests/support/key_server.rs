@@ -80,6 +80,10 @@ impl KeyServer {
         Self { scheme, address, publishes, requests, task }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn url(&self) -> String {
         format!("{}://{}/keys", self.scheme, self.address)
     }

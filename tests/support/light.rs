@@ -8,12 +8,15 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::sse::Block;
 use super::token;
 
 /// A connected and greeted user.
 pub struct Light {
     socket: TcpStream,
     heard: Vec<u8>,
+    /// Receives Server-Sent Events, and sends nothing.
+    is_stream: bool,
     /// Its id, from the `welcome`.
     pub connection: String,
 }
@@ -31,7 +34,7 @@ pub enum Resume<'a> {
 #[derive(Debug)]
 pub enum Received {
     Text(String),
-    /// 1005 where it has no code.
+    /// 1005 where it has no code. Of a stream: the error in its last block.
     Close(u16),
 }
 
@@ -44,6 +47,11 @@ enum Frame {
 
 const PING: &[u8] = br#"{"type":"ping"}"#;
 const PONG: &[u8] = br#"{"type":"pong"}"#;
+const ERROR: &str = r#"{"type":"error","code":"#;
+
+/// The same in the packets of socket.io.
+const SOCKETIO_PING: &[u8] = b"2";
+const SOCKETIO_PONG: &[u8] = b"3";
 
 impl Light {
     /// Connects and reads the `welcome`.
@@ -54,10 +62,29 @@ impl Light {
         }
     }
 
+    /// As [`Light::connect`], as a stream of Server-Sent Events.
+    pub async fn connect_stream(address: SocketAddr, user: &str) -> Result<Self> {
+        match Self::stream(address, user, None).await? {
+            (light, Received::Text(_)) => Ok(light),
+            _ => Err(Error::other("no welcome")),
+        }
+    }
+
+    /// Opens a stream and reads the `welcome`, or the error in its place.
+    pub async fn stream(address: SocketAddr, user: &str, last_id: Option<&str>) -> Result<(Self, Received)> {
+        let resume = last_id.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
+        let request = format!(
+            "GET /events HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n{resume}\
+             Authorization: Bearer {}\r\n\r\n",
+            token(user)
+        );
+        let mut light = Self::open(address, &request, true).await?;
+        let first = light.greeted().await?;
+        Ok((light, first))
+    }
+
     /// Connects and reads the `welcome`, or a close in its place.
     pub async fn resume(address: SocketAddr, user: &str, resume: Resume<'_>) -> Result<(Self, Received)> {
-        let mut socket = TcpStream::connect(address).await?;
-        socket.set_nodelay(true)?;
         let token = token(user);
         let (query, bearer) = match resume {
             Resume::No => (String::new(), format!(", bearer.{token}")),
@@ -69,22 +96,63 @@ impl Light {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
              Sec-WebSocket-Protocol: tidings.v1{bearer}\r\n\r\n"
         );
-        socket.write_all(request.as_bytes()).await?;
-        let mut light = Self { socket, heard: Vec::with_capacity(512), connection: String::new() };
-        light.take_upgrade().await?;
+        let mut light = Self::open(address, &request, false).await?;
         if let Resume::InHello(cursor) = resume {
             let hello = json!({"type": "hello", "token": token, "resume": cursor});
             light.say(0x1, hello.to_string().as_bytes()).await?;
         }
-        let first = light.heard().await?;
+        let first = light.greeted().await?;
+        Ok((light, first))
+    }
+
+    /// Sends a request and reads the head of the response.
+    async fn open(address: SocketAddr, request: &str, is_stream: bool) -> Result<Self> {
+        let mut socket = TcpStream::connect(address).await?;
+        socket.set_nodelay(true)?;
+        socket.write_all(request.as_bytes()).await?;
+        let mut light = Self { socket, heard: Vec::with_capacity(512), is_stream, connection: String::new() };
+        light.take_head(if is_stream { b"HTTP/1.1 200 " } else { b"HTTP/1.1 101 " }).await?;
+        Ok(light)
+    }
+
+    async fn greeted(&mut self) -> Result<Received> {
+        let first = self.heard().await?;
         if let Received::Text(text) = &first {
             let welcome: Value = serde_json::from_str(text)?;
             if welcome["type"] != "welcome" {
                 return Err(Error::other(format!("no welcome: {text}")));
             }
-            welcome["connection"].as_str().unwrap_or_default().clone_into(&mut light.connection);
+            welcome["connection"].as_str().unwrap_or_default().clone_into(&mut self.connection);
         }
-        Ok((light, first))
+        Ok(first)
+    }
+
+    /// Connects as a socket.io client, and reads the answer to its CONNECT.
+    pub async fn socketio(address: SocketAddr, user: &str) -> Result<Self> {
+        match Self::socketio_with(address, user, json!({})).await? {
+            (light, Received::Text(_)) => Ok(light),
+            (_, Received::Close(code)) => Err(Error::other(format!("closed with {code}"))),
+        }
+    }
+
+    /// As [`Light::socketio`], with more fields in its `auth`; gives the answer to its CONNECT, or a close in its place.
+    pub async fn socketio_with(address: SocketAddr, user: &str, mut auth: Value) -> Result<(Self, Received)> {
+        let request = format!(
+            "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        let mut light = Self::open(address, &request, false).await?;
+        auth["token"] = token(user).into();
+        light.say(0x1, format!("40{auth}").as_bytes()).await?;
+        loop {
+            match light.heard().await? {
+                Received::Text(text) if text.starts_with('0') => {}
+                Received::Text(text) if !text.starts_with("40") => {
+                    return Err(Error::other(format!("refused: {text}")));
+                }
+                first => return Ok((light, first)),
+            }
+        }
     }
 
     /// The next text frame, or the close; pings are answered. Cancel safe.
@@ -92,6 +160,7 @@ impl Light {
         loop {
             match self.frame().await? {
                 Frame::Text(text) if text == PING => self.say(0x1, PONG).await?,
+                Frame::Text(text) if text == SOCKETIO_PING => self.say(0x1, SOCKETIO_PONG).await?,
                 Frame::Text(text) => return String::from_utf8(text).map(Received::Text).map_err(Error::other),
                 Frame::Ping(payload) => self.say(0xa, &payload).await?,
                 Frame::Other => {}
@@ -100,11 +169,11 @@ impl Light {
         }
     }
 
-    async fn take_upgrade(&mut self) -> Result<()> {
+    async fn take_head(&mut self, expected: &[u8]) -> Result<()> {
         loop {
             if let Some(end) = self.heard.windows(4).position(|four| four == b"\r\n\r\n") {
-                if !self.heard.starts_with(b"HTTP/1.1 101 ") {
-                    return Err(Error::other("not upgraded"));
+                if !self.heard.starts_with(expected) {
+                    return Err(Error::other("refused"));
                 }
                 self.heard.drain(..end + 4);
                 return Ok(());
@@ -149,6 +218,7 @@ impl Light {
         while let Ok(frame) = self.frame().await {
             let answered = match frame {
                 Frame::Text(text) if text == PING => self.say(0x1, PONG).await,
+                Frame::Text(text) if text == SOCKETIO_PING => self.say(0x1, SOCKETIO_PONG).await,
                 Frame::Ping(payload) => self.say(0xa, &payload).await,
                 Frame::Text(_) | Frame::Other => Ok(()),
                 Frame::Close(_) => return,
@@ -161,7 +231,11 @@ impl Light {
 
     async fn frame(&mut self) -> Result<Frame> {
         loop {
-            if let Some((head, len)) = frame_size(&self.heard) {
+            if self.is_stream {
+                if let Some(block) = Block::take(&mut self.heard) {
+                    return block_frame(block);
+                }
+            } else if let Some((head, len)) = frame_size(&self.heard) {
                 let payload = self.heard[head..head + len].to_vec();
                 let opcode = self.heard[0] & 0xf;
                 self.heard.drain(..head + len);
@@ -189,8 +263,11 @@ impl Light {
         self.socket.write_all(&frame).await
     }
 
-    /// Closes the connection with a close frame.
+    /// Closes the connection, with a close frame if it is a WebSocket.
     pub async fn close(mut self) {
+        if self.is_stream {
+            return;
+        }
         self.say(0x8, &1000_u16.to_be_bytes()).await.ok();
     }
 
@@ -198,6 +275,20 @@ impl Light {
     pub fn vanish(self) {
         self.socket.set_zero_linger().ok();
     }
+}
+
+/// A block as the frame that it carries.
+fn block_frame(block: Block) -> Result<Frame> {
+    let Some(data) = block.data else { return Ok(Frame::Other) };
+    if let Some(code) = data.strip_prefix(ERROR) {
+        let code = code.split(',').next().unwrap_or_default().parse().map_err(Error::other)?;
+        return Ok(Frame::Close(code));
+    }
+    if let Some(id) = block.id {
+        let named = [format!("\"id\":\"{id}\""), format!("\"cursor\":\"{id}\"")];
+        assert!(named.iter().any(|name| data.contains(name)), "another position than {id}: {data}");
+    }
+    Ok(Frame::Text(data.into_bytes()))
 }
 
 /// The sizes of a frame's head and payload, once it is complete.

@@ -33,6 +33,8 @@ pub enum Whose {
     New,
     /// Connections that name themselves subscribers, also later ones.
     Subscribers,
+    /// All others, also later ones.
+    Commands,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +50,8 @@ struct Faults {
     refuses: bool,
     /// Connections numbered below this are closed.
     cut_below: u64,
+    /// New connections lead to this port of loopback.
+    port: u16,
     silence: Option<Silence>,
     delay: Duration,
 }
@@ -64,10 +68,10 @@ impl Proxy {
     /// Forwards to this port of loopback.
     pub fn start(port: u16) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let (faults, seen) = watch::channel(Faults::default());
+        let (faults, seen) = watch::channel(Faults { port, ..Faults::default() });
         let accepted = Arc::new(AtomicU64::new(0));
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(address, port, seen, Arc::clone(&accepted)));
+        accepting.spawn(accept(address, seen, Arc::clone(&accepted)));
         Self { address, faults, accepted, _accepting: accepting }
     }
 
@@ -98,13 +102,20 @@ impl Proxy {
         self.faults.send_modify(|faults| faults.delay = delay);
     }
 
+    /// New connections lead to this port of loopback; the present ones stay.
+    pub fn lead_to(&self, port: u16) {
+        self.faults.send_modify(|faults| faults.port = port);
+    }
+
     /// Forwards normally again.
     pub fn heal(&self) {
-        self.faults.send_modify(|faults| *faults = Faults { cut_below: faults.cut_below, ..Faults::default() });
+        self.faults.send_modify(|faults| {
+            *faults = Faults { cut_below: faults.cut_below, port: faults.port, ..Faults::default() };
+        });
     }
 }
 
-async fn accept(address: SocketAddr, port: u16, mut faults: watch::Receiver<Faults>, accepted: Arc<AtomicU64>) {
+async fn accept(address: SocketAddr, mut faults: watch::Receiver<Faults>, accepted: Arc<AtomicU64>) {
     let mut links = JoinSet::new();
     loop {
         let listener = TcpListener::bind(address).await.expect("no other program takes this port");
@@ -114,6 +125,7 @@ async fn accept(address: SocketAddr, port: u16, mut faults: watch::Receiver<Faul
                 _ = faults.wait_for(|faults| faults.refuses) => break,
             };
             let number = accepted.fetch_add(1, Ordering::SeqCst);
+            let port = faults.borrow().port;
             links.spawn(forward(Link { number, subscriber: Arc::default(), faults: faults.clone() }, client, port));
             while links.try_join_next().is_some() {}
         }
@@ -143,6 +155,7 @@ impl Link {
             Whose::Existing => self.number < silence.first_new,
             Whose::New => self.number >= silence.first_new,
             Whose::Subscribers => self.subscriber.load(Ordering::SeqCst),
+            Whose::Commands => !self.subscriber.load(Ordering::SeqCst),
         }
     }
 

@@ -1,10 +1,12 @@
 //! A redis-server for one test.
 
+use std::ffi::OsString;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSubStream};
@@ -12,14 +14,24 @@ use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Msg, Pipeline};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use tokio::time::sleep;
 
+use super::clock::SteppedClock;
 use super::{eventually, within};
+
+/// The program that every test starts as Redis: another engine's if `scripts/engines` says so.
+static BINARY: LazyLock<OsString> =
+    LazyLock::new(|| std::env::var_os("TIDINGS_TEST_REDIS").unwrap_or_else(|| "redis-server".into()));
 
 /// A real redis-server on a free port of loopback; killed when dropped.
 pub struct RedisServer {
     port: u16,
     dir: TempDir,
     extra: Vec<String>,
+    clock: Option<SteppedClock>,
+    /// Its log line that it is ready.
+    ready: &'static str,
+    frozen: AtomicBool,
     child: Child,
 }
 
@@ -30,11 +42,40 @@ impl RedisServer {
 
     /// With more arguments, such as `["--requirepass", "x"]`.
     pub async fn start_with(extra: &[&str]) -> Self {
-        let port = free_port();
+        Self::start_in(TempDir::new().unwrap(), free_port(), extra).await
+    }
+
+    /// In a folder that may hold files of its own, on a port that others have been told.
+    pub(super) async fn start_in(dir: TempDir, port: u16, extra: &[&str]) -> Self {
+        Self::launch(dir, port, extra, None).await
+    }
+
+    /// As a sentinel, configured by `sentinel.conf` in its folder.
+    pub(super) async fn start_sentinel(dir: TempDir, port: u16, extra: &[&str]) -> Self {
+        Self::launch_as("+monitor master", dir, port, &[&["--sentinel"], extra].concat(), None).await
+    }
+
+    /// With a clock that [`RedisServer::step_clock`] steps.
+    pub async fn with_stepped_clock() -> Self {
         let dir = TempDir::new().unwrap();
+        let clock = SteppedClock::new(dir.path());
+        Self::launch(dir, free_port(), &[], Some(clock)).await
+    }
+
+    async fn launch(dir: TempDir, port: u16, extra: &[&str], clock: Option<SteppedClock>) -> Self {
+        Self::launch_as("eady to accept connections", dir, port, extra, clock).await
+    }
+
+    async fn launch_as(
+        ready: &'static str,
+        dir: TempDir,
+        port: u16,
+        extra: &[&str],
+        clock: Option<SteppedClock>,
+    ) -> Self {
         let extra: Vec<String> = extra.iter().map(|arg| (*arg).to_owned()).collect();
-        let child = spawn(port, &dir, &extra);
-        let mut server = Self { port, dir, extra, child };
+        let child = spawn(port, &dir, &extra, clock.as_ref());
+        let mut server = Self { port, dir, extra, clock, ready, frozen: AtomicBool::new(false), child };
         server.answering().await;
         server
     }
@@ -43,7 +84,7 @@ impl RedisServer {
     pub async fn relaunch_with(&mut self, extra: &[&str]) {
         self.kill().await;
         self.extra = extra.iter().map(|arg| (*arg).to_owned()).collect();
-        self.child = spawn(self.port, &self.dir, &self.extra);
+        self.child = spawn(self.port, &self.dir, &self.extra, self.clock.as_ref());
     }
 
     /// Its own log line that it is ready: another server could answer at the port.
@@ -51,7 +92,7 @@ impl RedisServer {
         let log = self.dir.path().join("redis.log");
         eventually("redis-server answers", async || {
             assert!(self.child.try_wait().unwrap().is_none(), "redis-server ended: {}", read(&log));
-            read(&log).contains("eady to accept connections")
+            read(&log).contains(self.ready)
         })
         .await;
     }
@@ -61,12 +102,26 @@ impl RedisServer {
     }
 
     pub fn url(&self) -> String {
-        let mut words = self.extra.iter().skip_while(|word| *word != "--requirepass");
-        let credentials = words
-            .nth(1)
-            .map(|password| format!(":{}@", password.replace('/', "%2F").replace(' ', "%20")))
-            .unwrap_or_default();
-        format!("redis://{credentials}127.0.0.1:{}", self.port)
+        format!("redis://{}127.0.0.1:{}", self.credentials(), self.port)
+    }
+
+    /// The port that other servers and instances use: that of TLS, if it has one.
+    pub(super) fn known_port(&self) -> u16 {
+        self.argument("--tls-port").map_or(self.port, |port| port.parse().unwrap())
+    }
+
+    pub(super) fn password(&self) -> Option<&str> {
+        self.argument("--requirepass")
+    }
+
+    fn argument(&self, name: &str) -> Option<&str> {
+        self.extra.iter().skip_while(|word| *word != name).nth(1).map(String::as_str)
+    }
+
+    /// As they stand in a URL: with an `@` behind them, or empty.
+    pub(super) fn credentials(&self) -> String {
+        let encoded = |password: &str| format!(":{}@", password.replace('/', "%2F").replace(' ', "%20"));
+        self.password().map(encoded).unwrap_or_default()
     }
 
     /// Where it saves.
@@ -93,26 +148,47 @@ impl RedisServer {
     /// Starts it again on the same port, empty.
     pub async fn restart(&mut self) {
         self.kill().await;
-        self.child = spawn(self.port, &self.dir, &self.extra);
+        self.frozen.store(false, Ordering::Relaxed);
+        self.child = spawn(self.port, &self.dir, &self.extra, self.clock.as_ref());
         self.answering().await;
+    }
+
+    /// Steps its real time by so many milliseconds, as NTP does; a negative number turns it back.
+    pub fn step_clock(&self, by_ms: i64) {
+        self.clock.as_ref().expect("started with a stepped clock").step_ms(by_ms);
     }
 
     /// SIGSTOP: it keeps its connections and answers nothing.
     pub fn freeze(&self) {
+        self.frozen.store(true, Ordering::Relaxed);
         super::gateway::signal(self.child.id().unwrap(), "STOP");
     }
 
     /// SIGCONT.
     pub fn thaw(&self) {
         super::gateway::signal(self.child.id().unwrap(), "CONT");
+        self.frozen.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it answers: neither killed nor frozen.
+    pub fn is_up(&self) -> bool {
+        self.child.id().is_some() && !self.frozen.load(Ordering::Relaxed)
     }
 
     pub async fn connection(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url()).unwrap();
         // The library's own deadlines are shorter than a busy machine's pauses; `within` has ours.
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let connecting = client.get_multiplexed_async_connection_with_config(&config);
-        within("a connection to redis", connecting).await.unwrap()
+        let connecting = async {
+            loop {
+                match client.get_multiplexed_async_connection_with_config(&config).await {
+                    // A sentinel that demotes a server closes its connections.
+                    Err(error) if error.is_connection_dropped() => sleep(Duration::from_millis(20)).await,
+                    connected => return connected.unwrap(),
+                }
+            }
+        };
+        within("a connection to redis", connecting).await
     }
 
     /// Runs one command, such as `["SMEMBERS", "online_users"]`.
@@ -123,6 +199,28 @@ impl RedisServer {
         }
         let mut connection = self.connection().await;
         within("an answer of redis", command.query_async(&mut connection)).await.unwrap()
+    }
+
+    /// All keys and everything in them, one key in a line.
+    pub async fn contents(&self) -> String {
+        let keys: Vec<String> = self.command(&["KEYS", "*"]).await;
+        let mut all = String::new();
+        for key in keys {
+            let kind: String = self.command(&["TYPE", &key]).await;
+            let read: &[&str] = match kind.as_str() {
+                "string" => &["GET", &key],
+                "hash" => &["HGETALL", &key],
+                "zset" => &["ZRANGE", &key, "0", "-1"],
+                "set" => &["SMEMBERS", &key],
+                "stream" => &["XRANGE", &key, "-", "+"],
+                // It has just expired.
+                "none" => continue,
+                other => panic!("a key of type {other}"),
+            };
+            let value: redis::Value = self.command(read).await;
+            all += &format!("{key} {kind} {value:?}\n");
+        }
+        all
     }
 
     /// Publishes for a user; returns how many subscribers received it.
@@ -184,16 +282,22 @@ fn read(log: &Path) -> String {
     std::fs::read_to_string(log).unwrap_or_default()
 }
 
-fn spawn(port: u16, dir: &TempDir, extra: &[String]) -> Child {
+fn spawn(port: u16, dir: &TempDir, extra: &[String], clock: Option<&SteppedClock>) -> Child {
     std::fs::remove_file(dir.path().join("redis.log")).ok();
-    Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "redis.log", "--dir"])
-        .arg(dir.path())
+    let mut command = Command::new(&*BINARY);
+    if extra.iter().any(|arg| arg == "--sentinel") {
+        command.arg(dir.path().join("sentinel.conf"));
+    } else {
+        let common = ["--bind", "127.0.0.1", "--save", "", "--logfile", "redis.log", "--dir"];
+        command.args(["--port", &port.to_string()]).args(common).arg(dir.path());
+    }
+    command
         .args(extra)
+        .envs(clock.into_iter().flat_map(SteppedClock::env))
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .expect("redis-server is installed (scripts/setup)")
+        .expect("redis-server is installed (scripts/setup), or $TIDINGS_TEST_REDIS is one")
 }
 
 /// What is published on a channel, from the subscription on.

@@ -27,14 +27,18 @@ impl Store {
 
     /// Stores and publishes one for each; gives the cursors.
     pub async fn publish(&self, user: &str, payloads: impl IntoIterator<Item = u32>) -> Vec<String> {
-        let user = [UserId::new(user).unwrap()];
         let mut cursors = Vec::new();
         for data in payloads {
-            let data = &data.to_string();
-            let publication = Publication { event: "notification", data, durable: true, ttl: None, key: None };
-            let published = self.0.publish(&user, &publication).await;
-            cursors.push(published[0].expect("stored").expect("a cursor").to_string());
+            cursors.push(self.publish_json(user, &data.to_string()).await);
         }
         cursors
+    }
+
+    /// As [`Store::publish`], with any data.
+    pub async fn publish_json(&self, user: &str, data: &str) -> String {
+        let user = [UserId::new(user).unwrap()];
+        let publication = Publication { event: "notification", data, durable: true, ..Publication::default() };
+        let published = self.0.publish(&user, &publication).await;
+        published[0].expect("stored").expect("a cursor").to_string()
     }
 }

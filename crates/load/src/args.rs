@@ -8,12 +8,12 @@ use clap::{Args, Parser, ValueEnum};
 /// The settings of a run
 #[derive(Debug, Clone, Args)]
 pub struct Plan {
-    /// The address of the server's public listener
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
-    pub(crate) target: SocketAddr,
-    /// The path and query of the handshake
-    #[arg(long, default_value = "/ws")]
-    pub(crate) path: String,
+    /// The address of the server's public listener; of several, separated by commas, the connections are divided among them
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080", value_delimiter = ',', num_args = 1)]
+    pub(crate) target: Vec<SocketAddr>,
+    /// The path and query of the first request [default: the gateway's path for the protocol of the clients]
+    #[arg(long)]
+    path: Option<String>,
     /// Number of connections
     #[arg(long, default_value_t = 1_000)]
     pub(crate) connections: u32,
@@ -37,9 +37,9 @@ pub struct Plan {
     /// The protocol of the clients
     #[arg(long, value_enum, default_value_t = ClientProtocol::WebSocket)]
     pub(crate) client: ClientProtocol,
-    /// Measure CPU time and memory of the server with this process id
-    #[arg(long, value_name = "PID")]
-    pub(crate) server_pid: Option<u32>,
+    /// Measure CPU time and memory of the server with this process id; of several, separated by commas, the sum
+    #[arg(long, value_name = "PID", value_delimiter = ',', num_args = 1)]
+    pub(crate) server_pid: Vec<u32>,
     /// Seed for the random choice of users
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
@@ -51,9 +51,10 @@ pub struct Phase {
     /// Which users receive messages, or which failure the clients recover from
     #[arg(long, value_enum, default_value_t = Mode::Unicast)]
     pub(crate) mode: Mode,
-    /// How messages are published; HTTP requests go to the admin listener
-    #[arg(long, value_enum, default_value_t = PublishVia::Pubsub)]
-    pub(crate) publish: PublishVia,
+    /// How messages are published; HTTP requests go to the admin listener [default: pubsub, or the input of the server
+    /// that --client names]
+    #[arg(long, value_enum)]
+    publish: Option<PublishVia>,
     /// With --mode resume or refill: number of notifications to store, distributed over the users in turn
     #[arg(long, default_value_t = 0)]
     pub(crate) stored: u32,
@@ -104,6 +105,8 @@ pub enum Mode {
     Turn,
     /// Publish to one user, who has all connections
     Fanout,
+    /// Publish broadcasts, which all connections receive
+    Broadcast,
     /// Publish to users without a connection; occasional messages to connected users measure the progress
     Miss,
     /// Drop all connections and, after --settle, reconnect without resuming; publish nothing
@@ -112,6 +115,13 @@ pub enum Mode {
     Resume,
     /// Kill all Redis subscriptions and store notifications at the same time; the clients stay connected
     Refill,
+}
+
+impl Mode {
+    /// Whether all connections receive every message.
+    pub(crate) fn reaches_all(self) -> bool {
+        matches!(self, Self::Fanout | Self::Broadcast)
+    }
 }
 
 /// How messages reach the server.
@@ -123,6 +133,12 @@ pub enum PublishVia {
     Outbox,
     /// Batches of POST /v1/notifications, one request at a time; stored
     Http,
+    /// Requests to publishers of Nchan at the address of the admin listener, pipelined
+    #[value(skip)]
+    Nchan,
+    /// `PUB` to NATS at the address of the admin listener, pipelined
+    #[value(skip)]
+    Nats,
 }
 
 /// The protocol of the clients.
@@ -131,8 +147,42 @@ pub enum ClientProtocol {
     /// WebSocket, with a token in the handshake
     #[value(name = "websocket")]
     WebSocket,
-    /// socket.io v4 over WebSocket, for comparison
+    /// Server-Sent Events, with a token in the request
+    Sse,
+    /// socket.io v4 over WebSocket
     SocketIo,
+    /// socket.io v4 over long-polling; each client uses one connection, for one request at a time
+    Polling,
+    /// Nchan over WebSocket, without a token; messages are POSTed to /pub/USER at the address of the admin listener
+    Nchan,
+    /// NATS over WebSocket, without a token; messages are published over TCP at the address of the admin listener
+    Nats,
+}
+
+impl ClientProtocol {
+    pub(crate) fn is_socket_io(self) -> bool {
+        matches!(self, Self::SocketIo | Self::Polling)
+    }
+
+    fn default_path(self) -> &'static str {
+        match self {
+            Self::WebSocket => "/ws",
+            Self::Sse => "/events",
+            Self::SocketIo => "/socket.io/?EIO=4&transport=websocket",
+            Self::Polling => "/socket.io/?EIO=4&transport=polling",
+            Self::Nchan => "/sub/",
+            Self::Nats => "/",
+        }
+    }
+
+    /// The own input of a server that is no gateway.
+    fn own_input(self) -> Option<PublishVia> {
+        match self {
+            Self::Nchan => Some(PublishVia::Nchan),
+            Self::Nats => Some(PublishVia::Nats),
+            Self::WebSocket | Self::Sse | Self::SocketIo | Self::Polling => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,9 +203,17 @@ impl Phase {
 /// A combination of flags that is not accepted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
-    /// Only some of the phases are fan-out.
-    #[error("--then: --mode fanout is accepted only for all phases or for none: its one user has all connections")]
+    /// Only some of the phases are fan-out, or broadcasts.
+    #[error(
+        "--then: --mode fanout, and broadcast, are accepted only for all phases or for none: all connections receive the same messages"
+    )]
     MixedFanout,
+    /// A server that is no gateway has one input, and nothing of the gateway's store.
+    #[error("--client nchan, nats: accepted only without --publish, and not with --mode broadcast, resume or refill")]
+    OwnInput,
+    /// Only `PUBLISH` reaches the channel of broadcasts.
+    #[error("--mode broadcast: accepted only with --publish pubsub")]
+    Broadcast,
     /// A phase that stores nothing has `--stored`.
     #[error("--stored: accepted only with --mode resume or refill")]
     Stored,
@@ -165,14 +223,32 @@ pub enum ArgsError {
 }
 
 impl Plan {
+    pub(crate) fn path(&self) -> &str {
+        self.path.as_deref().unwrap_or(self.client.default_path())
+    }
+
+    pub(crate) fn publish_via(&self, phase: &Phase) -> PublishVia {
+        self.client.own_input().or(phase.publish).unwrap_or(PublishVia::Pubsub)
+    }
+
     /// Checks the flags that depend on each other.
     ///
     /// # Errors
     /// [`ArgsError`] for the first combination that is not accepted.
     pub fn validate(&self) -> Result<(), ArgsError> {
-        let is_fanout = |phase: &Phase| phase.mode == Mode::Fanout;
-        if self.then.iter().any(|phase| is_fanout(phase) != is_fanout(&self.phase)) {
+        let to_all = |phase: &Phase| Some(phase.mode).filter(|mode| mode.reaches_all());
+        if self.then.iter().any(|phase| to_all(phase) != to_all(&self.phase)) {
             return Err(ArgsError::MixedFanout);
+        }
+        let of_gateway = |phase: &Phase| {
+            phase.publish.is_some() || matches!(phase.mode, Mode::Broadcast | Mode::Resume | Mode::Refill)
+        };
+        if self.client.own_input().is_some() && self.phases().any(of_gateway) {
+            return Err(ArgsError::OwnInput);
+        }
+        let via_pubsub = |phase: &Phase| self.publish_via(phase) == PublishVia::Pubsub;
+        if self.phases().any(|phase| phase.mode == Mode::Broadcast && !via_pubsub(phase)) {
+            return Err(ArgsError::Broadcast);
         }
         if self.phases().any(|phase| phase.stored > 0 && !matches!(phase.mode, Mode::Resume | Mode::Refill)) {
             return Err(ArgsError::Stored);
@@ -231,8 +307,8 @@ pub(crate) mod tests {
     fn a_further_phase_has_its_own_flags_and_defaults() {
         let plan = plan(&["--rate", "5", "--then", "--flat-out --window 9 --publish http"]);
         let [first, then] = plan.phases().collect::<Vec<_>>()[..] else { panic!("{plan:?}") };
-        assert_eq!((first.pace(), first.publish), (Pace::OpenLoop(5), PublishVia::Pubsub));
-        assert_eq!((then.pace(), then.publish), (Pace::FlatOut(9), PublishVia::Http));
+        assert_eq!((first.pace(), plan.publish_via(first)), (Pace::OpenLoop(5), PublishVia::Pubsub));
+        assert_eq!((then.pace(), plan.publish_via(then)), (Pace::FlatOut(9), PublishVia::Http));
         assert_eq!(phase("--rate many").unwrap_err().lines().count(), 1);
     }
 
@@ -241,8 +317,25 @@ pub(crate) mod tests {
         let check = |flags: &[&str]| plan(flags).validate().unwrap_err();
         assert_eq!(check(&["--then", "--mode fanout"]), ArgsError::MixedFanout);
         assert_eq!(check(&["--then", "--stored 1"]), ArgsError::Stored);
+        assert_eq!(check(&["--mode", "fanout", "--then", "--mode broadcast"]), ArgsError::MixedFanout);
+        assert_eq!(check(&["--mode", "broadcast", "--publish", "http"]), ArgsError::Broadcast);
         let flags = ["--users", "3", "--connections", "2", "--then", "--flat-out"];
         assert_eq!(check(&flags), ArgsError::Users(3, 2));
         plan(&["--mode", "fanout", "--flat-out", "--then", "--mode fanout"]).validate().unwrap();
+    }
+
+    #[test]
+    fn a_server_that_is_no_gateway_has_one_input() {
+        for (client, input) in [("nchan", PublishVia::Nchan), ("nats", PublishVia::Nats)] {
+            let accepted = plan(&["--client", client, "--then", "--mode miss", "--then", "--mode reconnect"]);
+            accepted.validate().unwrap();
+            assert!(accepted.phases().all(|phase| accepted.publish_via(phase) == input));
+            for refused in ["--publish pubsub", "--mode broadcast", "--mode resume", "--mode refill"] {
+                let refused = phase(refused).unwrap();
+                let plan = Plan { phase: refused, ..plan(&["--client", client]) };
+                assert_eq!(plan.validate(), Err(ArgsError::OwnInput), "{plan:?}");
+            }
+        }
+        Flags::try_parse_from(["--publish", "nats"]).unwrap_err();
     }
 }

@@ -7,7 +7,11 @@
 //! The crate does not depend on the gateway's library: the caller implements [`Gateway`] with it.
 
 mod args;
+mod client;
 mod connect;
+mod greeting;
+mod nats;
+mod own_input;
 mod plan;
 mod process;
 mod publisher;
@@ -20,11 +24,32 @@ mod store;
 mod tally;
 mod wire;
 
+use std::net::SocketAddr;
+
 use secrecy::{ExposeSecret, SecretString};
 
 pub use args::{ArgsError, ClientProtocol, Mode, Phase, Plan, PublishVia};
 pub use report::Report;
 pub use run::run;
+
+/// How far an activity of a run has come.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// What it does.
+    pub activity: &'static str,
+    /// From 0 to 1.
+    pub share: f64,
+    /// Connections that were begun, messages that were published or stored, or deliveries; `None` while it only waits.
+    pub count: Option<u64>,
+}
+
+impl Progress {
+    /// So many of all are done.
+    #[allow(clippy::cast_precision_loss, reason = "a share for a person")]
+    pub(crate) fn of(activity: &'static str, count: u64, all: u64) -> Self {
+        Self { activity, share: count as f64 / all.max(1) as f64, count: Some(count) }
+    }
+}
 
 /// The operations that need the gateway's library.
 pub trait Gateway {
@@ -53,8 +78,8 @@ pub struct Backend {
     pub redis_url: SecretString,
     /// The prefix of the gateway's Redis keys.
     pub redis_prefix: String,
-    /// The URL of an instance's admin listener, such as `http://127.0.0.1:9090`.
-    pub admin_url: String,
+    /// An instance's admin listener.
+    pub admin: SocketAddr,
     /// The key for the admin listener, if it requires one.
     pub admin_key: Option<SecretString>,
 }
@@ -80,6 +105,9 @@ pub enum LoadError {
     /// A request to the admin listener failed.
     #[error("publishing over HTTP: {0}")]
     Http(String),
+    /// The own input of a server that is no gateway did not accept the messages.
+    #[error("publishing: {0}")]
+    OwnInput(std::io::Error),
     /// A durable notification could not be stored.
     #[error("storing: {0}")]
     Store(String),

@@ -18,6 +18,18 @@ pub(crate) struct ProcessUsage {
     pub(crate) context_switches: u64,
 }
 
+impl ProcessUsage {
+    /// The sum of two processes.
+    pub(crate) fn plus(mut self, other: Self) -> Self {
+        self.cpu += other.cpu;
+        self.user += other.user;
+        self.system += other.system;
+        self.resident_bytes += other.resident_bytes;
+        self.context_switches += other.context_switches;
+        self
+    }
+}
+
 #[cfg(target_os = "linux")]
 impl ProcessUsage {
     pub(crate) fn read(pid: u32) -> Result<Self> {

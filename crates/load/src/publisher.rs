@@ -125,7 +125,7 @@ impl PublishLoop {
             Mode::Unicast if !self.scheduled.is_multiple_of(u64::from(self.phase.burst.max(1))) => self.last_user,
             Mode::Unicast | Mode::Miss => self.random.usize(..self.sent.len().max(1)),
             Mode::Turn => usize::try_from(self.scheduled).unwrap_or_default() % self.sent.len().max(1),
-            Mode::Fanout | Mode::Reconnect | Mode::Resume | Mode::Refill => 0,
+            Mode::Fanout | Mode::Broadcast | Mode::Reconnect | Mode::Resume | Mode::Refill => 0,
         };
         self.last_user = index;
         let number = self.sent.get_mut(index).map_or(0, |sent| {

@@ -1,19 +1,18 @@
 //! Receives for all clients on one thread, so that receiving costs less CPU than the server's sending.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::LoadError;
-use crate::args::{ClientProtocol, Plan};
-use crate::connect::Greeted;
-use crate::tally::{Sequence, Tally};
-use crate::wire::{client_frame, message_header, parse_frame};
+use crate::args::Plan;
+use crate::client::{Checker, Client};
+use crate::greeting::Greeted;
+use crate::tally::Tally;
 
 /// Signals new clients and the shutdown.
 const WAKE: Token = Token(usize::MAX);
@@ -56,8 +55,7 @@ impl Receiver {
     /// Adds a client whose user has received this many messages.
     pub(crate) fn add(&self, number: u32, greeted: Greeted, received: u64) -> Result<(), LoadError> {
         let failed = |error: std::io::Error| LoadError::Connect(number, error.to_string());
-        let socket = TcpStream::from_std(greeted.socket.into_std().map_err(failed)?);
-        let client = Client { socket, partial: greeted.buffer, sequence: Sequence::after(received) };
+        let client = Client::new(greeted, received).map_err(failed)?;
         // The channel has room for every client.
         self.new_clients.send(client).map_err(|_| LoadError::Receiver(ErrorKind::BrokenPipe.into()))?;
         self.waker.wake().map_err(LoadError::Receiver)
@@ -121,114 +119,91 @@ impl EventLoop {
     }
 }
 
-struct Checker {
-    protocol: ClientProtocol,
-    tally: Arc<Tally>,
-}
-
-struct Client {
-    socket: TcpStream,
-    /// The beginning of an incomplete frame.
-    partial: Vec<u8>,
-    sequence: Sequence,
-}
-
-impl Client {
-    /// Reads until the socket is empty. An error means that the connection has ended.
-    fn read(&mut self, bytes: &mut [u8], checker: &Checker) -> std::io::Result<()> {
-        loop {
-            let count = match self.socket.read(bytes) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            self.process(bytes.get(..count).unwrap_or_default(), checker)?;
-            // A short read has emptied the socket; more data causes another event.
-            if count < bytes.len() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Processes all complete frames, and stores the incomplete one for the next read.
-    fn process(&mut self, read: &[u8], checker: &Checker) -> std::io::Result<()> {
-        let mut joined = std::mem::take(&mut self.partial);
-        let bytes = if joined.is_empty() {
-            read
-        } else {
-            joined.extend_from_slice(read);
-            &joined
-        };
-        let done = self.process_frames(bytes, checker)?;
-        self.partial.extend_from_slice(bytes.get(done..).unwrap_or_default());
-        Ok(())
-    }
-
-    /// Processes all complete frames, and returns their total length.
-    fn process_frames(&mut self, bytes: &[u8], checker: &Checker) -> std::io::Result<usize> {
-        let mut done = 0;
-        while let Some((opcode, payload, end)) = parse_frame(bytes.get(done..).unwrap_or_default()) {
-            done += end;
-            let reply: &[u8] = match (opcode, checker.protocol, payload) {
-                (8, ..) => return Err(ErrorKind::UnexpectedEof.into()),
-                (9, ..) => b"",
-                (_, ClientProtocol::WebSocket, br#"{"type":"ping"}"#) => br#"{"type":"pong"}"#,
-                (_, ClientProtocol::SocketIo, b"2") => b"3",
-                _ => {
-                    if let Some((number, due)) = message_header(payload) {
-                        self.sequence.record(&checker.tally, number, due);
-                    }
-                    continue;
-                }
-            };
-            self.socket.write_all(&client_frame(reply))?;
-        }
-        Ok(done)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::time::{Duration, Instant};
 
     use super::*;
     use crate::args::tests::plan;
+    use crate::greeting::Polling;
     use crate::tally::Counts;
     use crate::wire::tests::server_frame;
 
-    /// A server's frames: a duplicate, a message out of order, and a ping.
-    fn sent() -> Vec<u8> {
-        let padding = "x".repeat(200);
-        let mut bytes =
-            [1, 2, 2, 5, 4].map(|number| server_frame(&format!(r#"{{"n":{number},"t":1,"p":"{padding}"}}"#))).concat();
-        bytes.extend(server_frame(r#"{"type":"ping"}"#));
-        bytes
+    const NUMBERS: [u64; 5] = [1, 2, 2, 5, 4];
+
+    fn message(number: u64) -> String {
+        format!(r#"{{"n":{number},"t":1,"p":"{}"}}"#, "x".repeat(200))
+    }
+
+    /// What a server sends: a duplicate, a message out of order, and a ping, which a stream does not have.
+    fn sent(protocol: &str) -> Vec<u8> {
+        let messages = NUMBERS.map(message);
+        match protocol {
+            "sse" => messages.map(|message| format!("id: 1\ndata: {message}\n\n")).concat().into_bytes(),
+            // Two frames, the first of which ends within a message.
+            "nats" => {
+                let all = messages.map(|message| format!("MSG user.0 1 {}\r\n{message}\r\n", message.len())).concat();
+                let (first, second) = all.split_at(300);
+                [server_frame(first), server_frame(&format!("{second}PING\r\n"))].concat()
+            }
+            "polling" => {
+                let packets = [&messages[..], &["2".to_owned()]].concat().join("\x1e");
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{packets}", packets.len()).into_bytes()
+            }
+            _ => {
+                let ping = match protocol {
+                    "nchan" => vec![0x89, 0],
+                    "socket-io" => server_frame("2"),
+                    _ => server_frame(r#"{"type":"ping"}"#),
+                };
+                [messages.map(|message| server_frame(&message)).concat(), ping].concat()
+            }
+        }
     }
 
     #[tokio::test]
-    async fn frames_split_at_any_byte_are_processed_and_pings_are_answered() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        for cut in [0, 1, 3, 5, 208, 300, sent().len() - 1, sent().len()] {
-            let tally = Arc::new(Tally::new(1));
-            let receiver = Receiver::start(&plan(&[]), &tally).unwrap();
-            let socket = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let (mut server, _) = listener.accept().unwrap();
-            server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            // Some bytes were read together with the greeting, the others arrive later.
-            receiver.add(0, Greeted { socket, buffer: sent()[..cut].to_vec() }, 0).unwrap();
-            server.write_all(&sent()[cut..]).unwrap();
-            let mut reply = [0; 21];
-            server.read_exact(&mut reply).unwrap();
-            assert_eq!(&reply[6..], br#"{"type":"pong"}"#);
-            let expected = Counts { delivered: 4, duplicates: 1, out_of_order: 1, ..Counts::default() };
-            assert_eq!(tally.counts(), expected, "{cut}");
-            drop(server);
-            let start = Instant::now();
-            while tally.counts().closed == 0 && start.elapsed() < Duration::from_secs(10) {
-                std::thread::yield_now();
+    async fn messages_split_at_any_byte_are_processed_and_pings_are_answered() {
+        for (protocol, reply) in [
+            ("websocket", &b"\x81\x8f\0\0\0\0{\"type\":\"pong\"}"[..]),
+            ("socket-io", &b"\x81\x81\0\0\0\x003"[..]),
+            ("sse", b""),
+            ("nchan", b"\x8a\x80\0\0\0\0"),
+            ("nats", b"\x82\x86\0\0\0\0PONG\r\n"),
+            ("polling", b"POST 3"),
+        ] {
+            let sent = sent(protocol);
+            for cut in [0, 1, 3, 5, 208, 300, sent.len() - 1, sent.len()] {
+                check(protocol, (&sent[..cut], &sent[cut..]), reply).await;
             }
-            assert_eq!(tally.counts().closed, 1);
+        }
+    }
+
+    /// Some bytes were read together with the greeting, the others arrive later.
+    async fn check(protocol: &str, (read, later): (&[u8], &[u8]), expected_reply: &[u8]) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let tally = Arc::new(Tally::new(1));
+        let receiver = Receiver::start(&plan(&["--client", protocol]), &tally).unwrap();
+        let socket = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let polling = (protocol == "polling").then(|| Polling { get: b"GET".into(), pong: b"POST 3".into() });
+        receiver.add(0, Greeted { socket, buffer: read.to_vec(), polling }, 0).unwrap();
+        server.write_all(later).unwrap();
+        let mut reply = vec![0; expected_reply.len()];
+        server.read_exact(&mut reply).unwrap();
+        assert_eq!(reply, expected_reply, "{protocol}");
+        let expected = Counts { delivered: 4, duplicates: 1, out_of_order: 1, ..Counts::default() };
+        wait_until(|| tally.counts() == expected).await;
+        drop(server);
+        wait_until(|| tally.counts().closed == 1).await;
+    }
+
+    async fn wait_until(condition: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            tokio::task::yield_now().await;
         }
     }
 }

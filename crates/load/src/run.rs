@@ -16,10 +16,13 @@ use crate::report::{Measured, Report, Totals};
 use crate::sender::Sender;
 use crate::store;
 use crate::tally::{Counts, Latencies, Tally};
-use crate::{Backend, Gateway, LoadError};
+use crate::{Backend, Gateway, LoadError, Progress};
 
 /// For connecting to Redis, and for each `INFO`.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Interval of the reports of progress.
+const STEP: Duration = Duration::from_millis(100);
 
 /// The usage of the server and of Redis at one time.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,8 +53,8 @@ struct Run<G, P> {
     connected_in: Duration,
 }
 
-/// Runs a plan, and returns a report of each phase. `progress` is called with the current activity and its progress
-/// (0 to 1).
+/// Runs a plan, and returns a report of each phase. `progress` is called about ten times a second, for each hundred
+/// connections, and for each call that stores notifications.
 ///
 /// # Errors
 /// [`LoadError`]. Lost, duplicate and reordered deliveries are not errors; the reports count them.
@@ -59,7 +62,7 @@ pub async fn run(
     plan: Plan,
     backend: Backend,
     gateway: impl Gateway,
-    progress: impl Fn(&str, f64),
+    progress: impl Fn(Progress),
 ) -> Result<Vec<Report>, LoadError> {
     let plan = Arc::new(plan);
     let redis = backend.redis()?.get_connection_with_timeout(DEADLINE)?;
@@ -78,7 +81,7 @@ pub async fn run(
     let before = run.usage()?;
     let received = run.sent.clone();
     run.connect(&received, &[]).await?;
-    sleep(plan.settle).await;
+    run.rest("settling", plan.settle).await;
     let idle = run.usage()?;
 
     let mut reports = Vec::new();
@@ -86,9 +89,9 @@ pub async fn run(
         let measured = match phase.mode {
             Mode::Reconnect | Mode::Resume => run.reconnect(phase).await?,
             Mode::Refill => run.refill(phase).await?,
-            Mode::Unicast | Mode::Turn | Mode::Fanout | Mode::Miss => run.publish(phase).await?,
+            Mode::Unicast | Mode::Turn | Mode::Fanout | Mode::Broadcast | Mode::Miss => run.publish(phase).await?,
         };
-        sleep(phase.linger).await;
+        run.rest("lingering", phase.linger).await;
         let totals = Totals {
             server: [before, idle, run.usage()?].map(|usage| usage.server),
             connected_in: run.connected_in,
@@ -100,7 +103,7 @@ pub async fn run(
     Ok(reports)
 }
 
-impl<G: Gateway, P: Fn(&str, f64)> Run<G, P> {
+impl<G: Gateway, P: Fn(Progress)> Run<G, P> {
     async fn connect(&mut self, received: &SentCounts, cursors: &[String]) -> Result<(), LoadError> {
         let start = Instant::now();
         let receiver = Receiver::start(&self.plan, &self.tally)?;
@@ -110,15 +113,16 @@ impl<G: Gateway, P: Fn(&str, f64)> Run<G, P> {
     }
 
     async fn publish(&mut self, phase: &Phase) -> Result<Measured, LoadError> {
-        let sender = Sender::new(&self.backend, phase.publish)?;
+        let sender = Sender::new(&self.plan, phase, &self.backend)?;
         let publisher = Publisher::start(&self.plan, phase, sender, &self.tally, self.sent.clone());
-        sleep(phase.warm_up).await;
+        let tally = Arc::clone(&self.tally);
+        let published_since = |before: u64| Some(tally.counts().published - before);
+        let is_running = || publisher.is_running();
+        let before = tally.counts().published;
+        self.watch("warming up", phase.warm_up, || published_since(before), is_running).await;
         self.tally.start_recording();
         let start = self.start()?;
-        while start.time.elapsed() < phase.duration && publisher.is_running() {
-            (self.progress)("publishing", start.time.elapsed().as_secs_f64() / phase.duration.as_secs_f64());
-            sleep(Duration::from_millis(100)).await;
-        }
+        self.watch("publishing", phase.duration, || published_since(start.counts.published), is_running).await;
         let measured = self.measured_since(&start)?;
         self.sent = publisher.stop().await?;
         self.wait_for_deliveries().await;
@@ -131,14 +135,14 @@ impl<G: Gateway, P: Fn(&str, f64)> Run<G, P> {
         let mut cursors = Vec::new();
         if phase.mode == Mode::Resume {
             let each = self.sent.len();
-            cursors = store::publish(&self.gateway, each, phase.payload, &mut self.sent).await?;
+            cursors = store::publish(&self.gateway, each, phase.payload, &mut self.sent, &self.progress).await?;
             self.wait_for_deliveries().await;
         }
         // Closes the sockets.
         self.receiver = None;
         let received = self.sent.clone();
-        store::publish(&self.gateway, phase.stored as usize, phase.payload, &mut self.sent).await?;
-        sleep(self.plan.settle).await;
+        store::publish(&self.gateway, phase.stored as usize, phase.payload, &mut self.sent, &self.progress).await?;
+        self.rest("settling", self.plan.settle).await;
 
         let mut start = self.start()?;
         start.time = Instant::now();
@@ -155,6 +159,28 @@ impl<G: Gateway, P: Fn(&str, f64)> Run<G, P> {
         start.time = Instant::now();
         self.wait_for_deliveries().await;
         Ok(Measured { published: phase.stored.into(), ..self.measured_since(&start)? })
+    }
+
+    /// Waits for this time, as long as its work is running; reports how much of it has passed and what was done in it.
+    async fn watch(
+        &self,
+        activity: &'static str,
+        time: Duration,
+        count: impl Fn() -> Option<u64>,
+        is_running: impl Fn() -> bool,
+    ) {
+        let start = Instant::now();
+        while let Some(left) = time.checked_sub(start.elapsed()).filter(|left| !left.is_zero())
+            && is_running()
+        {
+            let share = 1.0 - left.as_secs_f64() / time.as_secs_f64();
+            (self.progress)(Progress { activity, share, count: count() });
+            sleep(left.min(STEP)).await;
+        }
+    }
+
+    async fn rest(&self, activity: &'static str, time: Duration) {
+        self.watch(activity, time, || None, || true).await;
     }
 
     fn start(&mut self) -> Result<Start, LoadError> {
@@ -178,12 +204,25 @@ impl<G: Gateway, P: Fn(&str, f64)> Run<G, P> {
 
     /// Waits until all messages are delivered, or until no more arrive.
     async fn wait_for_deliveries(&self) {
-        self.tally.wait_for(self.plan.expected(&self.sent)).await;
+        let (before, expected) = (self.tally.delivered(), self.plan.expected(&self.sent));
+        let report = async {
+            loop {
+                sleep(STEP).await;
+                let count = self.tally.delivered().saturating_sub(before);
+                (self.progress)(Progress::of("receiving", count, expected.saturating_sub(before)));
+            }
+        };
+        tokio::select! {
+            () = self.tally.wait_for(expected) => {}
+            () = report => {}
+        }
     }
 
     fn usage(&mut self) -> Result<Usage, LoadError> {
         let read = |pid| ProcessUsage::read(pid).map_err(|error| LoadError::Process(pid, error));
-        Ok(Usage { server: self.plan.server_pid.map(read).transpose()?, redis: RedisUsage::read(&mut self.redis)? })
+        let each: Vec<_> = self.plan.server_pid.iter().copied().map(read).collect::<Result<_, _>>()?;
+        let server = each.into_iter().reduce(ProcessUsage::plus);
+        Ok(Usage { server, redis: RedisUsage::read(&mut self.redis)? })
     }
 }
 

@@ -9,7 +9,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 
-use crate::args::PublishVia;
+use crate::args::{Mode, Phase, Plan, PublishVia};
+use crate::own_input::{Nats, Nchan};
 use crate::{Backend, LoadError};
 
 /// For one HTTP request.
@@ -33,40 +34,52 @@ impl Message {
 }
 
 pub(crate) enum Sender {
-    /// To the stream if there is one, else to the users' channels.
-    Redis {
-        connection: Connection,
-        stream: Option<String>,
-    },
-    Http {
-        client: reqwest::Client,
-        backend: Backend,
-        runtime: Handle,
-    },
+    Redis { connection: Connection, to: Target },
+    Http { client: reqwest::Client, backend: Backend, runtime: Handle },
+    Nchan(Nchan),
+    Nats(Nats),
+}
+
+/// Where messages are published in Redis.
+pub(crate) enum Target {
+    UserChannels,
+    Outbox(String),
+    BroadcastChannel(String),
 }
 
 impl Sender {
-    pub(crate) fn new(backend: &Backend, publish: PublishVia) -> Result<Self, LoadError> {
-        if publish == PublishVia::Http {
-            let client = reqwest::Client::builder().timeout(DEADLINE).no_proxy().build();
-            let client = client.map_err(|error| LoadError::Http(error.to_string()))?;
-            return Ok(Self::Http { client, backend: backend.clone(), runtime: Handle::current() });
-        }
-        let stream = (publish == PublishVia::Outbox).then(|| format!("{}outbox", backend.redis_prefix));
-        Ok(Self::Redis { connection: backend.redis()?.get_connection()?, stream })
+    pub(crate) fn new(plan: &Plan, phase: &Phase, backend: &Backend) -> Result<Self, LoadError> {
+        let to = match plan.publish_via(phase) {
+            PublishVia::Http => {
+                let client = reqwest::Client::builder().timeout(DEADLINE).no_proxy().build();
+                let client = client.map_err(|error| LoadError::Http(error.to_string()))?;
+                return Ok(Self::Http { client, backend: backend.clone(), runtime: Handle::current() });
+            }
+            PublishVia::Nchan => return Nchan::connect(backend.admin).map(Self::Nchan).map_err(LoadError::OwnInput),
+            PublishVia::Nats => return Nats::connect(backend.admin).map(Self::Nats).map_err(LoadError::OwnInput),
+            PublishVia::Outbox => Target::Outbox(format!("{}outbox", backend.redis_prefix)),
+            PublishVia::Pubsub if phase.mode == Mode::Broadcast => {
+                Target::BroadcastChannel(format!("{}broadcast", backend.redis_prefix))
+            }
+            PublishVia::Pubsub => Target::UserChannels,
+        };
+        Ok(Self::Redis { connection: backend.redis()?.get_connection()?, to })
     }
 
     /// Sends the messages and waits for the replies. Over HTTP, consecutive messages with the same number share one
     /// request, and carry the due time of the first.
     pub(crate) fn send(&mut self, messages: &[Message], size: usize) -> Result<(), LoadError> {
         match self {
-            Self::Redis { connection, stream } => {
+            Self::Redis { connection, to } => {
                 let mut packed = Vec::new();
                 for message in messages {
-                    let (user, mut command) = (&message.user, cmd(if stream.is_some() { "XADD" } else { "PUBLISH" }));
-                    match stream {
-                        Some(stream) => command.arg(&*stream).arg("*").arg("user").arg(user).arg("data"),
-                        None => command.arg(format!("user:{user}")),
+                    let user = &message.user;
+                    let mut command = match to {
+                        Target::Outbox(stream) => {
+                            cmd("XADD").arg(&*stream).arg("*").arg("user").arg(user).arg("data").to_owned()
+                        }
+                        Target::BroadcastChannel(channel) => cmd("PUBLISH").arg(&*channel).to_owned(),
+                        Target::UserChannels => cmd("PUBLISH").arg(format!("user:{user}")).to_owned(),
                     };
                     command.arg(message.text(size)).write_packed_command(&mut packed);
                 }
@@ -79,6 +92,8 @@ impl Sender {
                 let mut batches = messages.chunk_by(|one, next| one.number == next.number);
                 batches.try_for_each(|batch| runtime.block_on(post(client, backend, batch, size)))
             }
+            Self::Nchan(nchan) => nchan.send(messages, size).map_err(LoadError::OwnInput),
+            Self::Nats(nats) => nats.send(messages, size).map_err(LoadError::OwnInput),
         }
     }
 }
@@ -97,7 +112,7 @@ async fn post(client: &reqwest::Client, backend: &Backend, batch: &[Message], si
     let users = batch.iter().map(|message| message.user.as_str()).collect();
     let data = RawValue::from_string(first.text(size)).map_err(|error| LoadError::Http(error.to_string()))?;
     let body = Body { users, data: &data, durable: true };
-    let mut request = client.post(format!("{}/v1/notifications", backend.admin_url)).json(&body);
+    let mut request = client.post(format!("http://{}/v1/notifications", backend.admin)).json(&body);
     if let Some(key) = &backend.admin_key {
         request = request.bearer_auth(key.expose_secret());
     }

@@ -7,7 +7,7 @@ use redis::{cmd, pipe};
 use crate::plan::SentCounts;
 use crate::redis_usage::RedisUsage;
 use crate::sender::Message;
-use crate::{Backend, Gateway, LoadError};
+use crate::{Backend, Gateway, LoadError, Progress};
 
 /// Maximum number of users per call of [`Gateway::publish`]; the gateway's own pipelines are no longer.
 const BATCH: usize = 1_000;
@@ -18,6 +18,7 @@ pub(crate) async fn publish(
     count: usize,
     size: usize,
     sent: &mut SentCounts,
+    progress: &impl Fn(Progress),
 ) -> Result<Vec<String>, LoadError> {
     let mut cursors = Vec::with_capacity(count);
     while cursors.len() < count {
@@ -25,6 +26,7 @@ pub(crate) async fn publish(
         let same_text = messages.chunk_by(|one, next| one.number == next.number);
         for batch in same_text.flat_map(|same| same.chunks(BATCH)) {
             let Some(first) = batch.first() else { continue };
+            progress(Progress::of("storing", cursors.len() as u64, count as u64));
             let stored = gateway.publish(&users(batch), &first.text(size)).await;
             cursors.extend(stored.map_err(LoadError::Store)?);
         }
@@ -48,14 +50,16 @@ pub(crate) async fn store_unpublished(
     let now = u64::try_from(now).unwrap_or(u64::MAX);
     let mut transaction = pipe();
     transaction.atomic().add_command(cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").to_owned()).ignore();
+    let counts = format!("{}history", backend.redis_prefix);
     for (message, newest) in messages.iter().zip(newest) {
         let stream = format!("{}history:{{{}}}", backend.redis_prefix, message.user);
         let id = format!("{}-{}", newest.ms.max(now), newest.number + 1);
+        let place = format!(":{}", message.user);
+        transaction.cmd("HSET").arg(&counts).arg(place).arg(&id).ignore();
         let add = transaction.cmd("XADD").arg(stream).arg(id).arg("event").arg("\"notification\"");
         add.arg("data").arg(message.text(size)).ignore();
     }
-    let counts = format!("{}history", backend.redis_prefix);
-    transaction.cmd("HINCRBY").arg(counts).arg("count").arg(messages.len()).ignore();
+    transaction.cmd("HINCRBY").arg(&counts).arg("count").arg(messages.len()).ignore();
     transaction.cmd("INFO").arg("all");
     let (info,): (String,) = transaction.query(&mut backend.redis()?.get_connection()?)?;
     Ok(RedisUsage::parse(&info))

@@ -1,5 +1,5 @@
-//! The seam between the history read and live events: every interleaving of publishing, receiving, connecting, reading
-//! and sending in a small model, and random interleavings in a larger one.
+//! The seam between the history read and live events: every interleaving of publishing, retracting, receiving, connecting,
+//! reading and sending in a small model, and random interleavings in a larger one.
 
 use std::collections::HashSet;
 use std::num::NonZeroU64;
@@ -10,11 +10,17 @@ use super::*;
 
 const EPOCH: NonZeroU64 = NonZeroU64::MIN;
 
-/// A published event, stored or not. Its index in the order of publishing identifies it.
+/// The epoch after an erasure.
+const NEXT_EPOCH: NonZeroU64 = EPOCH.saturating_add(1);
+
+/// A published event, stored or not, or the notice that a stored one was retracted, or all of them erased. Its index in the
+/// order of publishing identifies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Stored,
     Passing,
+    Retracted,
+    Erased,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,15 +40,19 @@ enum Step {
     Compare,
     /// The oldest stored event expires by its own ttl: reads no longer return it.
     End,
+    /// The oldest or the newest of the stored events is retracted: reads no longer return it.
+    RetractOldest,
+    RetractNewest,
     /// Too many events are pending.
     Overflow,
     /// The client connects while the history cannot be read.
     ComeBlind,
 }
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 14] = [
     Step::Publish(Kind::Stored),
     Step::Publish(Kind::Passing),
+    Step::Publish(Kind::Erased),
     Step::Receive,
     Step::Lose,
     Step::Come,
@@ -50,6 +60,8 @@ const STEPS: [Step; 11] = [
     Step::Send,
     Step::Compare,
     Step::End,
+    Step::RetractOldest,
+    Step::RetractNewest,
     Step::Overflow,
     Step::ComeBlind,
 ];
@@ -62,11 +74,34 @@ struct Size {
     losses: usize,
     page: usize,
     ends: usize,
+    retractions: usize,
     overflows: usize,
+    erasures: usize,
     blind: bool,
 }
 
-const NOTHING: Size = Size { stored: 0, passing: 0, losses: 0, page: 9, ends: 0, overflows: 0, blind: false };
+const NOTHING: Size = Size {
+    stored: 0,
+    passing: 0,
+    losses: 0,
+    page: 9,
+    ends: 0,
+    retractions: 0,
+    overflows: 0,
+    erasures: 0,
+    blind: false,
+};
+
+/// What was read for the client.
+#[derive(Debug, Clone)]
+struct Reading {
+    /// `None`: the position is of an earlier epoch.
+    page: Option<CatchUpPage>,
+    from: Cursor,
+    newest: Cursor,
+    /// The index of the newest event that was stored.
+    newest_index: Option<usize>,
+}
 
 #[derive(Debug, Clone)]
 struct World {
@@ -81,15 +116,23 @@ struct World {
     /// Set by `Lose`: the instance must compare.
     missed: bool,
     catch_up: Option<CatchUp>,
-    page: Option<CatchUpPage>,
+    /// Whether the client has its welcome.
+    greeted: bool,
+    reading: Option<Reading>,
     /// The events sent to the client, by index in the order of publishing.
     sent: Vec<usize>,
+    /// Those of them that were sent as replayed.
+    marked: Vec<usize>,
+    /// The newest event that was stored when the history was read for the welcome.
+    counted: Option<usize>,
     /// How many events had been received when the client connected.
     came: usize,
     /// The index from which on the client must have every stored event.
     since: usize,
     /// How many stored events have expired.
     ended: usize,
+    /// Each retracted event, and the notice of that.
+    retracted: Vec<(usize, usize)>,
     overflows: usize,
 }
 
@@ -103,11 +146,15 @@ impl World {
             losses: 0,
             missed: false,
             catch_up: None,
-            page: None,
+            greeted: false,
+            reading: None,
             sent: Vec::new(),
+            marked: Vec::new(),
+            counted: None,
             came: 0,
             since: 0,
             ended: 0,
+            retracted: Vec::new(),
             overflows: 0,
         }
     }
@@ -116,21 +163,69 @@ impl World {
         self.published.iter().filter(|other| **other == kind).count()
     }
 
+    /// When the history was erased.
+    fn erased_at(&self) -> Option<usize> {
+        self.published.iter().position(|kind| *kind == Kind::Erased)
+    }
+
+    /// The position before the first event.
+    fn start(&self) -> Cursor {
+        match self.erased_at() {
+            None => Cursor { epoch: EPOCH, ms: 1_000, number: 0 },
+            Some(_) => Cursor { epoch: NEXT_EPOCH, ms: 5_000, number: 0 },
+        }
+    }
+
+    /// All events that were ever stored, with their cursors.
+    fn ever_stored(&self) -> Vec<(Cursor, usize)> {
+        let mut next = Cursor { epoch: EPOCH, ms: 1_000, number: 0 };
+        let mut stored = Vec::new();
+        for (index, kind) in self.published.iter().enumerate() {
+            match kind {
+                Kind::Stored => {
+                    next.number += 1;
+                    stored.push((Cursor { ms: next.ms + next.number / 2, ..next }, index));
+                }
+                Kind::Erased => next = self.start(),
+                Kind::Passing | Kind::Retracted => {}
+            }
+        }
+        stored
+    }
+
     /// The stored events with their cursors.
     fn store(&self) -> Vec<(Cursor, usize)> {
-        let stored = self.published.iter().enumerate().filter(|(_, kind)| **kind == Kind::Stored);
-        let cursor = |number: u64| Cursor { epoch: EPOCH, ms: 1_000 + number / 2, number };
-        (1..).zip(stored).map(|(number, (index, _))| (cursor(number), index)).collect()
+        let epoch = self.start().epoch;
+        self.ever_stored().into_iter().filter(|(cursor, _)| cursor.epoch == epoch).collect()
+    }
+
+    /// The stored events that reads return.
+    fn kept(&self) -> Vec<(Cursor, usize)> {
+        let is_kept = |(_, index): &(Cursor, usize)| !self.retracted.iter().any(|(retracted, _)| retracted == index);
+        self.store().into_iter().skip(self.ended).filter(is_kept).collect()
+    }
+
+    fn retract(&mut self, kept: Option<(Cursor, usize)>) {
+        if let Some((_, index)) = kept {
+            self.retracted.push((index, self.published.len()));
+            self.published.push(Kind::Retracted);
+        }
     }
 
     fn newest(&self) -> Cursor {
-        self.store().last().map_or(Cursor { epoch: EPOCH, ms: 1_000, number: 0 }, |(cursor, _)| *cursor)
+        self.store().last().map_or(self.start(), |(cursor, _)| *cursor)
     }
 
     fn is_enabled(&self, step: Step) -> bool {
         match step {
             Step::Publish(Kind::Stored) => self.count(Kind::Stored) < self.size.stored,
             Step::Publish(Kind::Passing) => self.count(Kind::Passing) < self.size.passing,
+            // By the steps that retract.
+            Step::Publish(Kind::Retracted) => false,
+            Step::RetractOldest => self.retracted.len() < self.size.retractions && !self.kept().is_empty(),
+            // Of one event, the other step.
+            Step::RetractNewest => self.retracted.len() < self.size.retractions && self.kept().len() > 1,
+            Step::Publish(Kind::Erased) => self.count(Kind::Erased) < self.size.erasures,
             Step::Receive => self.received < self.published.len(),
             Step::Lose => self.losses < self.size.losses,
             Step::Come => self.catch_up.is_none(),
@@ -141,9 +236,12 @@ impl World {
             }
             Step::Read => {
                 // The connecting client starts the first read.
-                self.page.is_none() && self.catch_up.as_ref().is_some_and(CatchUp::is_pending)
+                self.reading.is_none() && self.catch_up.as_ref().is_some_and(CatchUp::is_pending)
             }
-            Step::Send => self.page.is_some(),
+            // A read that finds another epoch waits for the notice of an erasure.
+            Step::Send => self.reading.as_ref().is_some_and(|reading| {
+                reading.page.is_some() || !self.greeted || self.erased_at().is_none_or(|at| at < self.received)
+            }),
             Step::Compare => self.missed && self.catch_up.is_some(),
         }
     }
@@ -163,7 +261,6 @@ impl World {
             }
             Step::Come => {
                 let mut catch_up = CatchUp::new();
-                catch_up.set(Position::At(Cursor { epoch: EPOCH, ms: 1_000, number: 0 }));
                 catch_up.pause();
                 self.catch_up = Some(catch_up);
                 self.came = self.received;
@@ -173,9 +270,12 @@ impl World {
                 catch_up.pause();
                 assert!(catch_up.replay_unread().events.is_empty());
                 self.catch_up = Some(catch_up);
+                self.greeted = true;
                 (self.came, self.since) = (self.received, self.published.len());
             }
             Step::End => self.ended += 1,
+            Step::RetractOldest => self.retract(self.kept().first().copied()),
+            Step::RetractNewest => self.retract(self.kept().last().copied()),
             Step::Overflow => {
                 if let Some(catch_up) = &mut self.catch_up {
                     // The events that are not stored are lost.
@@ -187,16 +287,7 @@ impl World {
                 self.overflows += 1;
             }
             Step::Read => self.read(),
-            Step::Send => {
-                if let (Some(catch_up), Some(page)) = (&mut self.catch_up, self.page.take()) {
-                    let replayed = catch_up.replay(page);
-                    assert_eq!(replayed.foreign, 0, "all of it is ours");
-                    for (_, event) in &replayed.events {
-                        self.sent.push(index_of(event));
-                        self.check_last();
-                    }
-                }
-            }
+            Step::Send => self.send(),
             Step::Compare => {
                 let newest = self.newest();
                 if let Some(catch_up) = &mut self.catch_up {
@@ -207,9 +298,48 @@ impl World {
         }
     }
 
+    fn send(&mut self) {
+        let (Some(catch_up), Some(reading)) = (&mut self.catch_up, self.reading.take()) else { return };
+        let Reading { page, from, newest, newest_index } = reading;
+        if !self.greeted {
+            self.greeted = true;
+            self.counted = newest_index;
+            if page.is_none() {
+                // The client's position was erased: it starts at the newest.
+                self.since = newest_index.map_or(0, |index| index + 1);
+            }
+            catch_up.begin_at(from, newest);
+        } else if page.is_none() {
+            return assert!(catch_up.discard_reading(), "it would be told that events are lost");
+        }
+        let nothing = CatchUpPage { events: Vec::new(), upto: newest, complete: true, dialect: Dialect::Raw };
+        let replayed = catch_up.replay(page.unwrap_or(nothing));
+        // One of the earlier epoch may arrive after the client began in the next one.
+        assert!(replayed.foreign == 0 || self.erased_at().is_some(), "all of it is ours");
+        for ReplayedEvent { bytes, is_unmarked, .. } in &replayed.events {
+            let index = index_of(bytes);
+            self.sent.push(index);
+            if *is_unmarked || bytes.starts_with(b"r") {
+                self.marked.push(index);
+            }
+            self.check_last();
+        }
+    }
+
     fn receive(&mut self, index: usize) {
-        let cursor = self.store().into_iter().find(|(_, stored)| *stored == index).map(|(cursor, _)| cursor);
+        let cursor = self.ever_stored().into_iter().find(|(_, stored)| *stored == index).map(|(cursor, _)| cursor);
+        let start = self.start();
         let Some(catch_up) = &mut self.catch_up else { return };
+        if self.published.get(index) == Some(&Kind::Erased) {
+            if !catch_up.erase(start) {
+                // The client began after the erasure.
+                return self.lost.push(index);
+            }
+            if self.greeted {
+                self.sent.extend(catch_up.take_passing().iter().map(index_of));
+                return self.sent.push(index);
+            }
+        }
         let event = Bytes::from(index.to_string());
         match cursor.filter(|_| !catch_up.is_pending()).map(|cursor| (cursor, catch_up.followed_by(&cursor))) {
             _ if catch_up.is_pending() => catch_up.add_pending(cursor, event),
@@ -227,20 +357,37 @@ impl World {
     }
 
     fn read(&mut self) {
-        let (store, newest) = (self.store(), self.newest());
+        let (store, kept, newest, start) = (self.store(), self.kept(), self.newest(), self.start());
         let Some(catch_up) = &mut self.catch_up else { return };
-        let from = match catch_up.begin_reading() {
+        let from = match catch_up.position {
+            // It resumes from before the first event.
+            _ if !self.greeted => Cursor { epoch: EPOCH, ms: 1_000, number: 0 },
             Position::At(position) => position,
             Position::Since(_) => {
                 let before = store.iter().rev().find(|(_, index)| *index < self.since);
-                before.map_or(Cursor { epoch: EPOCH, ms: 1_000, number: 0 }, |(cursor, _)| *cursor)
+                before.map_or(start, |(cursor, _)| *cursor)
             }
         };
-        let page: Vec<_> = store.into_iter().filter(|(at, _)| at.number > from.number).take(self.size.page).collect();
-        let upto = page.last().map_or(from, |(cursor, _)| *cursor);
-        let there = page.into_iter().filter(|(cursor, _)| cursor.number > self.ended as u64);
-        let events = there.map(|(cursor, index)| (cursor, Bytes::from(index.to_string()))).collect();
-        self.page = Some(CatchUpPage { events, upto, complete: !upto.is_behind(&newest) });
+        let replaying = if self.greeted { catch_up.replaying() } else { Some(newest) };
+        if self.greeted {
+            catch_up.begin_reading();
+        }
+        let newest_index = store.last().map(|(_, index)| *index);
+        if from.epoch != newest.epoch {
+            self.reading = Some(Reading { page: None, from: newest, newest, newest_index });
+            return;
+        }
+        let mut rest = kept.into_iter().filter(|(at, _)| at.number > from.number);
+        let page: Vec<_> = rest.by_ref().take(self.size.page).collect();
+        // Behind those at the end that reads do not return.
+        let last = page.last().map_or(from, |(cursor, _)| *cursor);
+        let upto = if rest.next().is_none() && newest.number > last.number { newest } else { last };
+        let is_replayed = |cursor: &Cursor| replaying.is_some_and(|upto| upto.followed_by(cursor) == Continuity::Known);
+        let text =
+            |cursor: &Cursor, index: usize| if is_replayed(cursor) { format!("r{index}") } else { index.to_string() };
+        let events = page.into_iter().map(|(cursor, index)| (cursor, Bytes::from(text(&cursor, index)))).collect();
+        let page = Some(CatchUpPage { events, upto, complete: !upto.is_behind(&newest), dialect: Dialect::Raw });
+        self.reading = Some(Reading { page, from, newest, newest_index });
     }
 
     /// Runs all remaining steps.
@@ -255,9 +402,10 @@ impl World {
         panic!("it never ends: {self:?}");
     }
 
-    /// Without losses, expiries and failed reads, all received events have one order.
+    /// Without losses, expiries, retractions and failed reads, all received events have one order.
     fn is_simple(&self) -> bool {
-        self.losses == 0 && self.overflows == 0 && self.since == 0 && self.ended == 0
+        let all_is_there = self.ended == 0 && self.retracted.is_empty() && self.erased_at().is_none();
+        self.losses == 0 && self.overflows == 0 && self.since == 0 && all_is_there
     }
 
     /// All events received before the last one sent were sent before it.
@@ -271,17 +419,40 @@ impl World {
         );
     }
 
+    /// The events that the welcome counts are marked, and no others.
+    fn check_marks(&self, got: &[usize]) {
+        let counted = |index: &usize| self.counted.is_some_and(|newest| *index <= newest);
+        let expected: Vec<usize> = got.iter().copied().filter(counted).collect();
+        assert_eq!(self.marked, expected, "replayed: {self:?}");
+    }
+
+    /// The notice of a retraction does not come before the event.
+    fn check_retractions(&self) {
+        let at = |index: &usize| self.sent.iter().position(|sent| sent == index);
+        let overtaken = self.retracted.iter().find(|(event, notice)| at(notice).is_some() && at(notice) < at(event));
+        assert_eq!(overtaken, None, "retracted before it was sent: {self:?}");
+    }
+
     /// The guarantees to a client.
     fn check(&self) {
-        let stored: Vec<usize> = self.store().into_iter().map(|(_, index)| index).collect();
+        let stored: Vec<usize> = self.ever_stored().into_iter().map(|(_, index)| index).collect();
         let (got, passing): (Vec<usize>, Vec<usize>) = self.sent.iter().partition(|index| stored.contains(index));
         assert!(got.is_sorted_by(|a, b| a < b), "once, in order: {self:?}");
-        let due: Vec<usize> = stored.iter().copied().skip(self.ended).filter(|index| *index >= self.since).collect();
+        let due: Vec<usize> =
+            self.kept().iter().map(|(_, index)| *index).filter(|index| *index >= self.since).collect();
         let missing: Vec<&usize> = due.iter().filter(|index| !got.contains(index)).collect();
         assert!(missing.is_empty(), "every stored one, but not {missing:?}: {self:?}");
         let received = |index: &usize| *index >= self.came && !self.lost.contains(index) && !stored.contains(index);
         let expected: Vec<usize> = (0..self.published.len()).filter(received).collect();
         assert_eq!(passing, expected, "every other received event, once, in order: {self:?}");
+        self.check_marks(&got);
+        self.check_retractions();
+        if let Some(at) = self.sent.iter().position(|index| Some(*index) == self.erased_at()) {
+            let after = self.sent.get(at..).unwrap_or_default();
+            assert!(after.iter().all(|index| *index >= after[0]), "an erased event follows the notice: {self:?}");
+            let before = self.sent.get(..at).unwrap_or_default();
+            assert!(before.iter().all(|index| *index < after[0]), "a later event precedes the notice: {self:?}");
+        }
         if self.is_simple() {
             // The reverse is possible: a stored event is read while an older message is still in flight to the
             // instance.
@@ -295,16 +466,17 @@ impl World {
 }
 
 fn index_of(event: &Bytes) -> usize {
-    String::from_utf8_lossy(event).parse().unwrap()
+    String::from_utf8_lossy(event).trim_start_matches('r').parse().unwrap()
 }
 
-/// Takes every step from every reachable state, each state once; returns the number of states.
-fn explore(size: Size) -> usize {
+/// Takes every step from every reachable state, each state once, and visits it; returns the number of states.
+fn explore(size: Size, visit: impl Fn(&World)) -> usize {
     let (mut seen, mut open) = (HashSet::new(), vec![World::new(size)]);
     while let Some(world) = open.pop() {
         if !seen.insert(format!("{world:?}")) {
             continue;
         }
+        visit(&world);
         let mut end = world.clone();
         end.settle();
         end.check();
@@ -328,10 +500,51 @@ fn no_interleaving_loses_repeats_or_swaps_an_event() {
             Size { stored: 3, ends: 2, losses: 1, ..small },
             Size { stored: 3, passing: 1, overflows: 1, ..small },
             Size { stored: 2, passing: 1, ends: 1, overflows: 1, blind: true, ..small },
+            Size { stored: 2, losses: 1, overflows: 1, ..small },
+            Size { stored: 3, retractions: 2, ..small },
+            Size { stored: 2, passing: 1, retractions: 1, ..small },
+            Size { stored: 2, retractions: 1, losses: 1, ..small },
+            Size { stored: 2, retractions: 1, ends: 1, overflows: 1, ..small },
+            Size { stored: 2, passing: 1, retractions: 1, blind: true, ..small },
+            Size { stored: 2, retractions: 1, erasures: 1, ..small },
+            Size { stored: 2, passing: 1, erasures: 1, ..small },
+            Size { stored: 2, passing: 1, erasures: 1, overflows: 1, ..small },
         ] {
-            let states = explore(size);
+            let states = explore(size, |_| {});
             assert!(states > 500, "{states} of {size:?}");
         }
+    }
+}
+
+/// A server that lacks some of the newest takes over, and stores others: the instance compares the client with it. A page
+/// of the first server may still be in flight.
+fn fork(world: &World, lacks: usize, more: u64) {
+    let Some(catch_up) = &world.catch_up else { return };
+    let mut catch_up = catch_up.clone();
+    let number = world.count(Kind::Stored).saturating_sub(lacks) as u64 + more;
+    let newest = Cursor { epoch: NonZeroU64::MAX, ms: 1_000 + number / 2 + lacks as u64, number };
+    catch_up.compare(&newest);
+    if let Some(Reading { page: Some(page), from, newest, .. }) = world.reading.clone() {
+        if !world.greeted {
+            catch_up.begin_at(from, newest);
+        }
+        catch_up.replay(page);
+    }
+    // Its read finds that its position is of another epoch.
+    assert!(catch_up.is_pending(), "it is not told: {lacks} {more} {world:?}");
+}
+
+#[test]
+fn a_client_of_a_forked_lineage_is_behind_wherever_it_was_interrupted() {
+    for size in
+        [Size { stored: 3, passing: 1, losses: 1, page: 2, ..NOTHING }, Size { stored: 2, blind: true, ..NOTHING }]
+    {
+        let states = explore(size, |world| {
+            for (lacks, more) in [(1, 1), (1, 2), (2, 1), (2, 3), (0, 1)] {
+                fork(world, lacks, more);
+            }
+        });
+        assert!(states > 30, "{states}");
     }
 }
 
@@ -342,10 +555,13 @@ proptest! {
         page in 1_usize..5,
         losses in 0_usize..4,
         ends in 0_usize..20,
+        retractions in 0_usize..40,
         overflows in 0_usize..4,
         blind in any::<bool>(),
     ) {
-        let mut world = World::new(Size { stored: 60, passing: 60, losses, page, ends, overflows, blind });
+        // The notice may be lost with the subscription: then the client is told that events are lost.
+        let erasures = usize::from(losses == 0);
+        let mut world = World::new(Size { stored: 60, passing: 60, losses, page, ends, retractions, overflows, erasures, blind });
         for step in steps {
             if world.is_enabled(step) {
                 world.take(step);
@@ -369,9 +585,26 @@ fn an_event_that_the_history_does_not_have_is_dropped_and_delays_no_other() {
     catch_up.add_pending(Some(forged), Bytes::from_static(b"77"));
     catch_up.add_pending(None, Bytes::from_static(b"1"));
     let Position::At(position) = catch_up.begin_reading() else { panic!("it has a position") };
-    let replayed = catch_up.replay(CatchUpPage { events: Vec::new(), upto: position, complete: true });
-    assert_eq!(replayed, Replayed { events: vec![(false, Bytes::from_static(b"1"))], foreign: 1 });
+    let replayed =
+        catch_up.replay(CatchUpPage { events: Vec::new(), upto: position, complete: true, dialect: Dialect::Raw });
+    assert_eq!(replayed, Replayed { events: vec![ReplayedEvent::passing(Bytes::from_static(b"1"))], foreign: 1 });
     assert!(!catch_up.is_pending());
+}
+
+#[test]
+fn a_pending_event_that_was_taken_back_before_the_history_was_read_is_not_sent() {
+    let at = |number| Cursor { epoch: EPOCH, ms: 1_000 + number, number };
+    let event = |number: u64| Bytes::from(number.to_string());
+    let mut catch_up = CatchUp::new();
+    catch_up.pause();
+    // The instance receives 1 to 4 only now, though 2 and 4 were taken back before the client came.
+    (1..=4).for_each(|number| catch_up.add_pending(Some(at(number)), event(number)));
+    catch_up.begin_at(at(0), at(4));
+    let events = vec![(at(1), event(1)), (at(3), event(3))];
+    let replayed = catch_up.replay(CatchUpPage { events, upto: at(4), complete: true, dialect: Dialect::Raw });
+    let sent: Vec<_> = replayed.events.iter().map(|event| event.bytes.clone()).collect();
+    assert_eq!(sent, [event(1), event(3)]);
+    assert!(!catch_up.is_pending() && catch_up.followed_by(&at(5)) == Continuity::Next);
 }
 
 #[test]
@@ -407,4 +640,15 @@ fn a_client_that_connected_while_the_history_was_unreadable_is_behind_once_an_ev
     assert_eq!(catch_up.followed_by(&newest), Continuity::Gap);
     assert!(!catch_up.compare(&Cursor { number: 0, ..newest }) && !catch_up.is_pending());
     assert!(catch_up.compare(&newest) && catch_up.wants_reading());
+}
+
+#[test]
+fn a_client_is_at_the_newest_position_once_it_has_every_event_up_to_it_and_none_is_pending() {
+    let at = |number| Cursor { epoch: EPOCH, ms: number, number };
+    let mut client = CatchUp::new();
+    assert!(!client.is_at(&at(3)));
+    client.set(Position::At(at(3)));
+    assert!(client.is_at(&at(3)) && !client.is_at(&at(2)) && !client.is_at(&at(4)));
+    assert!(client.compare(&at(4)), "it is behind");
+    assert!(!client.is_at(&at(3)));
 }

@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
 use crate::metrics::Metrics;
-use crate::protocol::text_frame;
+use crate::protocol::{Dialect, text_frame};
 
 fn bound(max_messages: usize, slow_client: SlowClient) -> Bound {
     Bound {
@@ -44,11 +44,138 @@ async fn the_greeting_is_sent_before_events_pushed_earlier() {
     queue.pause();
     assert_eq!(queue.push(text_frame(&[b"event"]), None, &limit), Pushed::Pending);
     queue.flush();
-    queue.replay(None);
-    queue.start(Some(text_frame(&[b"hello"])));
+    queue.greet(Some(text_frame(&[b"hello"])), None);
     let mut got = [0; 14];
     client.read_exact(&mut got).await.unwrap();
     assert_eq!(&got, b"\x81\x05hello\x81\x05event");
+}
+
+#[tokio::test]
+async fn events_that_waited_for_the_greeting_do_not_fill_the_queue_of_a_client_that_reads() {
+    let (queue, mut client) = pair().await;
+    let limit = bound(4, SlowClient::Disconnect);
+    queue.pause();
+    for number in 0..4 {
+        assert_eq!(queue.push(numbered(number, 1), None, &limit), Pushed::Pending);
+    }
+    queue.greet(Some(text_frame(&[b"hello"])), None);
+    assert_eq!(queue.push(numbered(4, 1), None, &limit), Pushed::First, "all that waited has been written");
+    queue.flush();
+    let mut got = [0; 7 + 5 * 11];
+    client.read_exact(&mut got).await.unwrap();
+}
+
+/// One connect during a burst. The history is read before the event `read`, the client is greeted before the event
+/// `greeted`; bit `n` of `stored` tells whether event `n` is stored.
+#[derive(Debug, Clone, Copy)]
+struct Connect {
+    max_messages: usize,
+    events: u32,
+    stored: u32,
+    read: u32,
+    greeted: u32,
+}
+
+impl Connect {
+    fn is_stored(self, number: u32) -> bool {
+        self.stored & (1 << number) != 0
+    }
+
+    fn cursor(self, number: u32) -> Cursor {
+        let before = (0..number).filter(|earlier| self.is_stored(*earlier)).count() as u64;
+        Cursor { epoch: NonZeroU64::MIN, ms: 1_000, number: before + 1 }
+    }
+
+    /// The stored events before the event `until`, after a position.
+    fn page(self, from: Cursor, until: u32) -> CatchUpPage {
+        let stored = (0..until).filter(|number| self.is_stored(*number));
+        let after = stored.map(|number| (self.cursor(number), numbered(number, 1)));
+        let events: Vec<_> = after.filter(|(cursor, _)| cursor.number > from.number).collect();
+        let upto = events.last().map_or(from, |(cursor, _)| *cursor);
+        CatchUpPage { events, upto, complete: true, dialect: Dialect::Raw }
+    }
+
+    /// Returns how many events were dropped before the greeting.
+    fn push(self, queue: &SendQueue, number: u32) -> usize {
+        let limit = bound(self.max_messages, SlowClient::Disconnect);
+        let cursor = self.is_stored(number).then(|| self.cursor(number));
+        match queue.push(numbered(number, 1), cursor.as_ref(), &limit) {
+            Pushed::Displaced(lost) if number < self.greeted => lost,
+            pushed @ (Pushed::Displaced(_) | Pushed::Full(_) | Pushed::Closed) => {
+                panic!("event {number} is {pushed:?}: {self:?}")
+            }
+            _ => 0,
+        }
+    }
+
+    fn greet(self, queue: &SendQueue) {
+        let from = Cursor { number: 0, ..self.cursor(0) };
+        let start = StartPage { from, newest: from, page: self.page(from, self.read) };
+        queue.greet(Some(text_frame(&[b"greeting"])), Some(start));
+    }
+
+    /// As the connection's task: reads the history while the client is behind.
+    fn catch_up(self, queue: &SendQueue, until: u32) {
+        while queue.state.lock().catch_up.wants_reading() {
+            let Position::At(from) = queue.begin_reading() else { panic!("it has a position") };
+            queue.replay(self.page(from, until));
+        }
+    }
+
+    async fn run(self) {
+        let (queue, mut client) = pair().await;
+        queue.pause();
+        let mut lost = 0;
+        for number in 0..self.events {
+            if number == self.greeted {
+                self.greet(&queue);
+                self.catch_up(&queue, number);
+            }
+            lost += self.push(&queue, number);
+            if number >= self.greeted {
+                self.catch_up(&queue, number + 1);
+            }
+        }
+        if self.greeted == self.events {
+            self.greet(&queue);
+            self.catch_up(&queue, self.events);
+        }
+        assert!(lost == 0 || self.greeted > u32::try_from(self.max_messages).unwrap(), "{lost} lost: {self:?}");
+        poll_fn(|cx| queue.poll_flush(cx)).await.unwrap();
+        queue.finish_writing();
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        self.check(&got, lost);
+    }
+
+    /// First the greeting, then all events but the dropped ones, once: every stored one, and each kind in order; all of
+    /// them in order, unless too many were pending.
+    fn check(self, got: &[u8], lost: usize) {
+        let events = got.strip_prefix(text_frame(&[b"greeting"]).as_ref()).unwrap_or_else(|| panic!("{self:?}"));
+        let number = |frame: &[u8]| std::str::from_utf8(&frame[2..10]).unwrap().parse::<u32>().unwrap();
+        let numbers: Vec<u32> = events.chunks(11).map(number).collect();
+        let (stored, passing): (Vec<u32>, Vec<u32>) = numbers.iter().partition(|number| self.is_stored(**number));
+        let all_stored: Vec<u32> = (0..self.events).filter(|number| self.is_stored(*number)).collect();
+        assert_eq!(stored, all_stored, "{self:?}");
+        assert!(passing.is_sorted_by(|a, b| a < b), "{numbers:?}: {self:?}");
+        assert_eq!(numbers.len() + lost, self.events as usize, "{numbers:?}: {self:?}");
+        let overflows = self.greeted as usize > self.max_messages;
+        assert!(overflows || numbers.is_sorted(), "{numbers:?}: {self:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_interleaving_of_a_burst_with_a_connect_closes_a_client_that_reads() {
+    const EVENTS: u32 = 5;
+    for max_messages in 1..=3 {
+        for stored in 0..1 << EVENTS {
+            for greeted in 0..=EVENTS {
+                for read in 0..=greeted {
+                    Connect { max_messages, events: EVENTS, stored, read, greeted }.run().await;
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -124,7 +251,7 @@ async fn a_stored_event_without_room_is_not_dropped_but_read_later() {
     let (queue, _client) = pair().await;
     let limit = bound(4, SlowClient::DropOldest);
     let at = |number| Cursor { epoch: NonZeroU64::MIN, ms: 1_000, number };
-    queue.start_at(Position::At(at(0)));
+    queue.state.lock().catch_up.set(Position::At(at(0)));
     let mut last = 0;
     while !queue.state.lock().catch_up.is_pending() {
         last += 1;
@@ -161,8 +288,7 @@ async fn an_emptied_queue_frees_its_memory() {
     for number in 0..100 {
         queue.push(numbered(number, 1), None, &limit);
     }
-    queue.replay(None);
-    queue.start(None);
+    queue.greet(None, None);
     let mut got = vec![0; 100 * 11];
     client.read_exact(&mut got).await.unwrap();
     assert!(!queue.state.lock().queue.spilled());

@@ -37,6 +37,12 @@ impl Keys {
         full
     }
 
+    pub(super) fn erase(&mut self, user: &UserId) {
+        let of_user = name(user, "");
+        self.positions.retain(|name, _| !name.starts_with(&of_user));
+        self.expiries.retain(|(_, name)| !name.starts_with(&of_user));
+    }
+
     fn drop_oldest(&mut self) {
         if let Some((_, oldest)) = self.expiries.pop_front() {
             self.positions.remove(&oldest);
@@ -61,6 +67,16 @@ mod tests {
         assert_eq!(keys.get(&user, "a", 999 + day), Some(None));
         assert_eq!(keys.get(&user, "a", 1_000 + day), None);
         assert_eq!(keys.get(&user, "b", 1_000 + day), Some(None));
+    }
+
+    #[test]
+    fn the_keys_of_one_user_are_erased() {
+        let (user, other) = (UserId::new("42").unwrap(), UserId::new("4").unwrap());
+        let mut keys = Keys::default();
+        assert!(!keys.insert(&user, "a", None, 0) && !keys.insert(&other, "2\nb", None, 0));
+        keys.erase(&user);
+        assert_eq!((keys.get(&user, "a", 0), keys.get(&other, "2\nb", 0)), (None, Some(None)));
+        assert_eq!(keys.expiries.len(), 1);
     }
 
     #[test]

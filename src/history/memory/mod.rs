@@ -1,7 +1,10 @@
 //! The in-memory implementation of the history store. Its memory is bounded.
 
+mod erased;
 mod history;
 mod keys;
+mod places;
+mod runs;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -12,14 +15,19 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tracing::warn;
 
-use super::store::{Acked, Move, POSITIONS_KEPT, PageSize, Publication, Published, ReadFrom, Reading};
-use crate::backplane::{MemoryBackplane, USER_CHANNEL};
+use super::store::{
+    Ack, Acked, Move, NewestPage, POSITIONS_KEPT, PageSize, Publication, Published, ReadFrom, Reading, Retracted,
+    places_kept,
+};
+use crate::backplane::MemoryBackplane;
 use crate::config;
 use crate::log::LogRate;
 use crate::metrics::Metrics;
-use crate::protocol::{Cursor, UserId, millis, unix_ms, wrap_stored};
+use crate::protocol::{Cursor, Notice, UserId, millis, unix_ms, wrap_stored};
+use erased::Erased;
 use history::{History, Moment, Position};
 use keys::Keys;
+use places::Places;
 
 /// Approximate memory of all histories together. Beyond it, the least recently changed history is dropped.
 const MAX_BYTES: usize = 64 << 20;
@@ -43,15 +51,36 @@ impl MemoryHistory {
     pub(super) fn publish(&self, user: &UserId, publication: &Publication<'_>) -> Published {
         let store = || {
             if !publication.durable && publication.key.is_none() {
-                return (Some(publication.message()), None);
+                return ([None, Some(publication.message())].into_iter().flatten(), None);
             }
-            // Unlocks before the message is passed on.
-            match self.histories.lock().publish(user, publication) {
-                Outcome::New { message, position } => (Some(message), position),
-                Outcome::Known { position } => (None, position),
-            }
+            // Unlocks before the messages are passed on.
+            let (messages, position) = match self.histories.lock().publish(user, publication) {
+                Outcome::New { retracted, message, position } => ([notice(retracted), Some(message)], position),
+                Outcome::Known { position } => ([None, None], position),
+            };
+            (messages.into_iter().flatten(), position)
         };
-        Ok(self.backplane.publish(|| format!("{USER_CHANNEL}{user}"), store))
+        Ok(self.backplane.publish(|| self.channel(user), store))
+    }
+
+    fn channel(&self, user: &UserId) -> String {
+        format!("{}{user}", self.backplane.user_channel())
+    }
+
+    pub(super) fn retract(&self, user: &UserId, cursor: &Cursor) -> Retracted {
+        let retract = || {
+            let (retracted, outcome) = self.histories.lock().retract(user, cursor);
+            (notice(retracted), outcome)
+        };
+        self.backplane.publish(|| self.channel(user), retract)
+    }
+
+    pub(super) fn erase(&self, user: &UserId) {
+        let erase = || {
+            let erased = self.histories.lock().erase(user);
+            (Some(Notice::Erased { erased }.write().into()), ())
+        };
+        self.backplane.publish(|| self.channel(user), erase);
     }
 
     pub(super) fn read(&self, user: &UserId, from: &ReadFrom, device: &str, page: PageSize) -> Reading {
@@ -62,16 +91,26 @@ impl MemoryHistory {
         self.histories.lock().newest(users)
     }
 
-    pub(super) fn ack(&self, acks: &[(UserId, String, Cursor)], to: Move) -> Vec<Acked> {
-        let one =
-            |(user, device, cursor): &(UserId, String, Cursor)| self.histories.lock().ack(user, device, cursor, to);
+    /// As [`super::HistoryStore::page`].
+    pub(super) fn page(&self, user: &UserId, before: Option<&Cursor>, page: PageSize) -> Option<NewestPage> {
+        self.histories.lock().page(user, before, page)
+    }
+
+    pub(super) fn ack(&self, acks: &[Ack], to: Move) -> Vec<Acked> {
+        let one = |ack: &Ack| {
+            let store = || {
+                let (acked, notice) = self.histories.lock().ack(ack, to);
+                (notice.map(|notice| notice.write().into()), acked)
+            };
+            self.backplane.publish(|| self.channel(&ack.user), store)
+        };
         acks.iter().map(one).collect()
     }
 }
 
 enum Outcome<'a> {
-    /// To publish as this message.
-    New { message: Cow<'a, str>, position: Option<Cursor> },
+    /// To publish as this message, after the notice of the notification that it replaces.
+    New { retracted: Option<Cursor>, message: Cow<'a, str>, position: Option<Cursor> },
     /// Its idempotency key was published before, at this position.
     Known { position: Option<Cursor> },
 }
@@ -86,6 +125,9 @@ struct Histories {
     /// Least recently changed first.
     by_change: BTreeMap<u64, UserId>,
     changes: u64,
+    places: Places,
+    erased: Erased,
+    /// Of the histories, without the places.
     bytes: usize,
     /// The newest time of a notification that was dropped with its whole history. Notifications stored later have a
     /// later time, so that an earlier cursor never matches an entry of a new history.
@@ -105,6 +147,8 @@ impl Histories {
             users: HashMap::new(),
             by_change: BTreeMap::new(),
             changes: 0,
+            places: Places::default(),
+            erased: Erased::default(),
             bytes: 0,
             lost_upto: 0,
             keys: Keys::default(),
@@ -120,69 +164,124 @@ impl Histories {
         {
             return Outcome::Known { position };
         }
-        let (message, position) = if publication.durable {
-            let cursor = self.store(user, publication, at);
+        let (retracted, message, position) = if publication.durable {
+            let (cursor, retracted) = self.store(user, publication, at);
             self.count += 1;
-            let message = wrap_stored(self.count, &cursor, publication.event, publication.data);
-            (message.into(), Some(cursor))
+            let Publication { data, collapse, .. } = *publication;
+            let message = wrap_stored(self.count, &cursor, collapse, &publication.name(), data);
+            (retracted, message.into(), Some(cursor))
         } else {
-            (publication.message(), None)
+            (None, publication.message(), None)
         };
         if let Some(key) = publication.key
             && self.keys.insert(user, key, position, at.now)
         {
             self.lost("keys", 1);
         }
-        Outcome::New { message, position }
+        Outcome::New { retracted, message, position }
     }
 
-    fn store(&mut self, user: &UserId, publication: &Publication<'_>, at: Moment) -> Cursor {
-        let max_len = self.kept.max_len;
-        let position = self.change(user, |history| history.add(publication, max_len, at));
+    /// Returns the cursor of the notification, and of the one that it replaces.
+    fn store(&mut self, user: &UserId, publication: &Publication<'_>, at: Moment) -> (Cursor, Option<Cursor>) {
+        let (epoch, max_len) = (self.epoch(user), self.kept.max_len);
+        let (position, replaced) = self.change(user, |history| history.add(publication, max_len, at));
         self.make_room(at);
-        position.cursor(self.epoch(user))
+        (position.cursor(epoch), replaced.map(|position| position.cursor(epoch)))
     }
 
-    fn read(&self, user: &UserId, from: &ReadFrom, device: &str, page: PageSize) -> Reading {
+    /// Returns the cursor of the notification if it was stored.
+    fn retract(&mut self, user: &UserId, cursor: &Cursor) -> (Option<Cursor>, Retracted) {
+        let at = self.moment();
+        let Some(position) = Position::of(self.epoch(user), cursor) else { return (None, Retracted::Foreign) };
+        let newest = self.look(user, at, |history| history.place().map(|place| place.newest));
+        if newest.is_some_and(|newest| position > newest) {
+            return (None, Retracted::Foreign);
+        }
+        let is_stored = self.users.contains_key(user) && self.change(user, |history| history.retract(position));
+        (is_stored.then_some(*cursor), Retracted::Gone)
+    }
+
+    /// Returns the user's position, in a new epoch.
+    fn erase(&mut self, user: &UserId) -> Cursor {
+        let at = self.moment();
+        if let Some(history) = self.users.remove(user) {
+            self.by_change.remove(&history.change);
+            self.bytes -= history.bytes();
+        }
+        self.places.take(user);
+        self.keys.erase(user);
+        if let Some(ms) = self.erased.add(self.epochs.hash_one(user.as_str()), fastrand::u64(..), at.now) {
+            // Cursors from before that erasure are of the user's epoch again.
+            self.lost_upto = self.lost_upto.max(ms);
+        }
+        Position { ms: at.now, number: 0 }.cursor(self.epoch(user))
+    }
+
+    fn read(&mut self, user: &UserId, from: &ReadFrom, device: &str, page: PageSize) -> Reading {
         let (epoch, at) = (self.epoch(user), self.moment());
-        self.look(user, |history| history.read(epoch, from, device, page, at))
+        self.look(user, at, |history| history.read(epoch, from, device, page, at))
     }
 
-    fn newest(&self, users: &[UserId]) -> Vec<Cursor> {
-        let at = self.moment();
-        let none = Position { ms: 0, number: 0 };
-        let position = |user| self.users.get(user).and_then(|history| history.last_kept(at)).unwrap_or(none);
-        users.iter().map(|user| position(user).cursor(self.epoch(user))).collect()
+    fn newest(&mut self, users: &[UserId]) -> Vec<Cursor> {
+        let (at, none) = (self.moment(), Position { ms: 0, number: 0 });
+        let mut position = |user| self.look(user, at, History::place).map_or(none, |place| place.newest);
+        let positions: Vec<_> = users.iter().map(&mut position).collect();
+        users.iter().zip(positions).map(|(user, position)| position.cursor(self.epoch(user))).collect()
     }
 
-    fn ack(&mut self, user: &UserId, device: &str, cursor: &Cursor, how: Move) -> Acked {
+    fn page(&mut self, user: &UserId, before: Option<&Cursor>, page: PageSize) -> Option<NewestPage> {
+        let (epoch, at) = (self.epoch(user), self.moment());
+        self.look(user, at, |history| history.page(epoch, before, page, at))
+    }
+
+    /// Returns also the notice of the move, if the read position moves.
+    fn ack(&mut self, Ack { user, device, cursor, by }: &Ack, how: Move) -> (Acked, Option<Notice>) {
         let at = self.moment();
-        let Some(position) = Position::of(self.epoch(user), cursor) else { return Acked::Foreign };
-        if let Some(settled) = self.look(user, |history| history.ack_without_move(device, position, how, at)) {
+        let Some(position) = Position::of(self.epoch(user), cursor) else { return (Acked::Foreign, None) };
+        if let Some(settled) = self.look(user, at, |history| history.ack_without_move(device, position, how, at)) {
             if settled == Acked::Kept {
                 self.change(user, |history| history.renew_positions(at));
             }
-            return settled;
+            return (settled, None);
         }
-        self.change(user, |history| history.move_position(device, position, at));
+        let unread = self.change(user, |history| {
+            history.move_position(device, position, at);
+            history.unread(device, at)
+        });
         self.make_room(at);
-        Acked::Kept
+        (Acked::Kept, Some(Notice::Read { read: *cursor, device: device.clone(), unread, by: *by }))
     }
 
     fn epoch(&self, user: &UserId) -> NonZeroU64 {
-        NonZeroU64::new(self.epochs.hash_one(user.as_str())).unwrap_or(NonZeroU64::MIN)
+        let hash = self.epochs.hash_one(user.as_str());
+        let salted = self.erased.salt(hash).map(|salt| self.epochs.hash_one((user.as_str(), salt)));
+        NonZeroU64::new(salted.unwrap_or(hash)).unwrap_or(NonZeroU64::MIN)
     }
 
     fn moment(&self) -> Moment {
-        let now = unix_ms().max(self.lost_upto + 1);
-        let since = |times| now.saturating_sub(millis(self.kept.ttl).saturating_mul(times));
-        Moment { now, kept_since: since(1), positions_since: since(POSITIONS_KEPT.into()) }
+        self.moment_at(unix_ms())
     }
 
-    fn look<T>(&self, user: &UserId, look: impl FnOnce(&History) -> T) -> T {
-        match self.users.get(user) {
-            Some(history) => look(history),
-            None => look(&History::new(user, self.lost_upto)),
+    fn moment_at(&self, ms: u64) -> Moment {
+        let (now, ttl) = (ms.max(self.lost_upto + 1), self.kept.ttl);
+        let since = |kept| now.saturating_sub(millis(kept));
+        Moment {
+            now,
+            kept_since: since(ttl),
+            positions_since: since(ttl.saturating_mul(POSITIONS_KEPT)),
+            places_since: since(places_kept(ttl)),
+        }
+    }
+
+    fn look<T>(&mut self, user: &UserId, at: Moment, look: impl FnOnce(&History) -> T) -> T {
+        match self.users.get_mut(user) {
+            Some(history) => {
+                let bytes = history.bytes();
+                history.take_out_ended(at);
+                self.bytes = self.bytes - bytes + history.bytes();
+                look(history)
+            }
+            None => look(&History::new(user, self.places.get(user), self.lost_upto)),
         }
     }
 
@@ -193,7 +292,7 @@ impl Histories {
                 let bytes = history.bytes();
                 (history, bytes)
             }
-            None => (History::new(user, self.lost_upto), 0),
+            None => (History::new(user, self.places.take(user), self.lost_upto), 0),
         };
         let outcome = change(&mut history);
         self.bytes = self.bytes - bytes + history.bytes();
@@ -203,8 +302,16 @@ impl Histories {
         outcome
     }
 
-    /// Drops expired histories, then the least recently changed. The one just changed keeps its newest entry.
+    /// Drops expired histories except their places, then the oldest places, then the least recently changed histories.
+    /// The one just changed keeps its newest entry.
     fn make_room(&mut self, at: Moment) {
+        self.places.trim(at);
+        while self.bytes + self.places.bytes() > self.max_bytes
+            && let Some(place) = self.places.drop_oldest()
+        {
+            self.lost_upto = self.lost_upto.max(place.newest.ms);
+            self.lost("users", 1);
+        }
         while let Some(first) = self.by_change.first_entry() {
             let Some(history) = self.users.get_mut(first.get()) else { break };
             let excess = self.bytes.saturating_sub(self.max_bytes);
@@ -218,12 +325,18 @@ impl Histories {
                 self.lost("notifications", dropped);
                 break;
             }
-            let (last, stored) = (history.last_kept(at), history.len());
-            self.users.remove(&first.remove());
+            history.take_out_ended(at);
+            let (place, stored) = (history.place(), history.len());
+            let user = first.remove();
+            self.users.remove(&user);
             self.bytes -= bytes;
-            if let Some(last) = last {
-                self.lost_upto = self.lost_upto.max(last.ms);
-                self.lost("notifications", stored);
+            match place {
+                Some(place) if expired => self.places.add(user, place),
+                Some(place) => {
+                    self.lost_upto = self.lost_upto.max(place.newest.ms);
+                    self.lost("notifications", stored);
+                }
+                None => {}
             }
             if !expired {
                 self.lost("users", 1);
@@ -243,6 +356,10 @@ impl Histories {
     }
 }
 
+fn notice(retracted: Option<Cursor>) -> Option<Cow<'static, str>> {
+    retracted.map(|retracted| Notice::Retracted { retracted }.write().into())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -250,12 +367,21 @@ mod tests {
 
     use super::*;
 
+    const DAY: u64 = 86_400_000;
+
     fn store(histories: &mut Histories, user: &str) -> Cursor {
-        let publication = Publication { event: "notification", data: "1", durable: true, ttl: None, key: None };
-        match histories.publish(&UserId::new(user).unwrap(), &publication) {
-            Outcome::New { position: Some(position), .. } => position,
-            _ => panic!("not stored"),
-        }
+        store_at(histories, user, unix_ms())
+    }
+
+    fn store_at(histories: &mut Histories, user: &str, ms: u64) -> Cursor {
+        let publication = Publication { event: "notification", data: "1", durable: true, ..Publication::default() };
+        histories.store(&UserId::new(user).unwrap(), &publication, histories.moment_at(ms)).0
+    }
+
+    fn is_whole_at(histories: &mut Histories, user: &str, cursor: Cursor, ms: u64) -> bool {
+        let user = UserId::new(user).unwrap();
+        let (epoch, at, page) = (histories.epoch(&user), histories.moment_at(ms), PageSize { entries: 1, bytes: 1 });
+        histories.look(&user, at, |history| history.read(epoch, &ReadFrom::After(cursor), "0", page, at)).whole
     }
 
     fn histories(ttl: Duration, max_bytes: usize) -> Histories {
@@ -277,11 +403,32 @@ mod tests {
 
     #[test]
     fn expired_histories_take_no_memory() {
-        let mut histories = histories(Duration::from_millis(5), MAX_BYTES);
+        let mut histories = histories(Duration::from_millis(50), MAX_BYTES);
         let first = store(&mut histories, "a");
-        while store(&mut histories, "b").ms <= first.ms + 5 {}
+        store_at(&mut histories, "b", first.ms + 101);
         assert_eq!((histories.users.len(), histories.by_change.len(), histories.lost_upto), (1, 1, 0));
+        assert!(histories.places.bytes() > 0, "the place is kept");
+        store_at(&mut histories, "b", first.ms + 60 * DAY + 1);
+        assert_eq!((histories.places.bytes(), histories.lost_upto), (0, 0));
         let bytes = histories.bytes;
         assert_eq!(bytes, histories.users.values().map(History::bytes).sum::<usize>());
+    }
+
+    #[test]
+    fn places_are_kept_for_60_days_however_short_and_for_8_ttl_however_long_history_ttl_is() {
+        for (ttl, kept) in [(Duration::from_secs(3_600), 60 * DAY), (Duration::from_secs(30 * 86_400), 240 * DAY)] {
+            let mut histories = histories(ttl, MAX_BYTES);
+            let first = store(&mut histories, "a");
+            let never = Cursor { number: 0, epoch: histories.epoch(&UserId::new("never").unwrap()), ..first };
+            store_at(&mut histories, "b", first.ms + kept - 1);
+            for (user, cursor) in [("a", first), ("never", never)] {
+                assert!(is_whole_at(&mut histories, user, cursor, first.ms + kept - 1), "{user} missed nothing");
+            }
+            assert!(!is_whole_at(&mut histories, "never", never, first.ms + kept + 1), "it may have had a place");
+            assert_eq!(histories.newest(&[UserId::new("a").unwrap()])[0], first);
+            store_at(&mut histories, "b", first.ms + kept + 1);
+            assert!(!is_whole_at(&mut histories, "a", first, first.ms + kept + 1), "its place is gone");
+            assert_eq!(store_at(&mut histories, "a", first.ms + kept + 1).number, 1);
+        }
     }
 }

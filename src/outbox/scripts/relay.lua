@@ -1,17 +1,44 @@
--- Stores, publishes and removes the oldest entry of the outbox, atomically. Appended to publish.lua, wrapped in the
--- function `publish`, and guard.lua.
+-- Stores, publishes and removes the oldest entries of the outbox. Appended to publish.lua.
 --
--- KEYS  1 lock   2 outbox   3.. those of publish.lua
--- ARGV  1 token   2 the entry's id   3.. those of publish.lua
--- Returns the replies of guard.lua; KNOWN if the entry's key was published before; otherwise the cursor.
+-- KEYS  1 lock (STRING, the token of the lease)   2 outbox (STREAM)   3.. those of publish.lua
+-- ARGV  1..6 those of publish.lua   7 token   8.. the notifications, each with its entry's id and mark (store.lua); the server last
+-- Returns for each FENCED if the caller does not hold the lease; BEHIND if its entry is not the oldest that is left; KNOWN if its
+-- key was published before, or the entry by an instance that relays in two steps; '-' and the error of its user's keys; or
+-- its cursor.
 --
--- Invariant: the first write is that of publish.lua. If Redis refuses it, the entry stays in the outbox.
-local reply = 'KNOWN'
-if not (KEYS[5] and redis.call('GET', KEYS[5])) then
-  reply = publish({ unpack(KEYS, 3) }, { unpack(ARGV, 3) })
-  if type(reply) == 'table' then
-    return reply
+-- Invariants: those of guard.lua: a relay that was paused past its lease writes nothing, and entries leave in order: behind one
+-- that cannot be stored, none is. The first write is that of publish.lua: if Redis refuses it, the entries stay.
+local all, replies = notifications(3, 8, 2), {}
+if redis.call('GET', KEYS[1]) ~= ARGV[7] then
+  for i in ipairs(all) do
+    replies[i] = 'FENCED'
+  end
+  return replies
+end
+local refusal = missing_right({ { 'XDEL', KEYS[2], '0-1' } })
+if refusal then
+  return refusal
+end
+local oldest, bucket = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', #all), read_bucket(3, all, true)
+local removed, is_held = {}, false
+for i, one in ipairs(all) do
+  local id, mark = ARGV[one.more], ARGV[one.more + 1]
+  is_held = is_held or not oldest[i] or oldest[i][1] ~= id
+  if is_held then
+    replies[i] = 'BEHIND'
+  elseif one.of.marks and string.find(one.of.marks .. ' ', ' ' .. mark .. ' ', 1, true) then
+    replies[i] = 'KNOWN'
+  else
+    local reply, outcome = attempt(bucket, one)
+    replies[i] = outcome == 'known' and 'KNOWN' or reply
+    is_held = outcome == 'failed'
+  end
+  if not is_held then
+    removed[#removed + 1] = id
   end
 end
-redis.call('XDEL', KEYS[2], ARGV[2])
-return reply
+finish(bucket, {})
+if removed[1] then
+  redis.call('XDEL', KEYS[2], unpack(removed))
+end
+return replies

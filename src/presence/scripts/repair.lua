@@ -1,6 +1,6 @@
 -- Repairs the count and the membership of some users from the held hashes.
 --
--- KEYS  1 instances (ZSET incarnation -> expiry in ms)   2 count (HASH user -> incarnations that hold it)
+-- KEYS  1 instances (ZSET incarnation -> see apply.lua)   2 count (HASH user -> incarnations that hold it)
 --       3 online (the plain SET that backends read)       4 total (STRING, the sum of all counts)
 --       5 last_seen (ZSET user -> ms)
 -- ARGV  1 prefix of a held hash   2 presence channel   3 '1' in the last call: sets total

@@ -1,9 +1,13 @@
 //! The admin listener, for operators and backends.
 
+mod broadcast;
+mod connections;
 mod history;
 pub(super) mod notifications;
 mod presence;
 mod read_position;
+mod retraction;
+mod ui;
 
 use std::sync::Arc;
 
@@ -18,10 +22,10 @@ use subtle::ConstantTimeEq;
 
 use crate::auth::bearer;
 use crate::config::secret_bytes;
-use crate::metrics;
-use crate::protocol::Command;
-use crate::server::reply::{Refusal, check_loopback_host, unavailable};
-use crate::server::request::UserPath;
+use crate::connection::Context;
+use crate::metrics::Format;
+use crate::server::host::check_loopback_host;
+use crate::server::reply::Refusal;
 use crate::server::{App, healthz, readyz};
 
 const MAX_BODY: usize = 64 * 1024;
@@ -42,10 +46,13 @@ fn guarded_paths() -> Paths {
     let large = DefaultBodyLimit::max(MAX_BATCH_BODY);
     vec![
         ("/v1/notifications", post(notifications::to_many).route_layer(large)),
+        ("/v1/broadcast", post(broadcast::send)),
         ("/v1/users/{id}/notifications", get(history::page).post(notifications::to_one)),
+        ("/v1/users/{id}/notifications/{cursor}", delete(retraction::retract)),
+        ("/v1/users/{id}", delete(retraction::erase)),
         ("/v1/users/{id}/read-position", get(read_position::get).put(read_position::put)),
         ("/v1/users/{id}/presence", get(presence::one)),
-        ("/v1/users/{id}/connections", delete(disconnect)),
+        ("/v1/users/{id}/connections", get(connections::list).delete(connections::close)),
         ("/v1/presence", get(presence::page).post(presence::many)),
         ("/v1/presence/count", get(presence::count)),
         ("/v1/info", get(info)),
@@ -61,7 +68,7 @@ pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
     let guarded = routes(guarded_paths())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .route_layer(from_fn_with_state(Arc::clone(app), require_key));
-    routes(open_paths()).merge(guarded)
+    routes(open_paths()).merge(ui::router()).merge(guarded)
 }
 
 /// Accepts requests with one of the configured keys. Without keys, which the configuration allows on loopback only, it
@@ -83,17 +90,16 @@ async fn require_key(State(app): State<Arc<App>>, headers: HeaderMap, request: R
     Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", "send Authorization: Bearer <api key>").into_response()
 }
 
-async fn render_metrics(State(app): State<Arc<App>>) -> Response {
-    let users = i64::try_from(app.context.registry.users()).unwrap_or(i64::MAX);
-    app.context.metrics.users.set(users);
-    let text = app.context.metrics.render();
-    std::future::ready(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)).await.into_response()
-}
-
-/// Closes the user's connections on every instance.
-async fn disconnect(State(app): State<Arc<App>>, UserPath(user): UserPath) -> Result<Response, Refusal> {
-    app.backplane.publish_command(&Command::disconnect(&user)).await.map_err(unavailable)?;
-    Ok((StatusCode::ACCEPTED, Json(json!({}))).into_response())
+async fn render_metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let Context { metrics, registry, shutdown, .. } = &*app.context;
+    metrics.users.set(i64::try_from(registry.users()).unwrap_or(i64::MAX));
+    metrics.backplane_lag_seconds.set(app.backplane.lag().as_secs_f64());
+    metrics.ready.set(app.not_ready().is_none().into());
+    metrics.draining.set(shutdown.draining().is_cancelled().into());
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let format = Format::preferred(accept);
+    let headers = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "Accept")];
+    std::future::ready((headers, metrics.render(format))).await.into_response()
 }
 
 async fn openapi() -> Response {

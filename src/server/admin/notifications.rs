@@ -1,7 +1,7 @@
 //! Publishing over HTTP, for backends without a Redis client.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use crate::history::{MAX_KEY_BYTES, Publication};
-use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name};
+use crate::history::{MAX_COLLAPSE_BYTES, MAX_ESCALATE, MAX_KEY_BYTES, Publication, Published};
+use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name, traceparent};
 use crate::server::App;
 use crate::server::reply::{Refusal, backplane_code, not_published};
 use crate::server::request::{UserPath, bad_user, object};
@@ -30,27 +30,100 @@ const MAX_TTL_S: f64 = 315_360_000.0;
 #[serde(deny_unknown_fields)]
 pub(in crate::server) struct Notification {
     pub(in crate::server) data: Box<RawValue>,
-    /// Only for many users.
-    pub(in crate::server) users: Option<Vec<String>>,
     pub(in crate::server) event: Option<String>,
     #[serde(default)]
     pub(in crate::server) durable: bool,
     /// A whole number; JSON encoders may write it as `60.0`.
     pub(in crate::server) ttl_s: Option<f64>,
+    pub(in crate::server) collapse: Option<String>,
+    pub(in crate::server) escalate_s: Option<f64>,
+}
+
+/// The body for many users. Its own type, so that each path names only the fields that it accepts.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NotificationForMany {
+    users: Vec<String>,
+    data: Box<RawValue>,
+    event: Option<String>,
+    #[serde(default)]
+    durable: bool,
+    ttl_s: Option<f64>,
+    collapse: Option<String>,
+    escalate_s: Option<f64>,
+}
+
+impl NotificationForMany {
+    fn split(self) -> (Vec<String>, Notification) {
+        let Self { users, data, event, durable, ttl_s, collapse, escalate_s } = self;
+        (users, Notification { data, event, durable, ttl_s, collapse, escalate_s })
+    }
 }
 
 impl Notification {
     /// Validates all fields.
-    fn publication<'a>(&'a self, app: &App, key: Option<&'a str>) -> Result<Publication<'a>, Refusal> {
+    fn publication<'a>(&'a self, app: &App, given: Given<'a>) -> Result<Publication<'a>, Refusal> {
         let event = self.event.as_deref().unwrap_or(DEFAULT_EVENT);
         check_event_name(event).map_err(|error| Refusal::bad_request(format!("\"event\": {error}")))?;
-        let good = |seconds: f64| (1.0..=MAX_TTL_S).contains(&seconds) && seconds.fract() == 0.0;
-        if self.ttl_s.is_some_and(|seconds| !good(seconds)) {
-            return Err(Refusal::bad_request(format!("\"ttl_s\": expected a whole number from 1 to {MAX_TTL_S}")));
-        }
         // Without effect on an ephemeral notification, which is not stored.
-        let ttl = self.ttl_s.map(Duration::from_secs_f64);
-        Ok(Publication { event, data: check_size(app, self.data.get())?, durable: self.durable, ttl, key })
+        let ttl = whole_seconds("ttl_s", self.ttl_s, MAX_TTL_S)?;
+        let escalate = whole_seconds("escalate_s", self.escalate_s, MAX_ESCALATE.as_secs_f64())?;
+        if escalate.is_some() {
+            self.check_escalates(app)?;
+        }
+        let data = check_size(app, self.data.get())?;
+        let (durable, collapse) = (self.durable, self.collapse()?);
+        let Given { key, trace } = given;
+        Ok(Publication { event, data, durable, ttl, key, collapse, escalate, trace })
+    }
+
+    fn collapse(&self) -> Result<Option<&str>, Refusal> {
+        let Some(key) = self.collapse.as_deref() else { return Ok(None) };
+        if !(1..=MAX_COLLAPSE_BYTES).contains(&key.len()) {
+            let message = format!("\"collapse\": expected a key of 1 to {MAX_COLLAPSE_BYTES} bytes");
+            return Err(Refusal::bad_request(message));
+        }
+        if !self.durable {
+            return Err(Refusal::bad_request(
+                "\"collapse\" requires \"durable\":true: only what is stored is replaced",
+            ));
+        }
+        Ok(Some(key))
+    }
+
+    fn check_escalates(&self, app: &App) -> Result<(), Refusal> {
+        if !self.durable {
+            return Err(Refusal::bad_request("\"escalate_s\": requires \"durable\": true"));
+        }
+        if app.backplane.redis().is_none() {
+            let message = "\"escalate_s\": requires Redis: no redis.url is configured";
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "needs_redis", message));
+        }
+        Ok(())
+    }
+}
+
+fn whole_seconds(field: &str, seconds: Option<f64>, most: f64) -> Result<Option<Duration>, Refusal> {
+    let good = |seconds: &f64| (1.0..=most).contains(seconds) && seconds.fract() == 0.0;
+    match seconds {
+        Some(seconds) if !good(&seconds) => {
+            Err(Refusal::bad_request(format!("{field:?}: expected a whole number from 1 to {most}")))
+        }
+        seconds => Ok(seconds.map(Duration::from_secs_f64)),
+    }
+}
+
+/// What the headers of a request say about its notification.
+#[derive(Debug, Clone, Copy, Default)]
+struct Given<'a> {
+    key: Option<&'a str>,
+    trace: Option<&'a str>,
+}
+
+impl<'a> Given<'a> {
+    fn read(headers: &'a HeaderMap) -> Result<Self, Refusal> {
+        let trace = headers.get("traceparent").and_then(|trace| traceparent(trace.to_str().ok()?));
+        Ok(Self { key: idempotency_key(headers)?, trace })
     }
 }
 
@@ -69,8 +142,8 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     }
 }
 
-fn check_size<'a>(app: &App, data: &'a str) -> Result<&'a str, Refusal> {
-    let most = app.config.limits.max_payload_bytes;
+pub(super) fn check_size<'a>(app: &App, data: &'a str) -> Result<&'a str, Refusal> {
+    let most = app.config.limits.max_payload_bytes();
     if data.len() > most {
         let message = format!("the data is larger than {most} bytes (limits.max_payload_bytes)");
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
@@ -85,12 +158,9 @@ pub(super) async fn to_one(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    let key = idempotency_key(&headers)?;
+    let given = Given::read(&headers)?;
     let notification: Notification = object(body)?;
-    if notification.users.is_some() {
-        return Err(Refusal::bad_request("\"users\" is only accepted by POST /v1/notifications"));
-    }
-    publish(&app, user, &notification.publication(&app, key)?).await
+    publish(&app, user, &notification.publication(&app, given)?).await
 }
 
 /// `POST /v1/notifications`. A user who is listed twice gets it twice, or once with a key.
@@ -99,21 +169,20 @@ pub(super) async fn to_many(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    let key = idempotency_key(&headers)?;
-    let notification: Notification = object(body)?;
-    let publication = notification.publication(&app, key)?;
-    let users = notification.users.as_deref().ok_or_else(|| Refusal::bad_request("missing field `users`"))?;
+    let given = Given::read(&headers)?;
+    let (users, notification) = object::<NotificationForMany>(body)?.split();
+    let publication = notification.publication(&app, given)?;
     if users.len() > MAX_USERS {
         return Err(Refusal::bad_request(format!("{} users: expected at most {MAX_USERS}", users.len())));
     }
     let (mut good, mut failed) = (Vec::with_capacity(users.len()), Vec::new());
-    for user in users {
+    for user in &users {
         match UserId::new(user) {
             Ok(user) => good.push(user),
             Err(_) => failed.push(json!({"user": user, "code": "bad_user"})),
         }
     }
-    let published = app.history.publish(&good, &publication).await;
+    let published = publish_each(&app, &good, &publication).await;
     let kinds: Vec<_> = published.iter().filter_map(|outcome| outcome.err()).collect();
     if let Some(kind) = kinds.first()
         && kinds.len() == published.len()
@@ -140,12 +209,21 @@ pub(in crate::server) async fn from_page(
     notification: &Notification,
 ) -> Result<Response, Refusal> {
     let user = UserId::new(user).map_err(bad_user)?;
-    publish(app, user, &notification.publication(app, None)?).await
+    publish(app, user, &notification.publication(app, Given::default())?).await
+}
+
+async fn publish_each(app: &App, users: &[UserId], publication: &Publication<'_>) -> Vec<Published> {
+    let begun = Instant::now();
+    let published = app.history.publish(users, publication).await;
+    if publication.durable && published.iter().any(Result::is_ok) {
+        app.context.metrics.store_seconds.observe(begun.elapsed().as_secs_f64());
+    }
+    published
 }
 
 /// Publishes one notification; 202 with its cursor, or null for an ephemeral one.
 async fn publish(app: &App, user: UserId, publication: &Publication<'_>) -> Result<Response, Refusal> {
-    let published = app.history.publish(&[user], publication).await;
+    let published = publish_each(app, &[user], publication).await;
     let cursor = published.into_iter().next().transpose().map_err(not_published)?.flatten();
     app.context.metrics.published.inc();
     let id = cursor.map(|cursor| cursor.to_string());

@@ -1,6 +1,7 @@
 //! The demo page, embedded in the binary, and its endpoints: an open sign-in, publishing, the presence event stream.
 
 mod presence;
+mod terminal;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -18,11 +19,14 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::auth::mint;
+use crate::config::Origin;
 use crate::protocol::UserId;
 use crate::server::App;
 use crate::server::admin::notifications::{Notification, from_page};
-use crate::server::origin::check_origin;
-use crate::server::reply::{Refusal, check_loopback_host, not_found};
+use crate::server::host::{check_loopback_host, host};
+use crate::server::origin::{check_origin, origin};
+use crate::server::page::{CSS, HTML, Page, SCRIPT, SVG};
+use crate::server::reply::Refusal;
 use crate::server::request::{bad_user, object};
 
 const MAX_BODY: usize = 64 * 1024;
@@ -30,56 +34,35 @@ const MAX_BODY: usize = 64 * 1024;
 /// The lifetime of a page's token: long enough for a demo, short enough to see it refreshed.
 const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 
-const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; base-uri 'none'; \
-                      form-action 'self'; object-src 'none'; frame-ancestors 'none'";
-
-const HTML: &str = "text/html; charset=utf-8";
-const CSS: &str = "text/css; charset=utf-8";
-const SCRIPT: &str = "text/javascript; charset=utf-8";
-const SVG: &str = "image/svg+xml";
-
-/// The files of the page: name, content type, content.
-const FILES: &[(&str, &str, &str)] = &[
-    ("index.html", HTML, include_str!("../../../client-demo/index.html")),
-    ("style.css", CSS, include_str!("../../../client-demo/style.css")),
-    ("logo.svg", SVG, include_str!("../../../client-demo/logo.svg")),
-    ("app.js", SCRIPT, include_str!("../../../client-demo/app.js")),
-    ("api.js", SCRIPT, include_str!("../../../client-demo/api.js")),
-    ("dom.js", SCRIPT, include_str!("../../../client-demo/dom.js")),
-    ("network.js", SCRIPT, include_str!("../../../client-demo/network.js")),
-    ("notification.js", SCRIPT, include_str!("../../../client-demo/notification.js")),
-    ("panel.js", SCRIPT, include_str!("../../../client-demo/panel.js")),
-    ("presence.js", SCRIPT, include_str!("../../../client-demo/presence.js")),
-    ("publish.js", SCRIPT, include_str!("../../../client-demo/publish.js")),
-    ("signin.js", SCRIPT, include_str!("../../../client-demo/signin.js")),
-    ("tidings.js", SCRIPT, include_str!("../../../client-demo/tidings.js")),
-    ("toasts.js", SCRIPT, include_str!("../../../client-demo/toasts.js")),
-    ("unread.js", SCRIPT, include_str!("../../../client-demo/unread.js")),
-];
+const PAGE: Page = Page {
+    policy: "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; base-uri 'none'; \
+             form-action 'self'; object-src 'none'; frame-ancestors 'none'",
+    files: &[
+        ("index.html", HTML, include_str!("../../../client-demo/index.html")),
+        ("style.css", CSS, include_str!("../../../client-demo/style.css")),
+        ("logo.svg", SVG, include_str!("../../../client-demo/logo.svg")),
+        ("app.js", SCRIPT, include_str!("../../../client-demo/app.js")),
+        ("api.js", SCRIPT, include_str!("../../../client-demo/api.js")),
+        ("dom.js", SCRIPT, include_str!("../../../client-demo/dom.js")),
+        ("network.js", SCRIPT, include_str!("../../../client-demo/network.js")),
+        ("panel.js", SCRIPT, include_str!("../../../client-demo/panel.js")),
+        ("presence.js", SCRIPT, include_str!("../../../client-demo/presence.js")),
+        ("publish.js", SCRIPT, include_str!("../../../client-demo/publish.js")),
+        ("signin.js", SCRIPT, include_str!("../../../client-demo/signin.js")),
+        ("terminal.js", SCRIPT, include_str!("../../../client-demo/terminal.js")),
+    ],
+};
 
 pub(super) fn router(app: &Arc<App>) -> axum::Router<Arc<App>> {
     axum::Router::new()
-        .route("/", get(|| std::future::ready(file("index.html"))))
-        .route("/demo/{file}", get(|Path(name): Path<String>| std::future::ready(file(&name))))
+        .route("/", get(|| std::future::ready(PAGE.file("index.html"))))
+        .route("/demo/{file}", get(|Path(name): Path<String>| std::future::ready(PAGE.file(&name))))
         .route("/demo/token", post(sign_in))
         .route("/demo/publish", post(send))
         .route("/demo/presence", get(presence::stream))
+        .route("/demo/terminal", get(terminal::addresses))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(from_fn_with_state(Arc::clone(app), check_page))
-}
-
-fn file(wanted: &str) -> Response {
-    let Some((_, kind, text)) = FILES.iter().find(|(name, ..)| *name == wanted) else {
-        return not_found().into_response();
-    };
-    let headers: [(HeaderName, &str); 4] = [
-        (header::CONTENT_TYPE, kind),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        // A new binary may serve a new page.
-        (header::CACHE_CONTROL, "no-cache"),
-    ];
-    (headers, *text).into_response()
 }
 
 #[derive(Debug, Deserialize)]
@@ -106,11 +89,13 @@ struct Message {
     #[serde(default)]
     durable: bool,
     ttl_s: Option<f64>,
+    collapse: Option<String>,
 }
 
 async fn send(State(app): State<Arc<App>>, body: Result<Bytes, BytesRejection>) -> Result<Response, Refusal> {
-    let Message { user, data, event, durable, ttl_s } = object(body)?;
-    from_page(&app, &user, &Notification { data, users: None, event, durable, ttl_s }).await
+    let Message { user, data, event, durable, ttl_s, collapse } = object(body)?;
+    let notification = Notification { data, event, durable, ttl_s, collapse, escalate_s: None };
+    from_page(&app, &user, &notification).await
 }
 
 /// Refuses pages of other origins, which must not use the open sign-in; with `--dev`, also those of foreign host names that
@@ -130,12 +115,9 @@ async fn check_page(State(app): State<Arc<App>>, request: Request, next: Next) -
 
 /// Refuses pages that are neither of the requested host nor on the list; here an empty list allows no others.
 fn check_own_page(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
-    let text = |name| headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()));
-    let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
-    let page = origin.split_once("://").map(|(_, host)| host.to_ascii_lowercase());
-    if (page.is_some() && page == text(header::HOST).map(|host| host.to_ascii_lowercase()))
-        || app.origins.names(&origin)
-    {
+    let Some(text) = origin(headers) else { return Ok(()) };
+    let own = Origin::parse(&text).zip(host(headers)).is_some_and(|(page, host)| page.is_at(&host));
+    if own || app.origins.load().names(&text) {
         return Ok(());
     }
     let message = "only the demo page and pages of server.allowed_origins may use the demo";
@@ -145,14 +127,10 @@ fn check_own_page(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::page::assert_embeds;
 
     #[test]
     fn every_file_of_the_page_is_embedded() {
-        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/client-demo");
-        for entry in std::fs::read_dir(page).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            let served = [".html", ".css", ".js", ".svg"].iter().any(|ending| name.ends_with(ending));
-            assert!(!served || FILES.iter().any(|(file, ..)| *file == name), "{name}");
-        }
+        assert_embeds(&PAGE, "client-demo");
     }
 }

@@ -32,7 +32,9 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     }
 }
 
-fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+/// Whether this is a proxy's address, which the request's own may replace.
+pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    let address = address.to_canonical();
     trusted.iter().any(|network| network.contains(&address))
 }
 
@@ -57,8 +59,9 @@ fn hops(
 ) -> Result<Vec<Result<IpAddr, Malformed>>, Malformed> {
     let mut all = Vec::new();
     for line in headers.get_all(name) {
-        let line = line.to_str().map_err(|_| Malformed)?;
-        all.extend(split(line, ',')?.into_iter().map(str::trim).filter(|element| !element.is_empty()).map(&hop));
+        // Foreign bytes spoil only the hop that has them.
+        let line = String::from_utf8_lossy(line.as_bytes());
+        all.extend(split(&line, ',')?.into_iter().map(str::trim).filter(|element| !element.is_empty()).map(&hop));
     }
     Ok(all)
 }
@@ -198,6 +201,7 @@ mod tests {
             assert_eq!(through(&[("forwarded", line)]), PROXY, "{line}");
         }
         assert_eq!(through(&[("x-forwarded-for", "192.0.2.1\u{ff}")]), PROXY);
+        assert_eq!(through(&[("x-forwarded-for", "\u{ff}, 192.0.2.1")]), "192.0.2.1", "only that hop is malformed");
         assert_eq!(through(&[]), PROXY);
     }
 
