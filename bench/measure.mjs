@@ -24,7 +24,7 @@ function shortened(flags) {
 async function load(server, { connect, phases }, core) {
   const [first, ...others] = phases.map(({ flags }) => flags);
   const flags = [...`${connect} ${first} --json`.split(' '), ...others.flatMap((other) => ['--then', other])];
-  const command = [tidings, 'load', ...server.load, '--server-pid', `${server.child.pid}`, ...flags];
+  const command = [tidings, 'load', ...server.load, '--server-pid', server.pids.join(), ...flags];
   const child = start(command, { core, env: server.env });
   const code = await child.done;
   const { stdout, stderr } = child.output;
@@ -32,23 +32,23 @@ async function load(server, { connect, phases }, core) {
   return stdout.trim().split('\n').map((line) => JSON.parse(line));
 }
 
-// Rounds of connecting and disconnecting, and the memory after the first and the last.
+// Rounds of connecting and disconnecting, and the memory before them, and after the first and the last.
 async function rounds(server, session, core) {
-  const empty = [];
+  const [empty, before] = [[], residentBytes(server)];
   let reports;
   for (let round = 1; round <= session.rounds; round += 1) {
     reports = await load(server, session, core);
     if (round === 1 || round === session.rounds) {
       await sleep(EMPTY_MS);
-      empty.push(residentBytes(server.child));
+      empty.push(residentBytes(server));
     }
   }
-  return { reports, extra: { empty } };
+  return { reports, extra: { before, empty } };
 }
 
 async function watched(server, session, core) {
   let peak = 0;
-  const watch = setInterval(() => (peak = Math.max(peak, residentBytes(server.child))), WATCH_MS);
+  const watch = setInterval(() => (peak = Math.max(peak, residentBytes(server))), WATCH_MS);
   const reports = await load(server, session, core).finally(() => clearInterval(watch));
   return { reports, extra: { peak } };
 }

@@ -3,7 +3,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { promisesOf, ratiosOf, tableOf } from './figures.mjs';
+import { PEERS, peersOf, promisesOf, ratiosOf, tableOf } from './figures.mjs';
 import { plot } from './plot.mjs';
 import { scenarios } from './scenarios.mjs';
 import { rowsOf } from './sessions.mjs';
@@ -65,8 +65,30 @@ function promises(runs) {
   return table(['scenario', 'metric', 'target', 'measured', 'result'], rows);
 }
 
-function machine({ about }) {
-  const { cpu, cores, memory, kernel, versions } = about.machine;
+function cellOf({ found, waited, isWorse }) {
+  if (!found) return '–';
+  if (waited) return `undecided: ${waited} was not the bottleneck`;
+  return isWorse ? `**${range(found)}**` : range(found);
+}
+
+function peers(runs) {
+  const rows = runs.flatMap(({ scenario, lines }) =>
+    peersOf(scenario, lines).map(({ metric: { name, isRate }, cells }) => [
+      scenario.title, name, isRate ? 'above 1' : 'below 1', ...cells.map(cellOf),
+    ]),
+  );
+  return table(['scenario', 'metric', 'tidings is better', ...PEERS], rows);
+}
+
+// Where a peer was not installed, its version is missing.
+function machine(runs) {
+  const all = {};
+  for (const { versions, ...hardware } of runs.map(({ about }) => about.machine)) {
+    for (const [name, value] of Object.entries({ ...hardware, ...versions })) {
+      if ((all[name] ??= value) !== value) throw new Error(`raw lines of different machines: ${name} ${all[name]}, ${value}`);
+    }
+  }
+  const { cpu, cores, memory, kernel, ...versions } = all;
   const list = Object.entries(versions).map(([name, version]) => `${name} ${version}`);
   return `${cpu}, ${cores} cores, ${memory}; Linux ${kernel}. ${list.join(', ')}.`;
 }
@@ -74,8 +96,6 @@ function machine({ about }) {
 export function render(folder) {
   const runs = scenarios.flatMap((scenario) => read(folder, scenario));
   if (runs.length === 0) throw new Error(`${folder}/raw is empty`);
-  const machines = new Set(runs.map(machine));
-  if (machines.size > 1) throw new Error(`raw lines of different machines: ${[...machines].join('\n')}`);
   const dates = runs.map(({ about }) => about.at.slice(0, 10)).toSorted();
   const loads = runs.map(({ about }) => about.load).toSorted((a, b) => a - b);
   const text = `# Benchmarks
@@ -83,8 +103,8 @@ export function render(folder) {
 \`make bench\` generates this page, its plots and the lines in [raw](raw), which contain every report in full. The figures
 are from one machine at one time: compare the ratios between servers within a repeat, and their spread.
 
-Related pages: [instruction counts](instructions.md) of single steps, [CPU profiles](profile.md), and the
-[choice](choices.md) of runtime and allocator.
+Related pages: [cost](cost.md) beside an earlier build, the [inbox](inbox.md), the clients of [other protocols](dialects.md), [instruction
+counts](instructions.md) of single steps, [CPU profiles](profile.md), and the [choice](choices.md) of runtime and allocator.
 
 ## Targets
 
@@ -93,14 +113,34 @@ measurement. *Met* means in every repeat.
 
 ${promises(runs)}
 
+## Other servers
+
+Tidings relative to each other server: the ratio in the same repeat. **Bold**: the other server is better, in the median.
+
+${peers(runs)}
+
 ## Servers
 
-| server | configuration |
-| --- | --- |
-| tidings | all features on: token verification, heartbeats, presence in Redis, metrics, limits on client input and on queued data; no connection limit; plaintext |
-| floor | [a minimal server](../../bench/floor.rs): one thread, no token verification, no state, checks or limits |
-| ws | [ws and ioredis](../../bench/peers/ws.mjs): token verification, a heartbeat; no presence, payloads forwarded unparsed |
-| socketio | [socket.io and ioredis](../../bench/peers/socketio.mjs): token verification, heartbeats, rooms; no presence |
+| server | input | token of a client | configuration |
+| --- | --- | --- | --- |
+| tidings | PUBLISH to Redis | a JWT, verified | all features on: heartbeats, presence in Redis, metrics, limits on client input and on queued data; no connection limit; plaintext |
+| floor | PUBLISH to Redis | not verified | [a minimal server](../../bench/floor.rs): one thread, no state, checks or limits |
+| ws | PUBLISH to Redis | a JWT, verified | [ws and ioredis](../../bench/peers/ws.mjs): a heartbeat; no presence, payloads forwarded unparsed |
+| socketio | PUBLISH to Redis | a JWT, verified | [socket.io and ioredis](../../bench/peers/socketio.mjs): heartbeats, rooms; no presence |
+| nchan | POST /pub/USER to nginx | none | [Nchan](../../bench/peers/nchan.mjs), Debian's module for nginx: one worker, messages in its memory, not stored; WebSocket clients of /sub/USER, heartbeats; no presence |
+| nchan-redis | POST /pub/USER to nginx | none | the same with Redis, where Nchan stores every message (\`nchan_redis_pass\`) |
+| nats | PUB over TCP | none | [NATS](../../bench/servers.mjs), Debian's package: not stored (no JetStream); its protocol over WebSocket, one subscription per client, heartbeats; no presence |
+
+Nchan and NATS are skipped where Debian's libnginx-mod-nchan or nats-server is missing. As they run here, both let every
+client subscribe to every user's messages. Both can check a client, Nchan by a request to a backend and NATS by a JWT with
+permissions, at a cost that these figures do not contain; those of tidings, ws and socketio contain it.
+
+Each server receives messages by its own input, pipelined: Nchan by requests on 16 connections that are kept alive, NATS on
+one. Nchan and NATS spend CPU on that, where for the other servers Redis does: "CPU with Redis" adds up both. nchan-redis
+stores each message: its counterparts are the durable notifications below, while the table above compares it with PUBLISH.
+nginx allocates about 400 bytes for each possible connection at its start; memory per idle connection does not contain them.
+
+sockudo is not compared: the load generator has no client of the Pusher protocol, whose publishers sign each request.
 
 ## Method
 
@@ -115,12 +155,12 @@ have been idle for a while, including presence. Latency is measured from the sch
 load generator's own share, the same for every server: it checks its schedule every 0.2 ms. "Server busy" is the share of
 its core; if it is far below 100 %, the load generator and Redis were the bottleneck, and deliveries per second do not
 characterize the server. The commands below omit the addresses of the server and Redis, the server's process id
-(\`--server-pid\`), and for socket.io \`--client socket-io\` with its path.
+(\`--server-pid\`), and for socket.io, Nchan and NATS \`--client\`.
 
 ${runs.map(sectionOf).join('\n')}
 ## Environment
 
-${machine(runs[0])}
+${machine(runs)}
 
 Measured ${[...new Set(dates)].join(', ')}. The load average before the first run was ${loads.at(-1).toFixed(1)}: other
 processes on the machine contribute to the spread.

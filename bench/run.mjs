@@ -10,26 +10,19 @@ import os from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 
+import { writeCapacity } from './capacity.mjs';
 import { labelOf } from './figures.mjs';
 import { machine } from './machine.mjs';
 import { measure } from './measure.mjs';
 import { render } from './page.mjs';
 import { scenarios } from './scenarios.mjs';
+import { has, missing } from './servers.mjs';
 import { sessionsOf } from './sessions.mjs';
 import { figure } from './text.mjs';
 
 process.chdir(join(import.meta.dirname, '..'));
 
 const run = (command, ...args) => execFileSync(command, args, { stdio: 'inherit' });
-
-function has(tool) {
-  try {
-    execFileSync('which', [tool]);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 function options() {
   const text = { type: 'string' };
@@ -52,11 +45,16 @@ function prepare() {
   run('npm', 'ci', '--prefix', 'bench/peers', '--no-audit', '--no-fund', '--silent');
 }
 
+// Without what needs something that is not installed.
 function wanted({ only }) {
-  return sessionsOf(only).filter(({ tool, phases }) => {
-    if (!tool || has(tool)) return true;
-    console.log(`${phases.map(({ scenario }) => scenario).join(', ')}: skipped, ${tool} is missing`);
-    return false;
+  const isThere = (what, tool) => {
+    if (tool) console.log(`${what}: skipped, ${tool} is missing`);
+    return !tool;
+  };
+  return sessionsOf(only).flatMap((session) => {
+    const names = session.phases.map(({ scenario }) => scenario).join(', ');
+    if (session.tool && !isThere(names, has(session.tool) ? undefined : session.tool)) return [];
+    return [{ ...session, servers: session.servers.filter((server) => isThere(`${names} of ${server}`, missing(server))) }];
   });
 }
 
@@ -103,6 +101,7 @@ try {
     await measureAll(chosen);
   }
   render(chosen.folder);
+  if (!chosen.quick) writeCapacity();
   console.log(`written: ${chosen.folder}/README.md`);
 } catch (error) {
   console.error(`bench: ${error.message}`);

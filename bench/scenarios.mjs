@@ -4,6 +4,13 @@ const metric = (key, name, unit, of) => ({ key, name, unit, of });
 const ofServer = (key, name, unit, field) => metric(key, name, unit, ({ server }) => server[field]);
 const cpuPerDelivery = ofServer('cpu', 'CPU per delivery', 'µs', 'cpu_us_per_delivery');
 const cpuPerMessage = ofServer('cpu', 'CPU per message', 'µs', 'cpu_us_per_message');
+const rate = (key, name, of) => ({ ...metric(key, name, '/s', of), isRate: true });
+
+// Some servers take messages from Redis, others from their publishers: only the sum does the same work.
+const cpuWithRedis = (name, count) => metric('sum', name, 'µs', (report) => {
+  return (report.server.cpu_us + report.redis.cpu_us) / count(report);
+});
+const cpuWithRedisPerDelivery = cpuWithRedis('CPU with Redis per delivery', ({ deliveries }) => deliveries);
 
 // Near 100 % the server was the bottleneck; otherwise the load generator and Redis, on the other core, were.
 const busy = metric('busy', 'server busy', '%', (report) => {
@@ -28,6 +35,7 @@ export const scenarios = [
       ofServer('memory', 'memory per idle connection', 'bytes', 'resident_bytes_per_idle_connection'),
       ofServer('handshake', 'CPU per handshake', 'µs', 'cpu_us_per_handshake'),
     ],
+    peers: ['memory', 'handshake'],
     targets: [{ metric: 'memory', most: 2_500, better: 'less' }, below('handshake', 'floor', 2)],
   },
   {
@@ -36,9 +44,11 @@ export const scenarios = [
     text: 'Messages to random users, as fast as deliveries return.',
     metrics: [
       cpuPerDelivery,
-      metric('throughput', 'deliveries', '/s', (report) => report.deliveries_per_second),
+      cpuWithRedisPerDelivery,
+      rate('throughput', 'deliveries', (report) => report.deliveries_per_second),
       busy,
     ],
+    peers: ['cpu', 'sum', 'throughput'],
     targets: [
       below('cpu', 'floor', 1.15),
       below('cpu', 'ws', 0.7),
@@ -53,9 +63,11 @@ export const scenarios = [
     text: 'Messages to random users, on a fixed schedule that does not wait for deliveries.',
     metrics: [
       cpuPerDelivery,
+      cpuWithRedisPerDelivery,
       metric('p50', 'latency, p50', 'µs', (report) => report.latency_us.p50),
       metric('p99', 'latency, p99', 'µs', (report) => report.latency_us.p99),
     ],
+    peers: ['cpu', 'sum', 'p50', 'p99'],
     targets: [below('cpu', 'floor', 1.3), below('p50', 'floor', 1.2)],
   },
   {
@@ -69,16 +81,32 @@ export const scenarios = [
     targets: [below('last', 'floor', 1)],
   },
   {
+    name: 'broadcast',
+    title: 'One message to every connection',
+    text: 'Two messages a second to all connections: to the one user who has them, or as broadcasts to as many users.',
+    metrics: [
+      metric('last', 'time to the last copy, p50', 'µs', (report) => report.last_copy_us.p50),
+      cpuPerDelivery,
+    ],
+    targets: [
+      { metric: 'last', of: 'broadcast', against: 'one user', times: 1, better: 'less' },
+      { metric: 'cpu', of: 'broadcast', against: 'one user', times: 1, better: 'less' },
+    ],
+  },
+  {
     name: 'miss',
     title: 'Messages without a local recipient',
     text:
       'Most messages of a large fleet are for users of other instances. Messages are published as fast as Redis accepts ' +
-      'them; one in a thousand is for a local user, which shows the load generator the progress of the server.',
+      'them; one in a thousand is for a local user, which shows the load generator the progress of the server. For Nchan ' +
+      'and NATS they are messages to a channel, or a subject, without a subscriber.',
     metrics: [
       cpuPerMessage,
+      cpuWithRedis('CPU with Redis per message', ({ published }) => published),
       metric('rate', 'messages', '/s', (report) => report.published_per_second),
       busy,
     ],
+    peers: ['cpu', 'sum'],
     targets: [below('cpu', 'floor', 1.5), below('cpu', 'ws', 0.35)],
   },
   {
@@ -93,11 +121,11 @@ export const scenarios = [
     title: 'Durable notifications, 2,000 a second',
     text:
       'The same notifications to all users in turn, 200 at a time every 100 ms: published without storing, pipelined; ' +
-      'stored through the outbox, pipelined; or stored by `POST /v1/notifications`, one request per 200. CPU is per ' +
-      '1,000 notifications, including their delivery.',
+      'stored through the outbox, pipelined; or stored by `POST /v1/notifications`, one request per 200. Nchan stores ' +
+      'them in Redis, one request each, pipelined. CPU is per 1,000 notifications, including their delivery.',
     against: 'PUBLISH',
     metrics: [
-      cpuOf('server', 'CPU of tidings', 'ms', ({ published }) => published),
+      cpuOf('server', 'CPU of the server', 'ms', ({ published }) => published),
       cpuOf('redis', 'CPU of Redis', 'ms', ({ published }) => published),
       commandsOf('commands', 'Redis commands per notification', ({ published }) => published),
     ],
@@ -112,7 +140,7 @@ export const scenarios = [
     against: 'PUBLISH',
     metrics: [
       metric('rate', 'deliveries', '/s', (report) => report.deliveries_per_second),
-      cpuOf('server', 'CPU of tidings', 'ms', ({ published }) => published),
+      cpuOf('server', 'CPU of the server', 'ms', ({ published }) => published),
       cpuOf('redis', 'CPU of Redis', 'ms', ({ published }) => published),
     ],
     targets: [],

@@ -1,6 +1,6 @@
 // The connections and publications of each session: one server process serves several scenarios in turn.
 
-const EVERYBODY = ['tidings', 'floor', 'ws', 'socketio'];
+const EVERYBODY = ['tidings', 'floor', 'ws', 'socketio', 'nchan', 'nchan-redis', 'nats'];
 const CONNECTIONS = '--connections 10000';
 const AT_ONCE = '--connect-rate 100000 --settle 500ms';
 
@@ -10,6 +10,16 @@ const OPEN_LOOP = `--rate 10000 ${SECOND_WARM} --duration 5s`;
 // All users in turn, in batches, so that each way of publishing does the same work.
 const IN_TURN = `--mode turn --burst 200 ${SECOND_WARM} --duration 5s`;
 const WAYS = { PUBLISH: 'pubsub', 'XADD to the outbox': 'outbox', 'batches over HTTP': 'http' };
+
+const stored = (server, variant, way) => ({
+  servers: [server],
+  pinned: true,
+  connect: `${CONNECTIONS} ${AT_ONCE}`,
+  phases: [
+    { scenario: 'durable', variant, flags: `${IN_TURN} --rate 2000${way}` },
+    { scenario: 'durable-flat-out', variant, flags: `${IN_TURN} --flat-out --window 2000${way}` },
+  ],
+});
 
 // Disconnected clients stay away for longer than presence takes to register it.
 const AWAY = '--connect-rate 100000 --settle 8s';
@@ -28,7 +38,7 @@ export const sessions = [
     ],
   },
   {
-    servers: ['tidings', 'floor'],
+    servers: EVERYBODY,
     pinned: false,
     connect: `${CONNECTIONS} ${AT_ONCE}`,
     phases: [{ scenario: 'open-loop', flags: OPEN_LOOP }],
@@ -39,6 +49,12 @@ export const sessions = [
     connect: `${CONNECTIONS} ${AT_ONCE}`,
     phases: [{ scenario: 'fanout', flags: `--mode fanout --rate 2 ${SECOND_WARM} --duration 6s` }],
   },
+  ...Object.entries({ 'one user': 'fanout', broadcast: 'broadcast' }).map(([variant, mode]) => ({
+    servers: ['tidings'],
+    pinned: false,
+    connect: `${CONNECTIONS} ${AT_ONCE}`,
+    phases: [{ scenario: 'broadcast', variant, flags: `--mode ${mode} --rate 2 ${SECOND_WARM} --duration 6s` }],
+  })),
   ...[1_000, 10_000, 19_000].map((count) => ({
     servers: ['tidings', 'floor'],
     pinned: true,
@@ -54,15 +70,8 @@ export const sessions = [
       { scenario: 'burst', variant: 'eight back to back', flags: `${OPEN_LOOP} --burst 8` },
     ],
   },
-  ...Object.entries(WAYS).map(([variant, way]) => ({
-    servers: ['tidings'],
-    pinned: true,
-    connect: `${CONNECTIONS} ${AT_ONCE}`,
-    phases: [
-      { scenario: 'durable', variant, flags: `${IN_TURN} --rate 2000 --publish ${way}` },
-      { scenario: 'durable-flat-out', variant, flags: `${IN_TURN} --flat-out --window 2000 --publish ${way}` },
-    ],
-  })),
+  ...Object.entries(WAYS).map(([variant, way]) => stored('tidings', variant, ` --publish ${way}`)),
+  stored('nchan-redis', 'POST', ''),
   {
     servers: ['tidings'],
     pinned: true,

@@ -9,7 +9,7 @@ import { Server } from 'socket.io';
 
 const [port, redisUrl] = process.argv.slice(2);
 const server = createServer();
-const io = new Server(server, { transports: ['websocket'] });
+const io = new Server(server);
 
 io.use((socket, next) => {
   try {
