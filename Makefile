@@ -19,12 +19,12 @@ check: ## the quick checks, without a browser or Redis: format, clippy, unit tes
 
 test: ## install missing dependencies, then run every test: Rust, SDK, other clients, browser
 	scripts/setup
-	cargo test
+	scripts/retry cargo
 	scripts/engines --one
-	cd sdk/js && npm test
-	GATEWAY_BIN=$(target_dir)/debug/tidings node --test tests/sdk-package/*.test.mjs
-	GATEWAY_BIN=$(target_dir)/debug/tidings node --test tests/clients/*.test.mjs
-	GATEWAY_BIN=$(target_dir)/debug/tidings node --test tests/browser/*.test.*js
+	cd sdk/js && ../../scripts/retry node test/*.test.js
+	GATEWAY_BIN=$(target_dir)/debug/tidings scripts/retry node tests/sdk-package/*.test.mjs
+	GATEWAY_BIN=$(target_dir)/debug/tidings scripts/retry node tests/clients/*.test.mjs
+	GATEWAY_BIN=$(target_dir)/debug/tidings scripts/retry node tests/browser/*.test.*js
 
 lint: ## format, clippy, docs and dependencies, warnings denied
 	cargo fmt --check
