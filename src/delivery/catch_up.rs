@@ -4,11 +4,14 @@
 //! the history is read from the client's position, and the pending events are sent after it. A client that resumes and
 //! one that missed an event while connected are treated alike.
 
+mod coverage;
+
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::config::SendQueue as Bound;
 use crate::protocol::{Continuity, Cursor, Dialect};
+use coverage::Coverage;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {
@@ -261,75 +264,64 @@ impl CatchUp {
             return replayed;
         }
         let Some(mut pending) = self.pending.take() else { return replayed };
-        // One of an earlier epoch may still arrive after an erasure.
-        let is_of_page = |cursor: &Cursor| cursor.epoch == page.upto.epoch;
-        let first_pending = pending.events.iter().find_map(|(cursor, _)| cursor.filter(is_of_page));
-        // Pending events are in publishing order. The page supplies the events before the first stored pending one; the
-        // pending events supply the rest.
-        let older =
-            |cursor: &Cursor| first_pending.is_none_or(|first| (cursor.ms, cursor.number) < (first.ms, first.number));
-        let listed: Vec<_> = page.events.iter().map(|(cursor, _)| (cursor.ms, cursor.number)).collect();
+        let coverage = Coverage::of(&page, pending.events.iter().filter_map(|(cursor, _)| *cursor));
+        self.replay_page(page, &coverage, &mut replayed);
+        if coverage.needs_more() {
+            pending.reading = false;
+            self.pending = Some(pending);
+        } else {
+            self.replay_pending(*pending, &coverage, &mut replayed);
+        }
+        replayed
+    }
+
+    /// Sends the page's events up to the first stored pending one.
+    fn replay_page(&mut self, page: CatchUpPage, coverage: &Coverage, replayed: &mut Replayed) {
         for (cursor, event) in page.events {
-            if !older(&cursor) {
+            if !coverage.is_before_pending(&cursor) {
                 break;
             }
             if self.advance(&cursor) {
                 replayed.events.push(ReplayedEvent::stored(event));
             }
         }
-        if older(&page.upto) && self.followed_by(&page.upto) != Continuity::Known {
+        if coverage.is_before_pending(&page.upto) {
             // Events in between have expired by their own ttl.
-            self.position = Position::At(page.upto);
+            self.advance(&page.upto);
         }
-        if !page.complete && older(&page.upto) {
-            pending.reading = false;
-            self.pending = Some(pending);
-            return replayed;
-        }
-        let page_covers = |cursor: &Cursor| page.upto.followed_by(cursor) == Continuity::Known;
-        // Published before the read, and taken back before it.
-        let is_taken_back =
-            |cursor: &Cursor| page_covers(cursor) && listed.binary_search(&(cursor.ms, cursor.number)).is_err();
-        // What was published before the complete history was read, and is not in it.
-        let is_foreign = |cursor: &Cursor| !page_covers(cursor) && (page.complete || !is_of_page(cursor));
-        let replaying = pending.replaying;
+    }
+
+    /// Sends the pending events that follow the page. At a gap, the others stay pending, and there is more to read.
+    fn replay_pending(&mut self, pending: Pending, coverage: &Coverage, replayed: &mut Replayed) {
+        let Pending { events, newest, replaying, before_reading, .. } = pending;
         let stored = |cursor: &Cursor, bytes: Bytes| {
             let is_unmarked = replaying.is_some_and(|upto| upto.followed_by(cursor) == Continuity::Known);
             ReplayedEvent { bytes, stored: true, is_unmarked }
         };
-        let mut rest = std::mem::take(&mut pending.events).into_iter().enumerate();
+        let mut rest = events.into_iter().enumerate();
         while let Some((index, (cursor, event))) = rest.next() {
             match cursor.map(|cursor| (cursor, self.followed_by(&cursor))) {
                 None => replayed.events.push(ReplayedEvent::passing(event)),
                 Some((_, Continuity::Known)) => {}
                 Some((cursor, continuity))
-                    if is_taken_back(&cursor) && (continuity == Continuity::Next || first_pending == Some(cursor)) =>
+                    if coverage.is_taken_back(&cursor)
+                        && (continuity == Continuity::Next || coverage.is_first_pending(&cursor)) =>
                 {
                     self.position = Position::At(cursor);
                 }
-                Some((cursor, Continuity::Next)) => {
+                Some((cursor, continuity)) if continuity == Continuity::Next || coverage.leads_to(&cursor) => {
                     self.position = Position::At(cursor);
                     replayed.events.push(stored(&cursor, event));
                 }
-                // All stored events before it were just sent, or have expired by their own ttl.
-                Some((cursor, Continuity::Gap)) if first_pending == Some(cursor) && page_covers(&cursor) => {
-                    self.position = Position::At(cursor);
-                    replayed.events.push(stored(&cursor, event));
-                }
-                Some((cursor, Continuity::Gap)) if index < pending.before_reading && is_foreign(&cursor) => {
-                    replayed.foreign += 1;
-                }
-                Some((cursor, Continuity::Gap)) => {
+                Some((cursor, _)) if index < before_reading && coverage.is_foreign(&cursor) => replayed.foreign += 1,
+                Some((cursor, _)) => {
                     let rest = std::iter::once((Some(cursor), event)).chain(rest.map(|(_, pending)| pending));
-                    self.pending = Some(Box::new(Pending::of(rest.collect(), pending.newest, replaying)));
-                    break;
+                    self.pending = Some(Box::new(Pending::of(rest.collect(), newest, replaying)));
+                    return;
                 }
             }
         }
-        if self.pending.is_none() {
-            self.end_replay(pending.newest, replaying);
-        }
-        replayed
+        self.end_replay(newest, replaying);
     }
 
     fn end_replay(&mut self, newest: Option<Cursor>, replaying: Option<Cursor>) {
