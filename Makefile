@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run check test lint alerts manifests advisories structure schemathesis engines fmt demo bench bench-instructions bench-cost bench-dialects bench-inbox bench-subscribe bench-profile
+.PHONY: help run check test lint alerts manifests advisories structure schemathesis engines fmt demo bench bench-instructions bench-cost bench-dialects bench-inbox bench-observe bench-subscribe bench-profile
 
 # The browser tests drive the binary that `cargo test` has just built.
 target_dir := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -70,6 +70,9 @@ bench-dialects: ## clients of socket.io and Server-Sent Events, against tidings.
 
 bench-inbox: ## pages, read positions, broadcasts and escalation, against what they are compared with (ARGS=--quick: a smoke test)
 	node bench/inbox.mjs $(ARGS)
+
+bench-observe: ## what metrics, spans and logs cost: beside a build without them (ARGS=--quick: a smoke test)
+	node bench/observe.mjs $(ARGS)
 
 bench-subscribe: ## both modes of redis.subscribe: connects, and the CPU time of a fleet
 	node bench/subscribe.mjs $(ARGS)

@@ -103,8 +103,9 @@ export function render(folder) {
 \`make bench\` generates this page, its plots and the lines in [raw](raw), which contain every report in full. The figures
 are from one machine at one time: compare the ratios between servers within a repeat, and their spread.
 
-Related pages: [cost](cost.md) beside an earlier build, the [inbox](inbox.md), the clients of [other protocols](dialects.md), [instruction
-counts](instructions.md) of single steps, [CPU profiles](profile.md), and the [choice](choices.md) of runtime and allocator.
+Related pages: [cost](cost.md) beside an earlier build, the cost of [metrics and logs](observe.md), the [inbox](inbox.md), the
+clients of [other protocols](dialects.md), [instruction counts](instructions.md) of single steps, [CPU profiles](profile.md),
+and the [choice](choices.md) of runtime and allocator.
 
 ## Targets
 
