@@ -331,7 +331,7 @@ async fn an_orderly_failover_of_every_master_costs_no_stored_event_and_leaves_th
         drop((client, resumed));
         online_within(ORDERLY, &cluster, &[]).await;
     }
-    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 0.0);
+    assert_eq!(gateway.metric("tidings_backplane_gaps_total").await, 0.0, "{}", gateway.log());
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 //! Hand-written: redis-rs' cluster client gives a push to a command in flight, forgets subscriptions, and refuses
 //! pipelines over several slots. Here each node has links of its own, with the deadlines and errors of every link.
 
+mod absent;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -24,7 +26,6 @@ use super::slot_map::{SlotMap, redirection};
 use super::topology::{Lane, Server};
 use super::{Error, Redis, Reply};
 use crate::config::NodeAddress;
-use crate::protocol::millis;
 
 /// Interval at which the slots are read, unless a node shows that they have moved.
 const REFRESH_EVERY: Duration = Duration::from_secs(2);
@@ -305,8 +306,17 @@ impl Cluster {
         known().ok_or_else(no_master)
     }
 
-    /// Reads the slots from the first node that knows the latest.
+    /// Reads the slots, and leaves the masters that failed.
     async fn refresh(&self) -> Result<(), Error> {
+        let before = self.slots().masters;
+        let read = self.read_slots().await;
+        let nodes = self.slots().nodes();
+        join_all(before.iter().filter(|master| !nodes.contains(master)).map(|master| self.leave_failed(master))).await;
+        read
+    }
+
+    /// From the first node that knows the latest.
+    async fn read_slots(&self) -> Result<(), Error> {
         let mut nodes = self.known.lock().slots.nodes();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let first = turn.checked_rem(nodes.len()).unwrap_or_default();
@@ -373,7 +383,7 @@ impl Cluster {
         if asked.slots.masters.is_empty() || (!works && !knows_none) || asked.epoch < known.epoch {
             return false;
         }
-        self.leave_absent(&asked.slots, &known.slots.masters);
+        self.leave_absent(&asked.slots);
         if known.as_ref() == asked {
             return true;
         }
@@ -383,27 +393,6 @@ impl Cluster {
         drop(known);
         self.changes.send_modify(|changes| *changes += 1);
         true
-    }
-
-    /// Ends the connections to servers that left the cluster or failed: nothing that they still say is believed. To one that
-    /// was a master at once; to another the second time that it is absent, since nodes may disagree for a moment.
-    fn leave_absent(&self, slots: &SlotMap, masters: &[NodeAddress]) {
-        let mut absent = self.absent.lock();
-        let before = std::mem::take(&mut *absent);
-        self.servers.lock().retain(|address, server| {
-            let is_present = slots.masters.contains(address) || slots.replicas.contains(address);
-            let stays = is_present || !(masters.contains(address) || before.contains(address));
-            if !stays {
-                server.node.generations.end();
-                if let Some(lasted) = server.node.outage.end() {
-                    let lasted_ms = millis(lasted);
-                    info!(%address, lasted_ms, "the redis server that did not reply has been replaced, or has left");
-                }
-            } else if !is_present {
-                absent.insert(address.clone());
-            }
-            stays
-        });
     }
 
     /// A cluster that was created again at the same addresses begins at a low epoch. Returns whether this is taken to be one: for

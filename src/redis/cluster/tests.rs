@@ -32,18 +32,29 @@ fn connected(cluster: &Cluster, port: u16) -> Generation {
 }
 
 #[test]
-fn the_connections_to_a_master_end_when_it_is_absent_and_those_to_a_replica_the_second_time() {
+fn the_connections_to_a_server_end_the_second_time_that_it_is_absent() {
     let cluster = cluster();
     assert!(cluster.learn(&slots(1, 1, &[2, 3]), true));
     let [master, second, third] = [1, 2, 3].map(|port| connected(&cluster, port));
     assert!(cluster.learn(&slots(2, 2, &[]), true));
-    assert_eq!([&master, &second, &third].map(Generation::has_ended), [true, false, false]);
-    assert!(cluster.learn(&slots(2, 2, &[3]), true));
-    assert!(cluster.learn(&slots(2, 2, &[]), true));
+    assert_eq!([&master, &second, &third].map(Generation::has_ended), [false; 3]);
+    assert!(cluster.learn(&slots(2, 2, &[1, 3]), true));
+    assert!(cluster.learn(&slots(2, 2, &[1]), true));
     assert!(!third.has_ended(), "it was present in between");
-    assert!(cluster.learn(&slots(2, 2, &[]), true));
-    assert!(third.has_ended() && !second.has_ended());
+    assert!(cluster.learn(&slots(2, 2, &[1]), true));
+    assert_eq!([&master, &second, &third].map(Generation::has_ended), [false, false, true]);
     assert!(!connected(&cluster, 3).has_ended(), "it may come again");
+}
+
+#[tokio::test]
+async fn the_connections_to_an_absent_master_end_at_once_if_it_does_not_reply() {
+    let cluster = cluster();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let failed = NodeAddress { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+    drop(listener);
+    let connection = cluster.server(&failed).unwrap().node.generations.current();
+    cluster.leave_failed(&failed).await;
+    assert!(connection.has_ended());
 }
 
 #[tokio::test(start_paused = true)]
