@@ -10,7 +10,7 @@ use tokio::process::{Child, ChildStderr, ChildStdout};
 
 use crate::cli::run;
 use crate::support::{
-    Gateway, Options, Proxy, RedisServer, SECRET, command, eventually, sign_with, signal, token, within,
+    Gateway, Options, Proxy, RedisServer, SECRET, clean, eventually, sign_with, signal, token, within,
 };
 
 const SECRET_VARIABLE: (&str, &str) = ("TIDINGS_AUTH__HMAC_SECRET", SECRET);
@@ -25,7 +25,9 @@ struct Listening {
 impl Listening {
     /// Returns once it is connected.
     async fn start(args: &[&str]) -> Self {
-        let mut command = command(&[&["listen"], args].concat());
+        // A process inherits that the signal of a closed terminal is ignored, as by nohup.
+        let mut command = clean("env");
+        command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_tidings"), "listen"]).args(args);
         command.envs([SECRET_VARIABLE]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();

@@ -213,23 +213,22 @@ async fn a_forged_stamp_harms_nobody() {
         ("42", "~18446744073709551614 x".to_owned()),
         ("42", "~".to_owned()),
         ("42", "~5 0123456789abcdef-1795000000123-17 \"notification\" 1".to_owned()),
-        ("42", format!("~2 {cursor} \"notification\" \"again\"")),
+        ("42", format!("~1 {cursor} \"notification\" \"again\"")),
     ] {
         redis.publish(user, &forged).await;
     }
     redis.publish("42", "2").await;
     assert_eq!(events(&mut client, 1).await, [2], "no client receives any of them");
     eventually("they are counted", async || dropped().await >= 3.0).await;
-    // Through more than one look at what the fleet counts.
-    let probes = async || redis.command::<u64>(&["HINCRBY", "tidings:history", "count", "0"]).await;
-    assert_eq!(probes().await, 1);
+    let stored = async || redis.command::<u64>(&["HINCRBY", "tidings:history", "count", "0"]).await;
+    assert_eq!(stored().await, 1);
     store.publish("42", [3]).await;
     assert_eq!(events(&mut client, 1).await, [3]);
-    let (mut again, welcome) = Client::resume(&gateway, "42", text(&welcome["cursor"])).await;
-    assert_eq!(welcome["recovered"], true, "{welcome}");
+    let (mut again, later) = Client::resume(&gateway, "42", text(&welcome["cursor"])).await;
+    assert_eq!(later["recovered"], true, "{welcome} {later} {}", gateway.log());
     assert_eq!(events(&mut again, 2).await, [1, 3]);
     assert_eq!(redis.command::<String>(&["HGET", "tidings:history", "epoch"]).await, epoch);
-    assert_eq!(probes().await, 2);
+    assert_eq!(stored().await, 2);
 }
 
 #[tokio::test]
