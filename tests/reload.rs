@@ -100,6 +100,19 @@ async fn sighup_takes_over_secrets_origins_limits_and_the_level_and_closes_no_co
 }
 
 #[tokio::test]
+async fn a_reload_to_a_more_verbose_level_reports_what_changed() {
+    let redis = RedisServer::start().await;
+    for (before, after) in [("warn", "debug"), ("error", "info"), ("info", "warn")] {
+        let toml = |level: &str| format!("auth.hmac_secret = {SECRET:?}\nlog.level = {level:?}\n");
+        let file = File::new(&toml(before));
+        let gateway = file.options(&redis).start().await;
+        file.reload(&gateway, &toml(after)).await;
+        let log = gateway.log();
+        assert!(log.contains("configuration reloaded changed=\"log.level\""), "{before} to {after}: {log}");
+    }
+}
+
+#[tokio::test]
 async fn a_limit_per_user_that_a_reload_sets_is_shared_with_the_fleet() {
     let redis = RedisServer::start().await;
     let file = File::new(&format!("auth.hmac_secret = {SECRET:?}\n"));

@@ -57,6 +57,7 @@ async fn serve(
     ready_file: Option<&Path>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("cannot listen for signals")?;
+    let mut level = config.log.level;
     let in_memory = config.redis.url.is_none();
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let demo = config.server.demo.then_some(scheme);
@@ -93,7 +94,7 @@ async fn serve(
     }
 
     while signals.next().await == Signal::Reload {
-        reload(&gateway, load());
+        reload(&gateway, load(), &mut level);
     }
     notify(STOPPING);
     tokio::select! {
@@ -104,11 +105,15 @@ async fn serve(
 }
 
 /// The file, the environment and the flags are the same; the file and those that it names may have changed.
-fn reload(gateway: &Gateway, loaded: Result<Config, ConfigError>) {
-    let level = loaded.as_ref().ok().map(|config| config.log.level);
+/// `level` is that of the log.
+fn reload(gateway: &Gateway, loaded: Result<Config, ConfigError>, level: &mut tracing::Level) {
+    let next = loaded.as_ref().map_or(*level, |config| config.log.level);
+    // The report is written if one of the two levels includes it.
+    let for_report = next.max(*level);
     // The error is logged.
-    if gateway.reload(loaded).is_ok() {
-        level.into_iter().for_each(log::set_level);
+    if gateway.reload(loaded, || log::set_level(for_report)).is_ok() {
+        log::set_level(next);
+        *level = next;
     }
 }
 

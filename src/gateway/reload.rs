@@ -18,11 +18,11 @@ const KEY_SET: [&str; 3] = ["auth.jwks_url", "auth.jwks_url_file", "auth.jwks_ca
 impl Gateway {
     /// Takes over what can change while the instance runs: certificates, the keys and secrets that verify tokens and
     /// sessions, allowed Origins and limits; not `log.level`, which is the process's. Connections stay open. Logs which keys
-    /// have changed, and which differ but stay as they were at the start.
+    /// have changed, and which differ but stay as they were at the start; `before_report` is called before these lines.
     ///
     /// A configuration that cannot be used changes nothing; the error is logged, too.
-    pub fn reload(&self, loaded: Result<Config, ConfigError>) -> Result<(), StartError> {
-        let taken = loaded.map_err(StartError::from).and_then(|config| self.take_over(config));
+    pub fn reload(&self, loaded: Result<Config, ConfigError>, before_report: impl FnOnce()) -> Result<(), StartError> {
+        let taken = loaded.map_err(StartError::from).and_then(|config| self.take_over(config, before_report));
         let result = match &taken {
             Ok(()) => "taken",
             Err(error) => {
@@ -35,7 +35,7 @@ impl Gateway {
         taken
     }
 
-    fn take_over(&self, config: Config) -> Result<(), StartError> {
+    fn take_over(&self, config: Config, before_report: impl FnOnce()) -> Result<(), StartError> {
         config.require_way_in()?;
         let (app, mut current) = (&self.app, self.current.lock());
         let differing = config.differing_keys(&current);
@@ -51,6 +51,7 @@ impl Gateway {
         if let (Some(tls), Some(files)) = (&app.tls, &config.server.tls) {
             tls.reload(files.clone());
         }
+        before_report();
         let changed: Vec<&str> = differing.into_iter().filter(|key| self.is_reloadable(key, &config)).collect();
         if changed.is_empty() {
             info!("configuration reloaded: nothing has changed");
