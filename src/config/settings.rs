@@ -43,6 +43,17 @@ impl fmt::Display for Source {
     }
 }
 
+impl Source {
+    /// A setting of a later layer overrides one of an earlier layer.
+    fn layer(&self) -> u8 {
+        match self {
+            Self::File(_) => 0,
+            Self::Env(_) => 1,
+            Self::Flag(_) => 2,
+        }
+    }
+}
+
 struct Setting {
     value: Value,
     source: Source,
@@ -181,9 +192,10 @@ impl Settings {
         self.secret_value(key)
     }
 
-    /// If `key_file` is set, reads that file as the value of `key`.
+    /// If `key_file` is set, and `key` is not set in a later layer, reads that file as the value of `key`.
     pub(super) fn take_from_file(&mut self, key: &str) {
         let file_key = format!("{key}_file");
+        self.override_earlier(key, &file_key);
         let source = self.given.get(&file_key).map(|setting| setting.source.to_string()).unwrap_or_default();
         let Some(path) = self.read(&file_key, "the path of a file", text, |path| path.clone().into()) else { return };
         if self.gives(key) {
@@ -197,6 +209,15 @@ impl Settings {
             Ok(_) => self.problem(format!("{file_key} = {path:?}: expected a non-empty file")),
             // The secret itself may have been given instead of the path.
             Err(error) => self.problem(format!("{file_key} = {MASK} ({source}): {error}: expected a readable file")),
+        }
+    }
+
+    /// If two keys that exclude each other are set in different layers, removes the one in the earlier layer.
+    fn override_earlier(&mut self, one: &str, other: &str) {
+        let layer = |key: &str| self.given.get(key).map(|setting| setting.source.layer());
+        let (Some(of_one), Some(of_other)) = (layer(one), layer(other)) else { return };
+        if of_one != of_other {
+            self.given.remove(if of_one < of_other { one } else { other });
         }
     }
 

@@ -138,6 +138,41 @@ fn a_secret_may_be_given_as_a_file() {
 }
 
 #[test]
+fn a_secret_of_a_later_layer_overrides_its_other_form_in_an_earlier_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let [toml, path] = ["tidings.toml", "secret"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+    std::fs::write(&path, "redis://of-the-file\n").unwrap();
+    let in_toml = |text: String| {
+        std::fs::write(&toml, text).unwrap();
+        Layers { file: Some(PathBuf::from(&toml)), ..Layers::default() }
+    };
+    for (section, key) in [("redis", "url"), ("auth", "hmac_secret"), ("auth", "session_secret"), ("admin", "api_key")]
+    {
+        let [plain, of_file] = [(key.to_owned(), "redis://itself"), (format!("{key}_file"), &*path)];
+        let variable = |(name, value): &(String, &str)| {
+            let name = format!("TIDINGS_{section}__{name}").to_uppercase();
+            vec![(name, (*value).to_owned())]
+        };
+        let flag =
+            |(name, value): &(String, &str)| vec![("--set".into(), format!("{section}.{name}"), (*value).into())];
+        for (earlier, later) in [(&plain, &of_file), (&of_file, &plain)] {
+            let file = || in_toml(format!("[{section}]\n{} = {:?}\n", earlier.0, earlier.1));
+            for layers in [
+                Layers { env: variable(later), ..file() },
+                Layers { flags: flag(later), ..file() },
+                Layers { env: variable(earlier), flags: flag(later), ..Layers::default() },
+            ] {
+                let shown = Config::load(layers).unwrap().to_toml().to_owned();
+                assert_eq!(shown.contains(&of_file.0), later == &of_file, "{} is the later one: {shown}", later.0);
+            }
+        }
+        let both = in_toml(format!("[{section}]\n{key} = \"x\"\n{key}_file = {path:?}\n"));
+        let refused = Config::load(both).unwrap_err().to_string();
+        assert!(refused.contains(&format!("{section}.{key} and {section}.{key}_file are both set")), "{refused}");
+    }
+}
+
+#[test]
 fn an_admin_listener_off_loopback_needs_a_key() {
     let address = ("TIDINGS_SERVER__ADMIN_LISTEN", "0.0.0.0:9090");
     assert!(problem(&[address]).contains("admin.api_key"));
