@@ -16,6 +16,9 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::Log;
 
+/// The interval between the lines about a lasting outage.
+pub const OUTAGE_EVERY: Duration = Duration::from_secs(10);
+
 /// Starts logging to standard error: text, coloured on a terminal, or one JSON object per line.
 ///
 /// Only tidings uses the configured level; libraries log at `warn`, because lower levels may show payloads and secrets.

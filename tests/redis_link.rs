@@ -75,6 +75,26 @@ async fn connections_outlive_a_restart_of_redis_and_delivery_is_back_within_10_s
 }
 
 #[tokio::test]
+async fn an_outage_has_few_lines_at_debug() {
+    let mut redis = RedisServer::start().await;
+    let options = Options::redis(&redis).set("log.level", "debug").set("limits.max_connections_per_user", "5");
+    let gateway = options.start().await;
+    let _client = Client::connect(&gateway, "42").await.answering();
+    eventually("presence is written", async || redis.online().await == ["42"]).await;
+    let before = gateway.log().len();
+    redis.kill().await;
+    let again = "not subscribed to redis";
+    eventually_within(Duration::from_secs(20), "it has lasted 10 s", async || {
+        gateway.log()[before..].matches(again).count() == 2
+    })
+    .await;
+    // Of presence, the reaper and the permits, at the loss and 10 s later.
+    let log = gateway.log();
+    let lines: Vec<&str> = log[before..].lines().filter(|line| line.contains("DEBUG")).collect();
+    assert!((1..=8).contains(&lines.len()), "{}", lines.join("\n"));
+}
+
+#[tokio::test]
 async fn a_killed_subscription_is_back_within_5_s_and_counted_as_a_gap() {
     let redis = RedisServer::start().await;
     let gateway = Gateway::redis(&redis).await;

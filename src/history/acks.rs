@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, warn};
 
 use super::store::{Ack, Acked, HistoryStore, Move};
-use crate::log::LogRate;
+use crate::log::{LogRate, OUTAGE_EVERY};
 use crate::metrics::Metrics;
 use crate::protocol::{ConnectionId, Cursor, UserId};
 
@@ -118,6 +118,7 @@ impl Acks {
 
     /// Writes all pending read positions; those that fail stay pending.
     async fn write(&self) {
+        static FAILURES: LogRate = LogRate::every(OUTAGE_EVERY);
         let ack = |((user, device), (cursor, by)): (&Device, &Pending)| Ack {
             user: user.clone(),
             device: device.clone(),
@@ -137,7 +138,9 @@ impl Acks {
                 }
                 Err(error) => {
                     // Counted and logged by the store. The later batches would fail the same way.
-                    debug!(%error, "read positions not written");
+                    if let Some(held_back) = FAILURES.admit() {
+                        debug!(%error, held_back, "read positions not written");
+                    }
                     break;
                 }
             }

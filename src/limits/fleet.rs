@@ -21,6 +21,7 @@ use super::{Common, Limit};
 use crate::backoff::Backoff;
 use crate::backplane::BackplaneError;
 use crate::lease_watch::LeaseWatch;
+use crate::log::{LogRate, OUTAGE_EVERY};
 use crate::protocol::{InstanceId, UserId};
 
 const CLAIM_DEADLINE: Duration = Duration::from_secs(1);
@@ -224,6 +225,7 @@ impl PermitLease {
     }
 
     async fn step(&mut self, backoff: &mut Backoff) {
+        static FAILURES: LogRate = LogRate::every(OUTAGE_EVERY);
         let done = match &self.holder {
             None => self.take_lease().await,
             Some(holder) => {
@@ -238,7 +240,9 @@ impl PermitLease {
         match done {
             Ok(()) => backoff.reset(),
             Err(error) => {
-                debug!(%error, "permits not written");
+                if let Some(held_back) = FAILURES.admit() {
+                    debug!(%error, held_back, "permits not written");
+                }
                 self.permits.state.lock().set_unsynced();
                 // Waiting handshakes fall back to the local count now rather than at their deadline.
                 while self.requests_rx.try_recv().is_ok() {}
@@ -264,6 +268,7 @@ impl PermitLease {
 
     /// Writes the changes, and replies to the requests.
     async fn write(&mut self, first: Option<PermitRequest>) -> Result<(), BackplaneError> {
+        static FAILURES: LogRate = LogRate::every(OUTAGE_EVERY);
         let mut requests = self.requests(first);
         let now = Instant::now();
         let claims = self.claims(&requests);
@@ -285,9 +290,12 @@ impl PermitLease {
             holder.renew_at = now + self.heartbeat;
         }
         (self.holder, self.superseded) = (Some(holder), None);
-        if is_due && let Err(error) = self.expel_dead().await {
-            // This instance's own lease was renewed. What could not be read or removed is tried again at the next renewal.
-            debug!(%error, "dead instances' permits not released");
+        // This instance's own lease was renewed. What could not be read or removed is tried again at the next renewal.
+        if is_due
+            && let Err(error) = self.expel_dead().await
+            && let Some(held_back) = FAILURES.admit()
+        {
+            debug!(%error, held_back, "dead instances' permits not released");
         }
         Ok(())
     }
@@ -346,7 +354,6 @@ impl PermitLease {
 mod tests {
     use super::*;
     use crate::config::{Config, Layers, RedisUrl};
-    use crate::log::LogRate;
     use crate::metrics::Metrics;
     use crate::redis::Redis;
 

@@ -21,6 +21,7 @@ use crate::backplane::BackplaneError;
 use crate::config;
 use crate::delivery::Registry;
 use crate::lease_watch::LeaseWatch;
+use crate::log::{LogRate, OUTAGE_EVERY};
 use crate::metrics::Metrics;
 use crate::protocol::InstanceId;
 pub use ledger::Ledger;
@@ -86,6 +87,7 @@ impl Presence {
 
     /// Runs until `stopping`, then releases the incarnation within `grace`.
     pub async fn run(mut self, stopping: impl Future<Output = ()>, grace: Duration) {
+        static FAILURES: LogRate = LogRate::every(OUTAGE_EVERY);
         tokio::pin!(stopping);
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         loop {
@@ -99,7 +101,9 @@ impl Presence {
                     Duration::ZERO
                 }
                 Err(error) => {
-                    debug!(%error, "presence not written");
+                    if let Some(held_back) = FAILURES.admit() {
+                        debug!(%error, held_back, "presence not written");
+                    }
                     backoff.next_delay()
                 }
             };
@@ -201,7 +205,13 @@ pub async fn run_reaper(store: &PresenceStore, lease: Duration, metrics: &Metric
 }
 
 async fn reap(store: &PresenceStore, metrics: &Metrics) -> Option<Reaped> {
-    let reaped = store.reap().await.inspect_err(|error| debug!(%error, "dead instances not reaped")).ok()?;
+    static FAILURES: LogRate = LogRate::every(OUTAGE_EVERY);
+    let failed = |error: &BackplaneError| {
+        if let Some(held_back) = FAILURES.admit() {
+            debug!(%error, held_back, "dead instances not reaped");
+        }
+    };
+    let reaped = store.reap().await.inspect_err(failed).ok()?;
     if reaped.users > 0 {
         metrics.presence_reaped.inc_by(reaped.users);
         info!(users = reaped.users, "reaped the users of a dead instance");

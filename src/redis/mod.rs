@@ -40,7 +40,7 @@ use redis::{Cmd, RedisResult, Value, cmd};
 use tracing::warn;
 
 use crate::config::{self, RedisUrl};
-use crate::log::LogRate;
+use crate::log::{LogRate, OUTAGE_EVERY};
 use crate::metrics::Metrics;
 use crate::protocol::InstanceId;
 use call::{Asking, Call};
@@ -50,7 +50,6 @@ pub use health::{Feature, Health, Scope};
 pub use inspect::{Facts, Inspection, Rights, ServerRole};
 pub use lag::Lag;
 pub use links::Links;
-use outage::LINE_EVERY;
 pub use resp::Malformed;
 pub use script::{Pipelined, Script, ScriptInvocation};
 pub use server_info::ServerInfo;
@@ -116,7 +115,7 @@ impl Redis {
         let absent = format!("{}absent", config.prefix);
         let health = Health::new(matches!(topology, Topology::Cluster(_)));
         let waits = config.wait_replicas > 0;
-        let (failures, unserved) = (LogRate::new(), LogRate::every(LINE_EVERY));
+        let (failures, unserved) = (LogRate::new(), LogRate::every(OUTAGE_EVERY));
         Ok(Self { topology, url: url.to_string(), waits, absent, metrics, failures, unserved, health })
     }
 

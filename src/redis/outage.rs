@@ -7,8 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Interval of the lines while it lasts.
-pub(super) const LINE_EVERY: Duration = Duration::from_secs(10);
+use crate::log::OUTAGE_EVERY;
 
 /// A shorter failure is counted only, and leaves time for the subscription to report the server.
 const GRACE: Duration = Duration::from_secs(1);
@@ -30,7 +29,7 @@ struct State {
 
 impl State {
     fn is_reported(&self) -> bool {
-        self.reported.is_some_and(|reported| reported.elapsed() < LINE_EVERY)
+        self.reported.is_some_and(|reported| reported.elapsed() < OUTAGE_EVERY)
     }
 }
 
@@ -40,7 +39,7 @@ impl Outage {
         let mut state = self.state.lock();
         self.is_failing.store(true, Ordering::Relaxed);
         let lasted = state.since.get_or_insert_with(Instant::now).elapsed();
-        let is_recent = state.logged.is_some_and(|logged| logged.elapsed() < LINE_EVERY);
+        let is_recent = state.logged.is_some_and(|logged| logged.elapsed() < OUTAGE_EVERY);
         if lasted < GRACE || is_recent || state.is_reported() {
             return None;
         }
@@ -99,7 +98,7 @@ mod tests {
         }
         assert_eq!(outage.end(), None);
         outage.fail();
-        advance(LINE_EVERY).await;
-        assert_eq!(outage.fail(), Some(LINE_EVERY), "it subscribed elsewhere");
+        advance(OUTAGE_EVERY).await;
+        assert_eq!(outage.fail(), Some(OUTAGE_EVERY), "it subscribed elsewhere");
     }
 }

@@ -11,12 +11,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::node::Node;
-use super::outage::LINE_EVERY;
 use super::resp::{Parts, Reply};
 use super::stream::{CONNECT_DEADLINE, Stream};
 use super::{Error, Lag, Redis, UserChannels};
 use crate::backoff::Backoff;
 use crate::config::LiveLimits;
+use crate::log::OUTAGE_EVERY;
 use crate::metrics::Metrics;
 use crate::protocol::{MAX_ENVELOPE_BYTES, UserId, millis};
 
@@ -90,7 +90,7 @@ impl Default for Failing {
 
 impl Failing {
     fn is_due(&mut self) -> bool {
-        let is_due = self.logged.is_none_or(|logged| logged.elapsed() >= LINE_EVERY);
+        let is_due = self.logged.is_none_or(|logged| logged.elapsed() >= OUTAGE_EVERY);
         if is_due {
             self.logged = Some(Instant::now());
         }
