@@ -1,6 +1,6 @@
 //! Every instance executes the commands of backends on `tidings:control`; a revoked token is refused.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -62,6 +62,51 @@ async fn a_user_is_disconnected_on_every_instance_and_nobody_else() {
     assert_eq!((other.event().await, prefixed.event().await), (1.into(), 1.into()));
     // The door is not closed.
     Client::connect(&one, "42").await;
+}
+
+/// The lines of disconnect commands at `info`.
+fn disconnects(gateway: &Gateway) -> Vec<String> {
+    let log = gateway.log();
+    let lines = log.lines().filter(|line| line.contains("INFO") && line.contains("disconnected by a command"));
+    lines.map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_command_that_disconnects_a_user_has_one_line_at_info_where_the_user_was() {
+    let redis = RedisServer::start().await;
+    let (one, two) = tokio::join!(Gateway::redis(&redis), Gateway::redis(&redis));
+    let mut clients = [Client::connect(&one, "42").await, Client::connect(&one, "42").await];
+    let answer = two.ask_admin("DELETE", "/v1/users/42/connections", &[], "").await;
+    assert_eq!(answer.status, 202);
+    for client in &mut clients {
+        assert_eq!(client.close_code().await, 4011);
+    }
+    eventually("the line is written", async || !disconnects(&one).is_empty()).await;
+    eventually("the other instance executes it", async || control_messages(&two, "disconnect").await == 1.0).await;
+    let [line] = &disconnects(&one)[..] else { panic!("one line: {}", one.log()) };
+    assert!(line.contains("user=\"42\" closed=2 code=4011 held_back=0"), "{line}");
+    assert!(disconnects(&two).is_empty(), "{}", two.log());
+}
+
+#[tokio::test]
+async fn many_disconnect_commands_have_one_line_a_second_at_info_and_each_one_at_debug() {
+    let redis = RedisServer::start().await;
+    let gateway = Options::redis(&redis).set("log.level", "debug").start().await;
+    let mut clients = Vec::new();
+    for number in 0..20 {
+        clients.push(Client::connect(&gateway, &format!("user-{number}")).await);
+    }
+    let started = Instant::now();
+    for number in 0..20 {
+        command(&redis, &json!({"disconnect": {"user": format!("user-{number}")}})).await;
+    }
+    for client in &mut clients {
+        assert_eq!(client.close_code().await, 4011);
+    }
+    let all = async || gateway.log().matches("disconnected by a command").count() == 20;
+    eventually("each command has a line", all).await;
+    let (lines, most) = (disconnects(&gateway).len() as u64, started.elapsed().as_secs() + 1);
+    assert!((1..=most).contains(&lines), "{lines} lines, {most} at most: {}", gateway.log());
 }
 
 #[tokio::test]

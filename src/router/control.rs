@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::delivery::{ConnectionHandle, Registry};
 use crate::limits::Room;
@@ -21,6 +21,7 @@ pub struct Control {
     roster: Arc<Roster>,
     metrics: Arc<Metrics>,
     warnings: LogRate,
+    disconnects: LogRate,
 }
 
 impl Control {
@@ -31,7 +32,8 @@ impl Control {
         roster: Arc<Roster>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { registry, revocations, room, roster, metrics, warnings: LogRate::new() }
+        let (warnings, disconnects) = (LogRate::new(), LogRate::new());
+        Self { registry, revocations, room, roster, metrics, warnings, disconnects }
     }
 
     /// Executes one control message. Never blocks.
@@ -70,7 +72,12 @@ impl Control {
             let targets = handles.iter().filter(is_target);
             targets.map(|handle| handle.queue.close(Close::Disconnected)).count()
         });
-        let (user, closed) = (user.as_str(), closed.unwrap_or_default());
-        debug!(user, connection, closed, "disconnected by a command");
+        let (user, closed, code) = (user.as_str(), closed.unwrap_or_default(), Close::Disconnected.code());
+        // Every instance receives the command; one without a connection of the user has nothing to report.
+        let line = if closed > 0 { self.disconnects.admit() } else { None };
+        match line {
+            Some(held_back) => info!(user, connection, closed, code, held_back, "disconnected by a command"),
+            None => debug!(user, connection, closed, code, "disconnected by a command"),
+        }
     }
 }
