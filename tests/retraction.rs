@@ -76,6 +76,31 @@ async fn a_notification_with_a_collapse_key_replaces_the_earlier_one_however_it_
 }
 
 #[tokio::test]
+async fn a_replacement_that_redis_refuses_leaves_the_earlier_notification() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let (_, welcome) = Client::connect_with_welcome(&gateway, "88").await;
+    let start = welcome["cursor"].as_str().unwrap();
+    let publish = async |data: u32| {
+        let body = json!({"data": data, "durable": true, "collapse": "c"}).to_string();
+        gateway.post(gateway.admin, "/v1/users/88/notifications", &body).await.0
+    };
+    assert_eq!(publish(1).await, 202);
+    for (earlier, kind) in (1..).zip(["retracted", "expiring", "escalations"]) {
+        let key = format!("tidings:{kind}:{{88}}");
+        let () = redis.command(&["SET", &key, "x"]).await;
+        assert_eq!(publish(earlier + 1).await, 503, "{kind}");
+        assert_eq!(redis.command::<u64>(&["XLEN", "tidings:history:{88}"]).await, 1, "{kind}");
+        let () = redis.command(&["DEL", &key]).await;
+        let (mut client, welcome) = Client::resume(&gateway, "88", start).await;
+        assert_eq!(welcome["recovered"], true, "{kind}");
+        assert_eq!(client.event().await, earlier, "{kind}");
+        assert_eq!(publish(earlier + 1).await, 202, "{kind}");
+        assert_eq!(data(&gateway, "88").await, [(earlier + 1).to_string()]);
+    }
+}
+
+#[tokio::test]
 async fn a_collapse_key_is_1_to_128_bytes_of_a_durable_notification() {
     let redis = RedisServer::start().await;
     for gateway in each(&redis).await {

@@ -161,6 +161,77 @@ async fn a_redis_that_is_out_of_memory_takes_back_all_the_same() {
     assert!(store.all("42").await.is_empty() && !store.is_whole_behind("42", places[0]).await);
 }
 
+/// Every key and value in Redis, in one order.
+async fn contents(redis: &RedisServer) -> Vec<String> {
+    let mut lines: Vec<_> = redis.contents().await.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+#[tokio::test]
+async fn what_a_key_of_another_type_refuses_changes_nothing() {
+    let redis = Arc::new(RedisServer::start().await);
+    for store in [Store::new(Some(&redis), &[]), Store::in_buckets(&redis, &[])] {
+        for kind in ["retracted", "expiring", "escalations", "keys", "collapse"] {
+            let (user, start) = (UserId::new(kind).unwrap(), store.here(kind).await);
+            let first = store.replace(kind, "c", "1").await;
+            let key = store.user_key(kind, kind);
+            let () = redis.command(&["SET", &key, "x"]).await;
+            let before = contents(&redis).await;
+            let (ttl, escalate) = (Some(Duration::from_secs(3_600)), Some(Duration::from_secs(60)));
+            let all = Publication { key: Some("k"), collapse: Some("c"), ttl, escalate, ..durable("2") };
+            // One that retracts nothing adds no run.
+            let others = (kind != "retracted").then_some(Publication { collapse: Some("another"), ..all });
+            for publication in std::iter::once(all).chain(others) {
+                assert_eq!(store.publish(kind, publication).await, Err("refused"), "{kind}");
+                assert_eq!(contents(&redis).await, before, "{kind}");
+            }
+            if kind == "keys" {
+                let brief = Publication { key: Some("l"), ..durable("3") };
+                assert_eq!(store.publish(kind, Publication { durable: false, ..brief }).await, Err("refused"));
+            } else {
+                assert_eq!(store.history.retract(&user, &first).await.unwrap_err().kind(), "refused", "{kind}");
+            }
+            assert_eq!(contents(&redis).await, before, "{kind}");
+
+            let () = redis.command(&["DEL", &key]).await;
+            assert_eq!(store.behind(kind, start).await.unwrap(), ["1"]);
+            store.publish(kind, all).await.unwrap();
+            // Without its record, the earlier one stays.
+            let expected: &[&str] = if kind == "collapse" { &["1", "2"] } else { &["2"] };
+            assert_eq!(store.behind(kind, start).await.unwrap(), expected, "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_end_an_ack_or_an_erasure_that_a_key_of_another_type_refuses_changes_nothing() {
+    let redis = Arc::new(RedisServer::with_stepped_clock().await);
+    let store = Store::new(Some(&redis), &[]);
+    let refused = async |key: &str, action: &str| {
+        let () = redis.command(&["SET", key, "x"]).await;
+        let (user, before) = (UserId::new("42").unwrap(), contents(&redis).await);
+        let place = Cursor { number: 1, ..store.history.newest(std::slice::from_ref(&user)).await.unwrap()[0] };
+        match action {
+            "ack" => assert_eq!(store.ack("42", "phone", place).await, Acked::Foreign),
+            "erase" => assert_eq!(store.history.erase(&user).await.unwrap_err().kind(), "refused"),
+            _ => assert_eq!(store.history.read_position(&user, "phone").await.unwrap_err().kind(), "refused"),
+        }
+        assert_eq!(contents(&redis).await, before, "{action}");
+        let () = redis.command(&["DEL", key]).await;
+    };
+    store.publish("42", Publication { ttl: Some(Duration::from_secs(60)), ..durable("1") }).await.unwrap();
+    store.store("42", "2").await;
+    redis.step_clock(61_000);
+    for kind in ["retracted", "escalations"] {
+        refused(&store.user_key(kind, "42"), "end").await;
+    }
+    assert_eq!(store.position("42", "phone").await.unread, 1);
+    refused(&store.bucket_key("42").replace("history", "escalations"), "erase").await;
+    refused(&store.user_key("history", "42"), "ack").await;
+    store.erase("42").await;
+}
+
 /// Each costs Redis time: those that take back nothing must not pay for it.
 #[tokio::test]
 async fn a_publication_without_a_collapse_key_runs_no_command_for_it() {

@@ -7,13 +7,14 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lost = redis.call('HGET', KEYS[1], 'unescalated')
-if lost then
-  redis.call('HDEL', KEYS[1], 'unescalated')
-end
 local earliest = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
 local overdue = earliest and math.max(now - tonumber(earliest), 0) or 0
 local users = {}
 if overdue > 0 then
   users = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', ARGV[1], ARGV[2])
+end
+-- The last, so that no error loses it.
+if lost then
+  redis.call('HDEL', KEYS[1], 'unescalated')
 end
 return { redis.call('ZCARD', KEYS[2]), overdue, tonumber(lost or 0), users }

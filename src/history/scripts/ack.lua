@@ -53,15 +53,6 @@ if read and (text(read) == text(target) or (ARGV[4] == 'forward' and is_after(re
   redis.call('PEXPIRE', positions, ARGV[6])
   return 'kept'
 end
-furthest = position_in(epoch, furthest)
--- Redis refuses this first write when it is out of memory, so no partial change remains.
-if furthest and not is_after(target, furthest) then
-  redis.call('HSET', positions, ARGV[2], ARGV[3])
-else
-  redis.call('HSET', positions, ARGV[2], ARGV[3], '', ARGV[3])
-end
-redis.call('PEXPIRE', positions, ARGV[6])
-
 -- A few are counted directly, with fewer commands.
 local few = 16
 local function unread()
@@ -89,7 +80,18 @@ local function unread()
   end
   return count
 end
+-- Before the read position is written: a key of another type refuses that.
+local left = unread()
+furthest = position_in(epoch, furthest)
+-- Redis refuses this write when it is out of memory, so no partial change remains.
+if furthest and not is_after(target, furthest) then
+  redis.call('HSET', positions, ARGV[2], ARGV[3])
+else
+  redis.call('HSET', positions, ARGV[2], ARGV[3], '', ARGV[3])
+end
+redis.call('PEXPIRE', positions, ARGV[6])
+
 local by = ARGV[10] == '' and '' or ',"by":"' .. ARGV[10] .. '"'
 redis.call('PUBLISH', ARGV[9], '~!{"read":"' .. ARGV[3] .. '","device":' .. cjson.encode(ARGV[2]) .. ',"unread":'
-  .. digits(unread()) .. by .. '}')
+  .. digits(left) .. by .. '}')
 return 'kept'

@@ -7,7 +7,8 @@
 --       4 the user's channel
 -- Returns 'more' if it has erased only these idempotency keys, because there are others; 'erased' at the end.
 --
--- The first write is never refused: Redis deletes even when it is out of memory.
+-- Redis refuses the first write only where a right is missing: it deletes keys of any type, and even when it is out of memory.
+-- The types of those that are not deleted are checked before.
 local history, listed = KEYS[1], KEYS[9]
 local refusal = missing_right({
   { 'PUBLISH', ARGV[4], '' }, { 'DEL', KEYS[2] }, { 'ZREM', listed, '' }, { 'HDEL', history, '' },
@@ -16,6 +17,9 @@ local refusal = missing_right({
 if refusal then
   return refusal
 end
+local epoch, place, earlier = unpack(redis.call('HMGET', history, 'epoch', ':' .. ARGV[1], tombstone(ARGV[1])))
+redis.call('ZCARD', KEYS[8])
+redis.call('ZCARD', listed)
 local once = { unpack(KEYS, 10) }
 -- One key in each command: in a slot that is on its way to another node, some of them may not exist.
 for _, key in ipairs(once) do
@@ -29,7 +33,6 @@ if redis.call('ZCARD', listed) > 0 then
 end
 
 local time = redis.call('TIME')
-local epoch, place, earlier = unpack(redis.call('HMGET', history, 'epoch', ':' .. ARGV[1], tombstone(ARGV[1])))
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- No notification is stored at the time of an earlier one: see publish.lua.
 local ms = math.max(now, (parse_position(place)) or 0, erased_at(earlier)) + 1

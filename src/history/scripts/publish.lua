@@ -17,7 +17,8 @@
 -- count increases by one with each notification of any user, in publishing order, so that an instance detects a gap.
 -- `begin` is the first write: Redis refuses it when it is out of memory, and does not interrupt a script that has started to
 -- write. The rights are checked before it, and every other error is that of one user's keys: each notification is stored,
--- counted and published, or none of that is done, and none keeps the others from it.
+-- counted and published, or none of that is done, and none keeps the others from it. So of each user the types of the keys are
+-- checked before the entry is added, by what is read anyway, and only then is anything else changed.
 --
 -- A term is the time in which one server stores; `ended` records at which count each earlier one ended, oldest first. An
 -- instance that heard more of a term than that belongs to another lineage: see fleet.lua. A connection that does not know
@@ -41,7 +42,7 @@ local function notifications(first_key, first, more)
     local has_key = ARGV[i + 6] ~= ''
     -- With all its fields: Lua then makes the table in one piece.
     local one = {
-      user = ARGV[i], event = event, data = data, more = i + 7, of = false, cursor = false, retracted = false,
+      user = ARGV[i], event = event, data = data, more = i + 7, of = false, cursor = false, retracted = false, pending = false,
       own_ttl = tonumber(ARGV[i + 3]) or false, escalate = tonumber(ARGV[i + 5]) or false,
       collapse = ARGV[i + 4] ~= '' and ARGV[i + 4], key = has_key and KEYS[key + 6],
       stream = KEYS[key], runs = KEYS[key + 1], expiring = KEYS[key + 2], collapsed = KEYS[key + 3],
@@ -157,7 +158,7 @@ end
 -- An escalation of a notification that is no longer stored is judged at once, so that a user has hardly more of them than
 -- stored notifications. Beyond four times as many, because no instance judges them, they are dropped; due.lua counts them.
 local function limit_escalations(bucket, one)
-  local pending = redis.call('ZCARD', one.escalations)
+  local pending = one.pending
   if pending <= most + 150 or pending % (math.ceil(most / 4) + 50) ~= 0 then
     return
   end
@@ -177,44 +178,60 @@ local function limit_escalations(bucket, one)
   redis.call('ZADD', bucket.escalations, 'LT', bucket.now, one.user)
 end
 
--- Records what a notification has beside its data; adds that to its entry.
-local function add_rest(bucket, one, newest, position, entry)
-  local before, name = at(position.ms, position.number - 1), text(position)
+-- Reads what a notification has beside its data, and adds that to its entry. Returns whether its expiring ones are too many.
+-- What is written here matters only with the entry.
+local function read_rest(bucket, one, position, entry)
+  local is_crowded = false
   local function add(field, value)
     entry[#entry + 1] = field
     entry[#entry + 1] = value
   end
   if one.own_ttl then
     add('until', digits(position.ms + one.own_ttl))
+    is_crowded = redis.call('ZCARD', one.expiring) >= too_many
   end
   if one.collapse then
     add('collapse', one.collapse)
-    local retracted = redis.call('HGET', one.collapsed, one.collapse)
-    if retracted and redis.call('XRANGE', one.stream, retracted, retracted)[1] then
-      take_out(one, { retracted }, before, places_ttl)
-      one.retracted = retracted
-    end
-    if redis.call('HLEN', one.collapsed) >= too_many then
-      remove_gone(one.stream, 'HDEL', one.collapsed, redis.call('HKEYS', one.collapsed), redis.call('HVALS', one.collapsed))
-    end
-    redis.call('HSET', one.collapsed, one.collapse, name)
-    redis.call('PEXPIRE', one.collapsed, ttl)
-  end
-  if one.own_ttl then
-    if redis.call('ZCARD', one.expiring) >= too_many then
-      take_out_ended(one, bucket.now, before, places_ttl)
-      local all = redis.call('ZRANGE', one.expiring, 0, -1)
-      remove_gone(one.stream, 'ZREM', one.expiring, all, all)
-    end
-    redis.call('ZADD', one.expiring, digits(position.ms + one.own_ttl), name)
-    redis.call('PEXPIRE', one.expiring, places_ttl)
+    local earlier = redis.call('HGET', one.collapsed, one.collapse)
+    one.retracted = earlier and redis.call('XRANGE', one.stream, earlier, earlier)[1] and earlier
   end
   if one.escalate and not (one.own_ttl and one.own_ttl <= one.escalate) then
-    redis.call('ZADD', one.escalations, digits(bucket.now + one.escalate), name)
-    redis.call('ZADD', bucket.escalations, 'LT', digits(bucket.now + one.escalate), one.user)
+    one.pending = redis.call('ZCARD', one.escalations) + 1
+  end
+  if one.retracted or is_crowded then
+    check_sets(one)
   end
   if one.key then
     remember_key(one.listed, one.key, bucket.now, ARGV[4])
+  end
+  if one.pending then
+    redis.call('ZADD', bucket.escalations, 'LT', digits(bucket.now + one.escalate), one.user)
+  end
+  return is_crowded
+end
+-- Records what a notification whose entry was added has beside its data.
+local function write_rest(bucket, one, position, is_crowded)
+  if one.retracted then
+    take_out(one, { one.retracted }, position, places_ttl)
+  end
+  if one.collapse then
+    if redis.call('HLEN', one.collapsed) >= too_many then
+      remove_gone(one.stream, 'HDEL', one.collapsed, redis.call('HKEYS', one.collapsed), redis.call('HVALS', one.collapsed))
+    end
+    redis.call('HSET', one.collapsed, one.collapse, position.text)
+    redis.call('PEXPIRE', one.collapsed, ttl)
+  end
+  if one.own_ttl then
+    if is_crowded then
+      take_out_ended(one, bucket.now, position, places_ttl)
+      local all = redis.call('ZRANGE', one.expiring, 0, -1)
+      remove_gone(one.stream, 'ZREM', one.expiring, all, all)
+    end
+    redis.call('ZADD', one.expiring, digits(position.ms + one.own_ttl), position.text)
+    redis.call('PEXPIRE', one.expiring, places_ttl)
+  end
+  if one.pending then
+    redis.call('ZADD', one.escalations, digits(bucket.now + one.escalate), position.text)
   end
 end
 
@@ -246,11 +263,13 @@ local function add_entry(bucket, one)
     end
     newest = newest_of(of.place, stream)
     position = position_after(bucket, of, newest)
-  else
-    add_rest(bucket, one, newest, position, entry)
   end
+  local is_crowded = not one.is_plain and read_rest(bucket, one, position, entry)
   position.text = text(position)
   redis.call('XADD', stream, 'MAXLEN', '~', most, position.text, unpack(entry))
+  if not one.is_plain then
+    write_rest(bucket, one, position, is_crowded)
+  end
   return position, newest
 end
 -- Stores one; returns its cursor.
@@ -270,7 +289,7 @@ local function store(bucket, one)
   if is_sixteenth or not before or math.floor(before.ms / window) ~= math.floor(position.ms / window) then
     redis.call('PEXPIRE', stream, digits(ttl + window))
   end
-  if one.escalate then
+  if one.pending then
     limit_escalations(bucket, one)
   end
   if one.key then

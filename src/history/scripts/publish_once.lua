@@ -11,7 +11,8 @@ if earlier then
   return earlier
 end
 local time = redis.call('TIME')
-redis.call('SET', KEYS[1], '', 'PX', ARGV[3])
+-- Before the key: a list of another type refuses the publication, and a repetition of it must not count as the second.
 remember_key(KEYS[2], KEYS[1], time[1] * 1000 + math.floor(time[2] / 1000), ARGV[3])
+redis.call('SET', KEYS[1], '', 'PX', ARGV[3])
 redis.call('PUBLISH', ARGV[4], ARGV[2])
 return ''

@@ -22,16 +22,21 @@ local entry = redis.call('XRANGE', stream, text(position), text(position))[1]
 if not entry then
   return 'gone'
 end
+local collapsed_as
+for i = 1, #entry[2], 2 do
+  local key = entry[2][i] == 'collapse' and entry[2][i + 1]
+  if key and redis.call('HGET', collapse, key) == entry[1] then
+    collapsed_as = key
+  end
+end
+check_sets(keys)
 take_out(keys, { entry[1] }, newest, ARGV[3])
 if place ~= text(newest) then
   -- An earlier version stored it without a place.
   redis.call('HSET', history, ':' .. ARGV[1], text(newest))
 end
-for i = 1, #entry[2], 2 do
-  local key = entry[2][i] == 'collapse' and entry[2][i + 1]
-  if key and redis.call('HGET', collapse, key) == entry[1] then
-    redis.call('HDEL', collapse, key)
-  end
+if collapsed_as then
+  redis.call('HDEL', collapse, collapsed_as)
 end
 redis.call('PUBLISH', ARGV[4], '~!{"retracted":"' .. ARGV[2] .. '"}')
 return 'gone'

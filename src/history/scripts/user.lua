@@ -8,8 +8,8 @@
 -- `expiring` (ZSET position -> end in ms, of the entries with a ttl of their own) and `escalations` (ZSET position -> time).
 --
 -- Invariants: no two runs overlap or adjoin; when one is added, each adjoins a stored entry or the newest number, so there is at
--- most one more than entries are stored. Redis refuses the first write, XDEL, only if the user has no right to it: memory that
--- is full prevents nothing from being taken out.
+-- most one more than entries are stored. Redis refuses the first write, XDEL, only if the user has no right to it or the stream is
+-- of another type: memory that is full prevents nothing from being taken out. `check_sets` precedes it.
 local function tombstone(user)
   return '!' .. string.sub(redis.sha1hex(user), 1, 16)
 end
@@ -99,6 +99,12 @@ local function add_run(runs, first, last)
   end
   redis.call('ZADD', runs, after or digits(last), before or digits(first))
 end
+-- Refuses keys that another program has written as another type, before the first write: take_out would fail half-way.
+local function check_sets(keys)
+  redis.call('ZCARD', keys.runs)
+  redis.call('ZCARD', keys.expiring)
+  redis.call('ZCARD', keys.escalations)
+end
 -- Takes these entries, by their positions in the order of their numbers, out of the history; nothing of them remains but
 -- the numbers.
 local function take_out(keys, positions, newest, places_ttl)
@@ -126,6 +132,7 @@ local function take_out_ended(keys, now, newest, places_ttl)
   repeat
     ended = redis.call('ZRANGEBYSCORE', keys.expiring, '-inf', digits(now), 'LIMIT', 0, 1000)
     if ended[1] then
+      check_sets(keys)
       local numbers = {}
       for i, position in ipairs(ended) do
         numbers[position] = select(2, parse_position(position)) or 0
