@@ -1,11 +1,16 @@
 //! What an operator sees of refused handshakes and hellos: a line in the log and a counter by code.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::support::{Client, Gateway, Options, eventually, handshake, now, refused, sign, token, token_for};
+use crate::support::{
+    Client, Gateway, Options, Polling, eventually, handshake, now, refused, sign, token, token_for, within,
+};
 
 async fn refusals(gateway: &Gateway, code: &str) -> f64 {
     gateway.metric(&format!("tidings_refusals_total{{code=\"{code}\"}}")).await
@@ -138,6 +143,43 @@ async fn a_flood_of_refusals_is_a_few_lines_that_say_how_many_were_held_back() {
     assert_eq!(refusals(&gateway, "bad_token").await, count as f64);
     let told: u64 = lines.iter().map(|line| 1 + line["held_back"].as_u64().unwrap()).sum();
     assert_eq!(told, count, "each is a line or is counted in the next: {lines:?}");
+}
+
+/// What a listener answers to these bytes, behind which the client sends nothing more.
+async fn answer(address: SocketAddr, request: &str) -> String {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(request.as_bytes()).await.unwrap();
+    socket.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    within("an answer", socket.read_to_end(&mut answer)).await.ok();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_request_head_that_is_too_large_or_malformed_is_a_line_and_counts_as_a_refused_handshake() {
+    let gateway = Options::dev().set("log.format", "json").start().await;
+    let large = format!("{:x<16996}\r\n\r\n", "GET /ws HTTP/1.1\r\nHost: x\r\nX-Large: ");
+    let malformed = "GET /ws HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n";
+    for (request, status, code) in [(&*large, 431, "too_large"), (malformed, 400, "bad_request")] {
+        let answer = answer(gateway.public, request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        eventually("it is counted", async || refusals(&gateway, code).await == 1.0).await;
+        let of_code = || lines(&gateway, "handshake refused").into_iter().filter(|line| line["code"] == code);
+        eventually("the line", async || of_code().count() == 1).await;
+        let line = of_code().next().unwrap();
+        assert_eq!((&line["status"], &line["address"]), (&json!(status), &json!("127.0.0.1")), "{line}");
+        assert!(line["why"].as_str().is_some_and(|why| why.starts_with("the request head is ")), "{line}");
+    }
+    // A client that leaves was refused nothing, and the admin listener serves no handshakes.
+    for part in ["", "GET /ws HT", "GET /ws HTTP/1.1\r\nno header"] {
+        assert_eq!(answer(gateway.public, part).await, "");
+    }
+    assert!(answer(gateway.admin, malformed).await.starts_with("HTTP/1.1 400 "));
+    // On a connection that polling keeps, too.
+    let mut client = Polling::open(&gateway).await;
+    client.get.send("malformed\r\n\r\n").await;
+    assert_eq!(client.get.answer().await.status, 400);
+    assert_eq!((refusals(&gateway, "too_large").await, refusals(&gateway, "bad_request").await), (1.0, 2.0));
 }
 
 /// Every `"code"` that a refusal in the text may have: the literals where one is made.

@@ -1,7 +1,7 @@
 //! Refused handshakes and hellos: a counter by code, and a log line at a bounded rate.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -25,6 +25,11 @@ pub struct Peer {
 impl Peer {
     pub fn new(address: IpAddr, origin: Option<&str>) -> Self {
         Self { address, origin: origin.map(|origin| origin.chars().take(MAX_ORIGIN).collect()) }
+    }
+
+    /// The remote end of a socket, where no headers could be read: they name the Origin, and the client behind a proxy.
+    pub fn of_socket(end: SocketAddr) -> Self {
+        Self { address: end.ip().to_canonical(), origin: None }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
@@ -28,9 +28,9 @@ use super::listener::Stream;
 use super::public::events::{self, Accepted};
 use super::public::socketio::{self, Arrival, SocketIoUpgrade, Visit};
 use super::public::websocket::{self, Upgrade};
-use super::public::{self, First, MAX_HEAD};
+use super::public::{self, First, MAX_HEAD, note_refusal};
 use super::reply::Refusal;
-use crate::connection::{Connection, EventStream, SocketIo};
+use crate::connection::{Connection, EventStream, Peer, SocketIo};
 use crate::delivery::Socket;
 use crate::limits::SocketPermits;
 
@@ -106,7 +106,10 @@ impl Http {
             _ => {
                 // One request with a deadline is not a connection to count.
                 drop(permits);
-                Box::pin(self.serve(stream, bytes, None, deadline)).await;
+                match path {
+                    Some(_) => Box::pin(self.serve(stream, bytes, None, deadline)).await,
+                    None => Box::pin(self.refuse(stream, bytes, peer, deadline)).await,
+                }
             }
         }
     }
@@ -137,8 +140,29 @@ impl Http {
         drop(in_hand);
     }
 
-    /// Serves everything but connections. `read` are the bytes read already; `decided`, if present, is the first response.
+    /// Responds to a head that is too long or malformed, and counts that as a refused handshake.
+    async fn refuse(&self, stream: Stream, read: Vec<u8>, peer: SocketAddr, deadline: Instant) {
+        let Err(error) = self.exchange(stream, read, None, deadline).await else { return };
+        match unparsed(&error) {
+            Some(refusal) => note_refusal(&self.app, &Peer::of_socket(peer), &refusal),
+            None => debug!(%error, "http connection ended"),
+        }
+    }
+
     async fn serve(&self, stream: Stream, read: Vec<u8>, decided: Option<Response<Body>>, deadline: Instant) {
+        if let Err(error) = self.exchange(stream, read, decided, deadline).await {
+            debug!(%error, "http connection ended");
+        }
+    }
+
+    /// Serves everything but connections. `read` are the bytes read already; `decided`, if present, is the first response.
+    async fn exchange(
+        &self,
+        stream: Stream,
+        read: Vec<u8>,
+        decided: Option<Response<Body>>,
+        deadline: Instant,
+    ) -> hyper::Result<()> {
         let (decided, requested) = (&Mutex::new(decided), &Notify::new());
         let service = service_fn(move |request: hyper::Request<Incoming>| async move {
             requested.notify_one();
@@ -163,17 +187,27 @@ impl Http {
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        let ended = tokio::select! {
+        tokio::select! {
             // In this order: a response that was decided at the deadline is still sent.
             biased;
             ended = &mut connection => ended,
             () = requested.notified() => connection.await,
-            () = sleep_until(deadline) => return debug!("no request received in time"),
-        };
-        if let Err(error) = ended {
-            debug!(%error, "http connection ended");
+            () = sleep_until(deadline) => {
+                debug!("no request received in time");
+                Ok(())
+            }
         }
     }
+}
+
+/// Why hyper has refused a head; `None` if it has not: the client left, or began HTTP/2, to which it responds nothing.
+fn unparsed(error: &hyper::Error) -> Option<Refusal> {
+    if error.is_parse_too_large() {
+        let message = "the request head is over 16 KiB, or has over 100 headers";
+        return Some(Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", message));
+    }
+    let is_malformed = error.is_parse() && !error.is_parse_version_h2();
+    is_malformed.then(|| Refusal::bad_request(format!("the request head is malformed: {error}")))
 }
 
 fn socket(stream: Stream) -> Socket {

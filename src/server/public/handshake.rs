@@ -43,7 +43,7 @@ impl<'a> Head<'a> {
 }
 
 /// Counts and logs a refusal.
-pub(super) fn note_refusal(app: &App, peer: &Peer, refusal: &Refusal) {
+pub(in crate::server) fn note_refusal(app: &App, peer: &Peer, refusal: &Refusal) {
     let known = Known { user: refusal.user.clone(), why: Some(refusal.message.clone()) };
     app.context.refusals.handshake(peer, refusal.status.as_u16(), refusal.code, &known);
 }

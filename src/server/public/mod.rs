@@ -16,6 +16,7 @@ use axum::routing::get;
 
 pub use forwarded::client_address;
 pub(super) use forwarded::is_trusted;
+pub(super) use handshake::note_refusal;
 pub(super) use head::{First, MAX_HEAD, read as read_head};
 
 use super::{App, demo, healthz, readyz};

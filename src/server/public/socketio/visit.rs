@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::http::{Http, RequestError, encode, encode_head, has_body, is_persistent};
 use super::refusal::{BAD_METHOD, EngineRefusal};
 use super::{Parameters, Transport, admit, new_session_id, probe, upgrade};
-use crate::connection::{NotPosted, PollingSession, Seat, SocketIo, SocketIoHandshake, Upgrade};
+use crate::connection::{NotPosted, Peer, PollingSession, Seat, SocketIo, SocketIoHandshake, Upgrade};
 use crate::delivery::{HeldRequest, HttpSocket, Responded, Socket};
 use crate::limits::{AdmissionPermits, SocketPermits};
 use crate::protocol::Close;
@@ -145,7 +145,9 @@ impl Visit {
             Ok(Ok(request)) if request.uri().path() != super::PATH => Next::Over,
             Ok(Ok(request)) => self.exchange(Arrival { request, permits: SocketPermits::default(), deadline }).await,
             Ok(Err(RequestError::Malformed | RequestError::TooLarge)) => {
-                self.refuse_unread(&malformed(), deadline).await
+                let refusal = malformed();
+                refusal.note(&self.app, &Peer::of_socket(self.peer));
+                self.refuse_unread(&refusal, deadline).await
             }
             Ok(Err(RequestError::Gone)) | Err(_) => Next::Over,
         }
