@@ -52,6 +52,7 @@ mod lineage;
 mod link_faults;
 mod listen;
 mod load;
+mod log_commands;
 mod metrics;
 mod moving_address;
 mod openapi;
