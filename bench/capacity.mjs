@@ -205,8 +205,10 @@ anything was measured.
 
 ## Check it on your machine
 
-Run an instance with your configuration (and without limits per address, which the load generator would reach), then, with its
-process id, and \`TIDINGS_CONFIG\` or the same environment, from which \`tidings load\` takes the secret and Redis:
+Run an instance with your configuration (without TLS, and without limits per address, which the load generator would reach), then, with
+its process id, and \`TIDINGS_CONFIG\` or the same environment, from which \`tidings load\` takes the addresses, the secret and Redis. The
+file of [deploy.md](deploy.md#2-the-gateways) is readable only by the user \`tidings\`: begin with
+\`sudo -u tidings env TIDINGS_CONFIG=/etc/tidings/tidings.toml bash\`.
 
 \`\`\`sh
 pid=$(pgrep --full 'tidings serve')

@@ -37,7 +37,7 @@ pub async fn run(args: &[&str], env: &[(&str, &str)]) -> Done {
 }
 
 /// A port that refuses connections for as long as the socket lives: bound, and not listening.
-fn closed_port() -> (TcpSocket, String) {
+pub fn closed_port() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let address = socket.local_addr().unwrap().to_string();

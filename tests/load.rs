@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::cli::closed_port;
 use crate::support::{Gateway, RedisServer, SECRET, command, eventually, output};
 
 async fn load(gateway: &Gateway, redis: &RedisServer, flags: &[&str]) -> (i32, Vec<Value>, String) {
@@ -188,4 +189,25 @@ async fn clients_of_every_protocol_receive_all_messages_and_resume() {
         assert_eq!(reports[1]["deliveries"], 40, "{client}");
     }
     assert_eq!(gateway.metric("tidings_resumes_total{result=\"recovered\"}").await, 80.0);
+}
+
+#[tokio::test]
+async fn without_a_target_the_clients_connect_to_the_configured_listener() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let load = async |listen: String| {
+        let mut load = command(&["load", "--redis-url", &redis.url()]);
+        load.args(SHORT).env("TIDINGS_AUTH__HMAC_SECRET", SECRET).env("TIDINGS_SERVER__LISTEN", listen);
+        let done = output(load).await;
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    for address in [gateway.public.to_string(), format!("0.0.0.0:{}", gateway.public.port())] {
+        assert_eq!(load(address.clone()).await, (Some(0), String::new()), "{address}");
+    }
+    let (_socket, closed) = closed_port();
+    let (code, errors) = load(closed.clone()).await;
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains(&format!("to {closed}: Connection refused")), "{errors}");
+    let (code, errors) = load("127.0.0.1:0".to_owned()).await;
+    assert!(code == Some(2) && errors.contains("server.listen") && errors.contains("--target IP:PORT"), "{errors}");
 }

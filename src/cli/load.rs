@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use tidings_load::{Backend, Gateway, LoadError, Plan, Position, Report};
 
 use super::progress::ProgressLine;
-use super::{ConfigArgs, Usage, block_on, say, stores};
+use super::{ConfigArgs, Usage, as_seen_from_here, block_on, say, stores};
 use crate::auth::mint;
 use crate::config::Config;
 use crate::history::{HistoryStore, Publication};
@@ -44,7 +44,11 @@ impl Load {
             admin: config.server.admin_listen,
             admin_key: config.admin_keys.first().map(|(_, key)| key.clone()),
         };
-        let plan = self.plan;
+        let mut plan = self.plan;
+        if !plan.has_target() {
+            let address = as_seen_from_here("server.listen", config.server.listen, "--target IP:PORT")?;
+            plan.set_target(address);
+        }
         let line = ProgressLine::default();
         let reports = block_on(async {
             let (_, store) = stores(&config).map_err(|error| LoadError::Store(error.to_string()))?;

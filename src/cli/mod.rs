@@ -150,23 +150,23 @@ fn user_id(text: &str) -> Result<UserId, Usage> {
 }
 
 /// The URL of a configured listener, as seen from this machine; `scheme` is the one without TLS.
-fn configured_url(
-    config: &Config,
-    scheme: &str,
-    key: &str,
-    mut address: SocketAddr,
-    flag: &str,
-) -> Result<String, Usage> {
+fn configured_url(config: &Config, scheme: &str, key: &str, address: SocketAddr, flag: &str) -> Result<String, Usage> {
+    let address = as_seen_from_here(key, address, &format!("{flag} URL"))?;
+    let tls = if config.server.tls.is_some() { "s" } else { "" };
+    Ok(format!("{scheme}{tls}://{address}"))
+}
+
+/// The address of a configured listener; `otherwise` is the argument that is needed if it has none.
+fn as_seen_from_here(key: &str, mut address: SocketAddr, otherwise: &str) -> Result<SocketAddr, Usage> {
     if address.port() == 0 {
-        return Err(Usage(format!("{key} = {address} has no fixed port: expected {flag} URL")));
+        return Err(Usage(format!("{key} = {address} has no fixed port: expected {otherwise}")));
     }
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
-    let tls = if config.server.tls.is_some() { "s" } else { "" };
-    Ok(format!("{scheme}{tls}://{address}"))
+    Ok(address)
 }
 
 /// A wrong argument. The exit status is 2, as for a wrong configuration.

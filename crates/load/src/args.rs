@@ -9,7 +9,8 @@ use clap::{Args, Parser, ValueEnum};
 #[derive(Debug, Clone, Args)]
 pub struct Plan {
     /// The address of the server's public listener; of several, separated by commas, the connections are divided among them
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080", value_delimiter = ',', num_args = 1)]
+    /// [default: the configured server.listen]
+    #[arg(long, value_name = "IP:PORT", value_delimiter = ',', num_args = 1)]
     pub(crate) target: Vec<SocketAddr>,
     /// The path and query of the first request [default: the gateway's path for the protocol of the clients]
     #[arg(long)]
@@ -223,6 +224,17 @@ pub enum ArgsError {
 }
 
 impl Plan {
+    /// Whether `--target` was given.
+    #[must_use]
+    pub fn has_target(&self) -> bool {
+        !self.target.is_empty()
+    }
+
+    /// Connects all clients to this address.
+    pub fn set_target(&mut self, address: SocketAddr) {
+        self.target = vec![address];
+    }
+
     pub(crate) fn path(&self) -> &str {
         self.path.as_deref().unwrap_or(self.client.default_path())
     }

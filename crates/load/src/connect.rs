@@ -32,9 +32,9 @@ pub(crate) async fn connect(
     let (start, interval) = (Instant::now(), Duration::from_secs(1) / plan.connect_rate.max(1));
     let mut handshakes = JoinSet::new();
     let add = |(number, opened): Opened| -> Result<(), LoadError> {
-        let client = opened.map_err(|reason| LoadError::Connect(number, reason))?;
+        let client = opened.map_err(|reason| LoadError::Connect(number, plan.target_of(number), reason))?;
         let received = received.get(plan.user_of(number) as usize).copied().unwrap_or_default();
-        receiver.add(number, client, received)
+        receiver.add(client, received)
     };
     for number in 0..plan.connections {
         sleep_until(start + interval.saturating_mul(number)).await;
@@ -68,8 +68,10 @@ pub(crate) async fn connect(
 type Opened = (u32, Result<Greeted, String>);
 
 pub(crate) async fn connect_tcp(plan: &Plan, number: u32) -> std::io::Result<TcpStream> {
-    let (socket, target) = (TcpSocket::new_v4()?, plan.target_of(number));
-    if plan.sources > 1 && target.ip().is_loopback() {
+    let target = plan.target_of(number);
+    let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Only the loopback addresses of IPv4 are many.
+    if plan.sources > 1 && target.is_ipv4() && target.ip().is_loopback() {
         let last = u8::try_from(number % u32::from(plan.sources)).unwrap_or_default() + 1;
         // With SO_REUSEADDR the port is chosen for each destination, so that every source address has all ports.
         socket.set_reuseaddr(true)?;

@@ -93,9 +93,9 @@ impl Backend {
 /// An error that ends a run. Failed deliveries are not errors; they are counted in the [`Report`].
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The client with this number, from 0, could not connect.
-    #[error("connection {0}: {1}")]
-    Connect(u32, String),
+    /// The client with this number, from 0, could not connect to this address.
+    #[error("connection {0} to {1}: {2}")]
+    Connect(u32, SocketAddr, String),
     /// A Redis command failed.
     #[error("redis: {0}")]
     Redis(#[from] redis::RedisError),

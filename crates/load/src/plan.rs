@@ -36,7 +36,6 @@ impl Plan {
     /// The server of a connection.
     pub(crate) fn target_of(&self, connection: u32) -> SocketAddr {
         let index = connection as usize % self.target.len().max(1);
-        // There is at least the default.
         self.target.get(index).copied().unwrap_or(([127, 0, 0, 1], 8080).into())
     }
 

@@ -53,9 +53,8 @@ impl Receiver {
     }
 
     /// Adds a client whose user has received this many messages.
-    pub(crate) fn add(&self, number: u32, greeted: Greeted, received: u64) -> Result<(), LoadError> {
-        let failed = |error: std::io::Error| LoadError::Connect(number, error.to_string());
-        let client = Client::new(greeted, received).map_err(failed)?;
+    pub(crate) fn add(&self, greeted: Greeted, received: u64) -> Result<(), LoadError> {
+        let client = Client::new(greeted, received).map_err(LoadError::Receiver)?;
         // The channel has room for every client.
         self.new_clients.send(client).map_err(|_| LoadError::Receiver(ErrorKind::BrokenPipe.into()))?;
         self.waker.wake().map_err(LoadError::Receiver)
@@ -188,7 +187,7 @@ mod tests {
         let (mut server, _) = listener.accept().unwrap();
         server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let polling = (protocol == "polling").then(|| Polling { get: b"GET".into(), pong: b"POST 3".into() });
-        receiver.add(0, Greeted { socket, buffer: read.to_vec(), polling }, 0).unwrap();
+        receiver.add(Greeted { socket, buffer: read.to_vec(), polling }, 0).unwrap();
         server.write_all(later).unwrap();
         let mut reply = vec![0; expected_reply.len()];
         server.read_exact(&mut reply).unwrap();
