@@ -136,7 +136,6 @@ async fn flat_out_requires_a_connection_for_every_user() {
     for flags in [
         &["--flat-out", "--connections", "2", "--users", "3"][..],
         &["--connections", "2", "--users", "3", "--then", "--flat-out"],
-        &["--flat-out", "--connections", "0"],
     ] {
         let mut load = command(&["load"]);
         load.args(flags).env("TIDINGS_AUTH__HMAC_SECRET", SECRET);
@@ -144,6 +143,29 @@ async fn flat_out_requires_a_connection_for_every_user() {
         let errors = String::from_utf8(done.stderr).unwrap();
         assert_eq!(done.status.code(), Some(2), "{flags:?}: {errors}");
         assert!(errors.contains("--users") && errors.contains("--connections"), "{flags:?}: {errors}");
+    }
+}
+
+#[tokio::test]
+async fn a_number_with_which_nothing_would_be_measured_is_refused_with_those_that_are_accepted() {
+    let cases = ["connections", "users", "connect-rate", "sources", "rate", "window", "burst", "server-pid"];
+    let cases = cases.map(|flag| (format!("--{flag} 0"), "0 is not in 1.."));
+    let durations = [("--duration 0s".to_owned(), "expected at least 1ms")];
+    for (flag, accepted) in cases.into_iter().chain(durations) {
+        let (name, number) = flag.split_once(' ').unwrap();
+        let mut given = vec![vec![name, number]];
+        // As a flag of a further phase, too, which has not those of the whole run.
+        if ["--rate", "--window", "--burst", "--duration"].contains(&name) {
+            given.push(vec!["--then", &flag]);
+        }
+        for flags in given {
+            let mut load = command(&["load"]);
+            load.args(&flags).env("TIDINGS_AUTH__HMAC_SECRET", SECRET);
+            let done = output(load).await;
+            let errors = String::from_utf8(done.stderr).unwrap();
+            assert_eq!(done.status.code(), Some(2), "{flags:?}: {errors}");
+            assert!(errors.contains(name) && errors.contains(accepted), "{flags:?}: {errors}");
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum, value_parser};
 
 /// The settings of a run
 #[derive(Debug, Clone, Args)]
@@ -16,16 +16,16 @@ pub struct Plan {
     #[arg(long)]
     path: Option<String>,
     /// Number of connections
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..))]
     pub(crate) connections: u32,
     /// Number of users that the connections are divided among [default: one user for each connection]
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(u32).range(1..))]
     pub(crate) users: Option<u32>,
     /// Maximum number of new connections per second
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 2_000, value_parser = value_parser!(u32).range(1..))]
     pub(crate) connect_rate: u32,
     /// Number of loopback source addresses; each provides about 28,000 ports
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = value_parser!(u8).range(1..))]
     pub(crate) sources: u8,
     /// How long connections stay idle before the server's memory is measured
     #[arg(long, default_value = "2s", value_parser = duration)]
@@ -39,7 +39,7 @@ pub struct Plan {
     #[arg(long, value_enum, default_value_t = ClientProtocol::WebSocket)]
     pub(crate) client: ClientProtocol,
     /// Measure CPU time and memory of the server with this process id; of several, separated by commas, the sum
-    #[arg(long, value_name = "PID", value_delimiter = ',', num_args = 1)]
+    #[arg(long, value_name = "PID", value_delimiter = ',', num_args = 1, value_parser = value_parser!(u32).range(1..))]
     pub(crate) server_pid: Vec<u32>,
     /// Seed for the random choice of users
     #[arg(long, default_value_t = 1)]
@@ -60,19 +60,19 @@ pub struct Phase {
     #[arg(long, default_value_t = 0)]
     pub(crate) stored: u32,
     /// Messages per second, regardless of the rate of deliveries
-    #[arg(long, default_value_t = 1_000, conflicts_with = "flat_out")]
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..), conflicts_with = "flat_out")]
     rate: u32,
     /// Publish as fast as messages are delivered
     #[arg(long)]
     pub(crate) flat_out: bool,
     /// With --flat-out: maximum number of outstanding messages; one is outstanding until its last copy is delivered
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u64).range(1..))]
     window: u64,
     /// Messages published together: to the same user, or with --mode turn to this many users
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
     pub(crate) burst: u32,
     /// How long to measure
-    #[arg(long, default_value = "10s", value_parser = duration)]
+    #[arg(long, default_value = "10s", value_parser = some_duration)]
     pub(crate) duration: Duration,
     /// How long to publish before measuring
     #[arg(long, default_value = "2s", value_parser = duration)]
@@ -282,6 +282,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     let ms = number.parse::<u64>().ok().zip(unit_ms).and_then(|(number, unit_ms)| number.checked_mul(*unit_ms));
     let accepted = ms.map(Duration::from_millis).filter(|duration| *duration <= MAX);
     accepted.ok_or_else(|| "expected a duration such as 500ms, 10s or 1m".to_owned())
+}
+
+/// As [`duration`], of a measurement.
+fn some_duration(text: &str) -> Result<Duration, String> {
+    let some = |duration: Duration| (!duration.is_zero()).then_some(duration);
+    duration(text).and_then(|duration| some(duration).ok_or_else(|| "expected at least 1ms".to_owned()))
 }
 
 fn phase(flags: &str) -> Result<Phase, String> {
