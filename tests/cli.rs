@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -839,9 +839,8 @@ async fn publish_over_an_admin_listener_reaches_users_named_by_dots() {
 #[tokio::test]
 async fn the_ready_file_appears_whole_once_both_listeners_accept_even_with_redis_down() {
     let dir = TempDir::new().unwrap();
-    let path = write(&dir, "ready.json", "of an earlier run");
-    let inode = |path: &str| std::fs::metadata(path).unwrap().ino();
-    let (before, (_socket, closed)) = (inode(&path), closed_port());
+    let path = dir.path().join("ready.json").to_str().unwrap().to_owned();
+    let (_socket, closed) = closed_port();
     let mut serve = command(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
     serve
         .args(["--redis-url", &format!("redis://{closed}"), "--ready-file", &path])
@@ -850,13 +849,12 @@ async fn the_ready_file_appears_whole_once_both_listeners_accept_even_with_redis
     let mut child = serve.spawn().unwrap();
 
     let mut text = String::new();
-    eventually("the ready file is replaced", async || {
-        text = std::fs::read_to_string(&path).unwrap();
-        text != "of an earlier run"
+    eventually("the ready file is there", async || {
+        let read = std::fs::read_to_string(&path).ok();
+        read.map(|read| text = read).is_some()
     })
     .await;
     let ready: Value = serde_json::from_str(&text).expect("all of it or none");
-    assert_ne!(inode(&path), before, "renamed into place, not written into");
     assert_eq!(ready["pid"].as_u64(), child.id().map(u64::from));
     assert!(ready["instance"].as_str().is_some_and(|id| !id.is_empty()), "{ready}");
     assert_eq!(ready.as_object().unwrap().len(), 4, "{ready}");
@@ -867,6 +865,37 @@ async fn the_ready_file_appears_whole_once_both_listeners_accept_even_with_redis
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
     child.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_ready_file_of_an_earlier_process_is_removed_before_anything_can_fail() {
+    let dir = TempDir::new().unwrap();
+    let path = write(&dir, "ready.json", "of an earlier run");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (listen, code) in [("nowhere", 2), (&*taken, 1)] {
+        std::fs::write(&path, "of an earlier run").unwrap();
+        let serve = ["serve", "--dev", "--admin-listen=127.0.0.1:0", "--listen", listen, "--ready-file", &path];
+        assert_eq!(run(&serve, &[]).await.code, code, "{listen}");
+        assert!(!Path::new(&path).exists(), "{listen}");
+    }
+    let folder = dir.path().to_str().unwrap();
+    let done = run(&["serve", "--dev", "--listen=127.0.0.1:0", "--ready-file", folder], &[]).await;
+    assert!(done.code == 1 && done.stderr.contains("--ready-file") && done.stderr.contains(folder), "{}", done.stderr);
+}
+
+#[tokio::test]
+async fn the_ready_file_is_removed_after_a_clean_stop_unless_another_process_has_written_it() {
+    for written in [None, Some("of a successor")] {
+        let mut gateway = Options::dev().start().await;
+        let path = gateway.ready_file();
+        if let Some(text) = written {
+            std::fs::write(&path, text).unwrap();
+        }
+        gateway.signal("TERM");
+        assert_eq!(gateway.exit().await.code(), Some(0));
+        assert_eq!(std::fs::read_to_string(&path).ok().as_deref(), written);
+    }
 }
 
 #[tokio::test]

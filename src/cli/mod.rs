@@ -11,6 +11,7 @@ mod load;
 mod notify;
 mod progress;
 mod publish;
+mod ready_file;
 mod serve;
 mod shell;
 mod token;

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::checks::{Finding, Level, of_process, of_redis};
 use super::notify::{READY, STOPPING, notify};
+use super::ready_file::ReadyFile;
 use super::{ConfigArgs, block_on, say, stores};
 use crate::backplane::BackplaneError;
-use crate::config::{Config, ConfigError, Redis, RedisUrl, shown_path};
+use crate::config::{Config, ConfigError, Redis, RedisUrl};
 use crate::shutdown::{Signal, Signals};
 use crate::{Gateway, log, server};
 
@@ -29,7 +29,7 @@ pub(super) struct Serve {
     /// Development mode, on loopback only: in-memory unless --redis-url is set, random secret, demo page
     #[arg(long)]
     dev: bool,
-    /// Write {"public":…,"admin":…,"instance":…,"pid":…} to this file once both listeners accept
+    /// Write {"public":…,"admin":…,"instance":…,"pid":…} to this file once both listeners accept, and remove it at the end
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
     #[command(flatten)]
@@ -38,6 +38,7 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        self.ready_file.as_deref().map_or(Ok(()), ReadyFile::clear)?;
         let mut config = self.config.clone().load(self.dev)?;
         log::init(config.log);
         config.require_way_in()?;
@@ -76,15 +77,7 @@ async fn serve(
     }
     let (public, admin, instance) = (gateway.public(), gateway.admin(), gateway.instance().clone());
     info!(%public, %admin, %instance, "listening");
-    if let Some(path) = ready_file {
-        let ready = json!({
-            "public": public.to_string(),
-            "admin": admin.to_string(),
-            "instance": instance.as_str(),
-            "pid": std::process::id(),
-        });
-        write_whole(path, &ready.to_string()).with_context(|| format!("--ready-file {:?}", shown_path(path)))?;
-    }
+    let ready_file = ready_file.map(|path| ReadyFile::write(path, &gateway)).transpose()?;
     notify(READY);
     for line in greeting(public, demo, in_memory) {
         // An instance keeps running if its standard output is closed.
@@ -101,7 +94,7 @@ async fn serve(
         () = gateway.stop() => info!("stopped"),
         () = signals.stops.next() => anyhow::bail!("second signal: stopped at once"),
     }
-    Ok(())
+    ready_file.map_or(Ok(()), ReadyFile::remove)
 }
 
 /// The file, the environment and the flags are the same; the file and those that it names may have changed.
@@ -148,12 +141,4 @@ fn greeting(public: SocketAddr, demo: Option<&str>, in_memory: bool) -> Vec<Stri
     let page = demo.map(|scheme| format!("tidings: the demo page is at {scheme}://{public}/"));
     let note = "tidings: no Redis URL is set, so all data is in memory and does not survive a restart";
     page.into_iter().chain(in_memory.then(|| note.to_owned())).collect()
-}
-
-/// Writes a file atomically.
-fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut part = path.as_os_str().to_owned();
-    part.push(format!(".{}", std::process::id()));
-    std::fs::write(&part, text)?;
-    std::fs::rename(&part, path)
 }

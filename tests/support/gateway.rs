@@ -258,6 +258,11 @@ impl Gateway {
         within("the instance ends", self.child.wait()).await.unwrap()
     }
 
+    /// The path of its `--ready-file`.
+    pub fn ready_file(&self) -> PathBuf {
+        self.dir.path().join("ready.json")
+    }
+
     /// Its whole output.
     pub fn stdout(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("stdout")).unwrap()
