@@ -144,6 +144,22 @@ async fn completions_and_the_man_page_name_every_command() {
 }
 
 #[tokio::test]
+async fn completions_offer_the_values_of_a_flag_and_a_file_only_where_one_is_named() {
+    let script = done(&["completions", "bash"], &[]).await;
+    let (_, serve) = script.split_once("tidings__subcmd__serve)").unwrap();
+    let offered = |flag: &str| {
+        let (_, rest) = serve.split_once(&format!("--{flag})\n")).unwrap_or_else(|| panic!("{flag}: {serve}"));
+        rest.split("return 0").next().unwrap().to_owned()
+    };
+    assert!(offered("log-level").contains("-W \"info trace debug warn error\""), "{}", offered("log-level"));
+    assert!(offered("log-format").contains("-W \"text json\""), "{}", offered("log-format"));
+    for flag in ["log-level", "log-format", "listen", "admin-listen", "redis-url", "set"] {
+        assert!(!offered(flag).contains("compgen -f"), "{}", offered(flag));
+    }
+    assert!(offered("config").contains("compgen -f"), "{}", offered("config"));
+}
+
+#[tokio::test]
 async fn help_has_colours_on_a_terminal_and_none_with_no_color() {
     for (no_color, coloured) in [(None, true), (Some("1"), false)] {
         let mut command = command(&["--help"]);

@@ -9,6 +9,7 @@ mod disconnect;
 mod listen;
 mod load;
 mod notify;
+mod offered;
 mod progress;
 mod publish;
 mod ready_file;
@@ -24,11 +25,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint};
 
+use self::offered::Offered;
 use crate::StartError;
 use crate::backplane::{Backplane, BackplaneError};
-use crate::config::{Config, ConfigError, ENV_PREFIX, FILE_VARIABLE, Layers, MASK, may_have_secret, shown};
+use crate::config::{Config, ConfigError, ENV_PREFIX, FILE_VARIABLE, Layers, Log, MASK, may_have_secret, shown};
 use crate::history::HistoryStore;
 use crate::protocol::{InstanceId, UserId};
 
@@ -74,22 +76,23 @@ struct ConfigArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where browsers connect [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_hint = ValueHint::Other)]
     listen: Option<String>,
     /// Where operators and backends connect [default: 127.0.0.1:9090]
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_hint = ValueHint::Other)]
     admin_listen: Option<String>,
     /// redis://, rediss:// or unix://; redis+sentinel://HOST:PORT,…/MASTER; redis+cluster://HOST:PORT,…
-    #[arg(long, value_name = "URL")]
+    // bash would complete `ValueHint::Url` with file names.
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Other)]
     redis_url: Option<String>,
-    /// text or json
-    #[arg(long, value_name = "FORMAT")]
+    /// The format of the log
+    #[arg(long, value_name = "FORMAT", value_parser = Offered::of(Log::FORMATS))]
     log_format: Option<String>,
-    /// trace, debug, info, warn or error
-    #[arg(long, value_name = "LEVEL")]
+    /// The least severe level that is logged
+    #[arg(long, value_name = "LEVEL", value_parser = Offered::of(Log::LEVELS))]
     log_level: Option<String>,
     /// Any other key, such as presence.lease=20s; repeatable
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", value_hint = ValueHint::Other)]
     set: Vec<String>,
 }
 

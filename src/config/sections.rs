@@ -385,18 +385,19 @@ pub struct Log {
 }
 
 impl Log {
+    /// The names of `log.format`, and whether each is JSON; the first is the default.
+    pub const FORMATS: [(&str, bool); 2] = [("text", false), ("json", true)];
+
+    /// The names of `log.level`; the first is the default.
+    pub const LEVELS: [(&str, tracing::Level); 5] = [
+        ("info", tracing::Level::INFO),
+        ("trace", tracing::Level::TRACE),
+        ("debug", tracing::Level::DEBUG),
+        ("warn", tracing::Level::WARN),
+        ("error", tracing::Level::ERROR),
+    ];
+
     pub(super) fn read(settings: &mut Settings) -> Self {
-        use tracing::Level;
-        let levels = [
-            ("info", Level::INFO),
-            ("trace", Level::TRACE),
-            ("debug", Level::DEBUG),
-            ("warn", Level::WARN),
-            ("error", Level::ERROR),
-        ];
-        Self {
-            json: settings.choice("log.format", &[("text", false), ("json", true)]),
-            level: settings.choice("log.level", &levels),
-        }
+        Self { json: settings.choice("log.format", &Self::FORMATS), level: settings.choice("log.level", &Self::LEVELS) }
     }
 }
