@@ -113,6 +113,23 @@ async fn a_reload_to_a_more_verbose_level_reports_what_changed() {
 }
 
 #[tokio::test]
+async fn a_reload_gives_the_warnings_of_a_start() {
+    let short = "of 20 bytes, no more";
+    secrets::keep("secret in a configuration", short);
+    let redis = RedisServer::start().await;
+    let file = File::new(&format!("auth.hmac_secret = {SECRET:?}\n"));
+    let gateway = file.options(&redis).start().await;
+    let warnings =
+        ["auth.hmac_secret is shorter than 32 bytes", "is reached: raise the hard limit of file descriptors"];
+    let log = gateway.log();
+    assert!(!warnings.iter().any(|warning| log.contains(warning)), "{log}");
+    file.reload(&gateway, &format!("auth.hmac_secret = {short:?}\nlimits.max_connections = 4000000000\n")).await;
+    for warning in warnings {
+        eventually(warning, async || gateway.log().contains(warning)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_limit_per_user_that_a_reload_sets_is_shared_with_the_fleet() {
     let redis = RedisServer::start().await;
     let file = File::new(&format!("auth.hmac_secret = {SECRET:?}\n"));

@@ -100,13 +100,15 @@ async fn serve(
 /// The file, the environment and the flags are the same; the file and those that it names may have changed.
 /// `level` is that of the log.
 fn reload(gateway: &Gateway, loaded: Result<Config, ConfigError>, level: &mut tracing::Level) {
-    let next = loaded.as_ref().map_or(*level, |config| config.log.level);
+    let wanted = loaded.as_ref().ok().map(|config| (config.log.level, of_process(config)));
+    let next = wanted.as_ref().map_or(*level, |wanted| wanted.0);
     // The report is written if one of the two levels includes it.
     let for_report = next.max(*level);
     // The error is logged.
     if gateway.reload(loaded, || log::set_level(for_report)).is_ok() {
         log::set_level(next);
         *level = next;
+        wanted.iter().flat_map(|(_, findings)| findings).for_each(warn_of);
     }
 }
 
