@@ -100,6 +100,21 @@ async fn the_loss_of_a_node_of_a_cluster_names_the_nodes_address_until_it_replie
 }
 
 #[tokio::test]
+async fn every_line_of_the_subscription_has_the_address_in_the_same_form() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let _: u64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    let address = format!(" address=127.0.0.1:{} ", redis.port());
+    for message in ["INFO", "not subscribed to redis", "subscribed to redis again"] {
+        eventually(message, async || {
+            let found = lines(&gateway, &["subscribed to redis"]);
+            found.iter().any(|line| line.contains(message) && format!("{line} ").contains(&address))
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn the_durations_in_lines_of_json_are_numbers() {
     let redis = RedisServer::start().await;
     let gateway = Options::redis(&redis).set("log.format", "json").start().await;

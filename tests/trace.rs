@@ -44,6 +44,9 @@ async fn a_traceparent_travels_to_the_event_and_to_the_log_lines_of_its_delivery
             (&TRACE.into(), &true.into(), &"k".into())
         );
         assert_eq!(traced(&gateway, "notification read for a connection"), 1);
+        let log = gateway.log();
+        let line = log.lines().find(|line| line.contains("notification read for a connection")).unwrap();
+        assert!(line.contains("user=\"42\" cursor="), "{line}");
         let page = gateway.ask_admin("GET", NOTIFY, &[], "").await.json();
         assert_eq!(page["notifications"][0]["event"], "paid");
     }

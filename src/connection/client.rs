@@ -163,7 +163,7 @@ impl Client {
         }
         let start = reading.map(|reading| {
             let (from, newest) = (reading.from, reading.newest);
-            StartPage { from, newest, page: self.to_page(reading, Some(newest)) }
+            StartPage { from, newest, page: self.to_page(&identity.user, reading, Some(newest)) }
         });
         let replayed = handle.queue.greet((!greeting.is_empty()).then(|| greeting.into()), start);
         self.count_replayed(replayed);
@@ -171,12 +171,13 @@ impl Client {
 
     /// Encodes the entries that were read for this client; those up to `replaying` were stored before its welcome. Those that
     /// its dialect cannot carry are counted.
-    fn to_page(&self, reading: Reading, replaying: Option<Cursor>) -> CatchUpPage {
+    fn to_page(&self, user: &UserId, reading: Reading, replaying: Option<Cursor>) -> CatchUpPage {
         static DROPPED: LogRate = LogRate::new();
         let (complete, dialect) = (reading.is_complete(), self.handle.dialect);
         let frame = |entry: Entry| {
             if let Some(traceparent) = &entry.trace {
-                debug!(traceparent, connection = %self.handle.id, cursor = %entry.cursor, "notification read for a connection");
+                let (connection, user) = (&self.handle.id, user.as_str());
+                debug!(traceparent, %connection, user, cursor = %entry.cursor, "notification read for a connection");
             }
             let replayed = replaying.is_some_and(|upto| upto.followed_by(&entry.cursor) == Continuity::Known);
             (entry.cursor, Event { replayed, ..entry.to_event() }.encode(dialect))
@@ -244,7 +245,7 @@ impl Client {
             ColdEvent::Verified(verified) => self.refresh(user, verified),
             ColdEvent::Read(Some(reading)) if reading.whole => {
                 let replaying = self.handle.queue.replaying();
-                let replayed = self.handle.queue.replay(self.to_page(reading, replaying));
+                let replayed = self.handle.queue.replay(self.to_page(user, reading, replaying));
                 self.count_replayed(replayed);
             }
             ColdEvent::Read(Some(_)) if self.handle.queue.discard_reading() => {}

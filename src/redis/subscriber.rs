@@ -412,12 +412,12 @@ fn log_subscribed(address: &str, lost: Option<&Lost>, failing: Option<Failing>) 
     match lost {
         None => {
             let failed_ms = failing.map(|failing| millis(failing.since.elapsed()));
-            info!(address, failed_ms, "subscribed to redis");
+            info!(%address, failed_ms, "subscribed to redis");
         }
         Some(Lost { last_received, cause }) => {
             let gap_ms = millis(last_received.elapsed());
             warn!(
-                address,
+                %address,
                 gap_ms, cause, "subscribed to redis again: events that are not stored may have been lost meanwhile"
             );
         }
