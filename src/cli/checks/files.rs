@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Finding;
+use super::{Finding, counted};
 use crate::config::{Config, TlsFiles, Validity};
 use crate::protocol::unix_seconds;
 use crate::server::browsers_allowed;
@@ -39,21 +39,19 @@ fn last(path: &Path) -> Option<Validity> {
 
 fn judge(key: &'static str, Validity { from, until }: Validity, now: i64) -> Finding {
     let refused = "connections with it are refused";
-    let days = |seconds: i64| seconds / DAY;
+    let days = |seconds: i64| counted(seconds.unsigned_abs() / DAY.unsigned_abs(), "day");
     match (now.saturating_sub(from), until.saturating_sub(now)) {
         (early, _) if early < 0 => {
-            let text = format!(
-                "is not valid yet, but in {} days: {refused}: correct the clock, or the file",
-                days(-early) + 1
-            );
+            let left = days(DAY - early);
+            let text = format!("is not valid yet, but in {left}: {refused}: correct the clock, or the file");
             Finding::error(key, text)
         }
-        (_, left) if left < 0 => Finding::error(key, format!("expired {} days ago: {refused}: renew it", days(-left))),
+        (_, left) if left < 0 => Finding::error(key, format!("expired {} ago: {refused}: renew it", days(-left))),
         (_, left) if left < SOON => {
-            let text = format!("expires in {} days, and then {refused}: renew it", days(left));
+            let text = format!("expires in {}, and then {refused}: renew it", days(left));
             Finding::warning(key, text)
         }
-        (_, left) => Finding::ok(key, format!("expires in {} days", days(left))),
+        (_, left) => Finding::ok(key, format!("expires in {}", days(left))),
     }
 }
 
@@ -85,7 +83,7 @@ mod tests {
             (9, Level::Error, "not valid yet, but in 2 days"),
             (50, Level::Ok, "expires in 50 days"),
             (90, Level::Warning, "expires in 10 days"),
-            (101, Level::Error, "expired 1 days ago"),
+            (101, Level::Error, "expired 1 day ago"),
         ] {
             let finding = judge("server.tls_cert_file", validity, day * DAY);
             assert!(finding.level == level && finding.to_string().contains(part), "{finding}");

@@ -99,6 +99,11 @@ pub(super) fn of_process(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// A number of these things, of which there may be one.
+fn counted(count: u64, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+}
+
 fn short(key: &str, secret: &SecretString) -> Option<Finding> {
     let text = format!("is shorter than {MIN_SECRET_BYTES} bytes and may be guessed: set a random one");
     (secret_bytes(secret).len() < MIN_SECRET_BYTES).then(|| Finding::warning(key, text))

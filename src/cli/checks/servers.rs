@@ -1,6 +1,6 @@
 //! The servers of `redis.url`: what each lacks, and what goes wrong without it.
 
-use super::Finding;
+use super::{Finding, counted};
 use crate::config::{Config, Redis, RedisTopology, Subscribe};
 use crate::redis::{self, Error, Facts, Inspection, Rights, ServerRole};
 
@@ -191,7 +191,7 @@ fn version(about: String, facts: &Facts) -> Finding {
 
 fn server_role(about: String, config: &Config, facts: &Facts, is_replica: bool) -> Finding {
     let replicas: u32 = facts.field("connected_slaves").and_then(|count| count.parse().ok()).unwrap_or_default();
-    let needed = config.redis.wait_replicas;
+    let (connected, needed) = (counted(replicas.into(), "replica"), config.redis.wait_replicas);
     if facts.server.is_loading {
         return Finding::warning(
             about,
@@ -200,15 +200,12 @@ fn server_role(about: String, config: &Config, facts: &Facts, is_replica: bool) 
     }
     if !is_replica && replicas < needed && facts.server.version.is_some() {
         let text = format!(
-            "{replicas} replicas, but redis.wait_replicas = {needed}: no durable notification is confirmed: start the others, \
+            "{connected}, but redis.wait_replicas = {needed}: no durable notification is confirmed: start the others, \
              or lower redis.wait_replicas"
         );
         return Finding::error(about, text);
     }
-    Finding::ok(
-        about,
-        if facts.server.is_replica { "replica".to_owned() } else { format!("master, {replicas} replicas") },
-    )
+    Finding::ok(about, if facts.server.is_replica { "replica".to_owned() } else { format!("master, {connected}") })
 }
 
 fn permissions(about: String, facts: &Facts) -> Finding {
@@ -307,6 +304,11 @@ mod tests {
         let tried: BTreeSet<&str> = COMMANDS.iter().filter_map(|command| command.split(' ').next()).collect();
         let missing: Vec<_> = found.iter().filter(|name| !tried.contains(name.as_str())).collect();
         assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
+    fn one_replica_is_not_called_replicas() {
+        assert_eq!([0, 1, 2].map(|count| counted(count, "replica")), ["0 replicas", "1 replica", "2 replicas"]);
     }
 
     #[test]
