@@ -1,7 +1,8 @@
 // Measures what a connection, a message and a notification cost, beside the floor and beside an earlier build, in turn.
 //
-// usage: node bench/cost.mjs --before BINARY [--repeats N] [--only PART,…] [--quick] [--render]
+// usage: node bench/cost.mjs --before BINARY [--commit NAME] [--repeats N] [--only PART,…] [--quick] [--render]
 //   --before  the earlier build of tidings
+//   --commit  its commit, if its version does not name that
 //   --quick   1,000 connections, short runs, one repeat: a smoke test; writes to target/bench-quick
 //   --render  renders the page from the raw figures, without measuring
 
@@ -24,7 +25,7 @@ process.chdir(join(import.meta.dirname, '..'));
 
 const text = { type: 'string' };
 const flag = { type: 'boolean', default: false };
-const { values } = parseArgs({ options: { before: text, repeats: text, only: text, quick: flag, render: flag } });
+const { values } = parseArgs({ options: { before: text, commit: text, repeats: text, only: text, quick: flag, render: flag } });
 const repeats = Number(values.repeats ?? (values.quick ? 1 : 5));
 const folder = values.quick ? 'target/bench-quick' : 'docs/benchmarks';
 const path = join(folder, 'raw', 'cost.json');
@@ -201,7 +202,7 @@ function page({ before, raw, ...about }) {
 \`make bench-cost ARGS="--before BINARY"\` generates this page: ${count} ${count === 1 ? 'repeat' : 'repeats'}, in which the builds and the floor take
 turns, each with a fresh Redis. Figures are medians (minimum–maximum); what is compared is the median of the ratios in one
 repeat. Only the ratios count: the figures are from one machine at one time. The [README](README.md) describes the runs
-and the floor; before is ${before}.
+and the floor; before is ${before}. What was tried for the targets that are missed is among the [choices](choices.md#costs-beyond-their-targets).
 
 ${table(['', 'before', 'now', 'floor', 'compared', 'target', 'result'], rows)}
 
@@ -223,7 +224,8 @@ if (values.render) {
   }
   execFileSync('npm', ['ci', '--prefix', 'bench/peers', '--no-audit', '--no-fund', '--silent'], { stdio: 'inherit' });
   const version = values.before && execFileSync(values.before, ['--version'], { encoding: 'utf8' }).trim();
-  const before = version ? `\`${version}\`` : 'this build itself';
+  const commit = values.commit ? ` of commit ${values.commit}` : '';
+  const before = version ? `\`${version}\`${commit}` : 'this build itself';
   await measureAll({ at: new Date().toISOString(), load: os.loadavg()[0], before, machine: machine() });
 }
 console.log(`written: ${folder}/cost.md`);

@@ -9,9 +9,5 @@ use mimalloc::MiMalloc;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    // A huge page stays in memory as long as one of its blocks is in use: a storm of connections would leave most of its
-    // memory behind. An optimization: if the system refuses it, nothing else changes.
-    #[cfg(target_os = "linux")]
-    rustix::thread::disable_transparent_huge_pages(true).ok();
     tidings::cli::run()
 }
