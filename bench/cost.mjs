@@ -59,12 +59,6 @@ async function small(build) {
   return (await phasesOf(session, build)).idle;
 }
 
-async function storm({ server, env }) {
-  const session = { ...sessionWith(['idle']), connect: '--connections 10000 --connect-rate 100000 --settle 2s' };
-  const [{ line }] = await measure(session, server, { env, quick: values.quick });
-  return { rate: line.report.connects_per_second, handshake: line.report.server.cpu_us_per_handshake };
-}
-
 async function leaving({ server, env }) {
   const session = { ...sessionWith(['churn']), rounds: 3 };
   const [{ line }] = await measure(session, server, { env, quick: values.quick });
@@ -81,7 +75,6 @@ async function ofFleet({ env }) {
 const PARTS = {
   flat: { builds: ALL, run: (build) => phasesOf(sessionWith(['idle', 'unicast', 'miss']), build) },
   small: { builds: ALL, run: small },
-  storm: { builds: ALL, run: storm },
   'open-loop': { builds: ALL, run: (build) => phasesOf(sessionWith(['open-loop']), build) },
   fanout: { builds: ALL, run: (build) => phasesOf(sessionWith(['fanout']), build) },
   leaving: { builds: BOTH, run: leaving },
@@ -108,7 +101,6 @@ const [OUTBOX, HTTP] = ['XADD to the outbox', 'batches over HTTP'].map(DURABLE);
 const ROWS = [
   ['CPU of a handshake, 2,000 a second', 'flat', at('idle', 'handshake'), 'µs', { before: 0.55, floor: 2.1 }],
   ['Redis commands of a connect, with presence', 'reconnect', at(RECONNECT[0], 'commands'), '', { most: 4.5 }],
-  ['10,000 connects at once on one core', 'storm', at('rate'), '/s', { atLeast: 1.9 }],
   ['memory of an idle connection, of 10,000', 'flat', at('idle', 'memory'), 'bytes', { before: 0.6 }],
   ['memory of an idle connection, of 1,000', 'small', at('memory'), 'bytes', { before: 0.4 }],
   ['memory after three storms of 10,000, over that at the start', 'leaving', at('growth'), '×', { most: 1.3 }],
