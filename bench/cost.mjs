@@ -194,7 +194,8 @@ function page({ before, raw, ...about }) {
 \`make bench-cost ARGS="--before BINARY"\` generates this page: ${count} ${count === 1 ? 'repeat' : 'repeats'}, in which the builds and the floor take
 turns, each with a fresh Redis. Figures are medians (minimum–maximum); what is compared is the median of the ratios in one
 repeat. Only the ratios count: the figures are from one machine at one time. The [README](README.md) describes the runs
-and the floor; before is ${before}. What was tried for the targets that are missed is among the [choices](choices.md#costs-beyond-their-targets).
+and the floor; before is ${before}. The [choices](choices.md#costs-beyond-their-targets) say what was tried for
+targets that are missed.
 
 ${table(['', 'before', 'now', 'floor', 'compared', 'target', 'result'], rows)}
 
