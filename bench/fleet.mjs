@@ -2,7 +2,7 @@
 
 import { LOAD_CORE, SERVER_CORE, start, startRedis, startServer, stop, tidings } from './servers.mjs';
 
-async function counter(server, name) {
+export async function counter(server, name) {
   const text = await fetch(`http://${server.load[3]}/metrics`).then((answer) => answer.text());
   return Number(new RegExp(`^${name} (\\S+)$`, 'm').exec(text)?.[1] ?? 0);
 }

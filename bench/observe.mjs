@@ -11,12 +11,13 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 
 import { spread } from './figures.mjs';
+import { counter } from './fleet.mjs';
 import { cpuOf, until } from './inbox-client.mjs';
 import { environment, machine } from './machine.mjs';
 import { measure } from './measure.mjs';
 import { LOAD_CORE, SERVER_CORE, start, startRedis, startServer, stop, tidings } from './servers.mjs';
 import { sessionsOf } from './sessions.mjs';
-import { figure, range, table } from './text.mjs';
+import { range, table } from './text.mjs';
 
 process.chdir(join(import.meta.dirname, '..'));
 
@@ -74,7 +75,7 @@ async function view() {
   const phases = ['--rate', '10000', '--warm-up', '0s', '--duration', '5s', '--linger', '8s'];
   const flags = ['--connections', `${connections}`, '--connect-rate', '2000', '--settle', '500ms', ...phases, '--json'];
   const load = start([tidings, 'load', ...server.load, '--server-pid', `${server.child.pid}`, ...flags], { core: LOAD_CORE, env: server.env });
-  const received = async () => Number(/^tidings_messages_received_total (\d+)$/m.exec(await metricsOf(server))[1]);
+  const received = () => counter(server, 'tidings_messages_received_total');
   await until('the first message is received', async () => (await received()) > 0, 500);
   let earlier;
   await until('the last message is received', async () => earlier === (earlier = await received()), 500);

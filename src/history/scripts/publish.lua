@@ -21,7 +21,7 @@
 -- checked before the entry is added, by what is read anyway, and only then is anything else changed.
 --
 -- A term is the time in which one server stores; `ended` records at which count each earlier one ended, oldest first. An
--- instance that heard more of a term than that belongs to another lineage: see fleet.lua. A connection that does not know
+-- instance that received more of a term than that belongs to another lineage: see fleet.lua. A connection that does not know
 -- its server sends '?' and a random text of its own: each such connection begins one term.
 local max_terms = 128
 -- One more than the maximum: a client that has received only that one has missed nothing.
