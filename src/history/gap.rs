@@ -92,9 +92,12 @@ impl Gaps {
     /// The user and the payload of an event that may be a stored notification.
     fn envelope<'a>(&self, event: &BackplaneEvent<'a>) -> Option<(&'a str, &'a [u8])> {
         let BackplaneEvent::Message { channel, payload } = *event else { return None };
+        // First, as most messages are none.
+        if payload.first() != Some(&ENVELOPE_START) {
+            return None;
+        }
         let user = channel.strip_prefix(self.user_channel.as_bytes())?;
-        let is_envelope = payload.first() == Some(&ENVELOPE_START);
-        if is_envelope { Some((str::from_utf8(user).ok()?, payload)) } else { None }
+        Some((str::from_utf8(user).ok()?, payload))
     }
 
     fn receive(&self, user: &str, payload: &[u8]) {

@@ -180,9 +180,13 @@ fn take_line(buffer: &[u8]) -> Result<Option<Line<'_>>, Malformed> {
 /// A length, bounded far above any that Redis sends (`proto-max-bulk-len` is 512 MiB by default).
 fn number(digits: &[u8]) -> Result<usize, Malformed> {
     const MAX: usize = 1 << 32;
-    let text = str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    let number = text.and_then(|text| text.parse().ok()).filter(|number| *number <= MAX);
-    number.ok_or(Malformed("invalid length"))
+    let add = |number: usize, byte: &u8| {
+        let digit = byte.is_ascii_digit().then(|| usize::from(byte - b'0'))?;
+        Some(number * 10 + digit).filter(|number| *number <= MAX)
+    };
+    let digits = Some(digits).filter(|digits| !digits.is_empty());
+    // Five times for each message: parsing it as text costs four times as much.
+    digits.and_then(|digits| digits.iter().try_fold(0, add)).ok_or(Malformed("invalid length"))
 }
 
 fn check_integer(text: &[u8]) -> Result<(), Malformed> {

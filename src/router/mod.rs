@@ -140,16 +140,15 @@ impl Router {
         // If the user is not connected here, the payload is not read.
         let routed = self.registry.with(user, |handles| {
             let text = str::from_utf8(payload).map_err(|_| DropReason::Utf8)?;
-            if text.starts_with(NOTICE_START) {
+            // JSON never starts with this byte: the payload is a notice, or an envelope with an event name or a position.
+            let envelope = if payload.first() != Some(&ENVELOPE_START) {
+                None
+            } else if text.starts_with(NOTICE_START) {
                 let notice = Notice::parse(text).ok_or(DropReason::Envelope)?;
                 self.push_notice(user, handles, &notice, &mut batch.handles);
                 return Ok(());
-            }
-            // JSON never starts with this byte: the payload is an envelope with an event name or a position.
-            let envelope = if payload.starts_with(&[ENVELOPE_START]) {
-                Some(Envelope::parse(text).ok_or(DropReason::Envelope)?)
             } else {
-                None
+                Some(Envelope::parse(text).ok_or(DropReason::Envelope)?)
             };
             let event = match &envelope {
                 None => self.event(DEFAULT_EVENT, text)?,
