@@ -984,6 +984,71 @@ async fn clients_that_connect_at_once_share_a_script_and_none_waits_for_one_that
 }
 
 #[tokio::test]
+async fn storing_takes_three_commands_for_a_new_user_and_two_for_a_known_one() {
+    let redis = Arc::new(RedisServer::start().await);
+    let store = Store::new(Some(&redis), &[]);
+    store.store("first", "1").await;
+    let users: Vec<_> = (0..100).map(|number| UserId::new(&number.to_string()).unwrap()).collect();
+    for each in [3, 2] {
+        commands(&redis).await;
+        let published = store.history.publish(&users, &durable("1")).await;
+        assert!(published.iter().all(Result::is_ok));
+        let calls = commands(&redis).await;
+        assert!(calls <= 100 * each + 10, "{calls} commands");
+    }
+}
+
+/// The scripts that Redis has run since the last call.
+async fn scripts(redis: &RedisServer) -> u64 {
+    let stats: String = redis.command(&["INFO", "commandstats"]).await;
+    let () = redis.command(&["CONFIG", "RESETSTAT"]).await;
+    let calls = |line: &str| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next()?.parse::<u64>().ok();
+    stats.lines().find_map(calls).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_script_reads_entries_only_for_who_may_lack_one() {
+    let redis = Arc::new(RedisServer::start().await);
+    let store = Store::new(Some(&redis), &[]);
+    let places = store.store_numbers("42", 1..=40).await;
+    store.behind("42", places[0]).await;
+    scripts(&redis).await;
+    // The first script tells where the user's history ends.
+    for place in [0, 30, 39] {
+        assert_eq!(store.behind("42", places[place]).await.unwrap().len(), 39 - place);
+        assert_eq!(scripts(&redis).await, 1, "behind {place}");
+    }
+    store.retract("42", places[20]).await;
+    scripts(&redis).await;
+    for (place, left, expected) in [(0, 38, 2), (20, 19, 1), (25, 14, 1)] {
+        assert_eq!(store.behind("42", places[place]).await.unwrap().len(), left);
+        assert_eq!(scripts(&redis).await, expected, "behind {place}");
+    }
+    let page = PageSize { entries: 10, bytes: 1 << 20 };
+    let reading = store.read_as("42", ReadFrom::After(places[5]), "default", page).await;
+    assert_eq!((reading.entries.len(), reading.upto, scripts(&redis).await), (10, places[15], 1));
+}
+
+#[tokio::test]
+async fn tombstones_of_an_earlier_version_are_found_by_the_scan() {
+    let redis = Arc::new(RedisServer::start().await);
+    let store = Store::new(Some(&redis), &[]);
+    let before = store.store("42", "1").await;
+    store.erase("42").await;
+    let erased = store.store("42", "2").await;
+    assert_ne!(before.epoch, erased.epoch);
+    // It did not record that there are any.
+    let key = store.bucket_key("42");
+    let () = redis.command(&["HDEL", &key, "erased"]).await;
+    let shutdown = Shutdown::default();
+    store.history.watch_gaps(Duration::from_millis(5), &shutdown);
+    eventually("it is recorded", async || redis.command::<Option<String>>(&["HGET", &key, "erased"]).await.is_some())
+        .await;
+    assert_eq!(store.store("42", "3").await.epoch, erased.epoch);
+    within("the checks end", shutdown.stop(Duration::from_secs(5))).await;
+}
+
+#[tokio::test]
 async fn a_user_whose_keys_are_of_another_type_fails_alone() {
     let redis = Arc::new(RedisServer::start().await);
     let store = Store::new(Some(&redis), &[]);

@@ -327,6 +327,7 @@ const RELAY: &str = concat!(
     include_str!("../src/history/scripts/user.lua"),
     include_str!("../src/history/scripts/keys.lua"),
     include_str!("../src/history/scripts/publish.lua"),
+    include_str!("../src/outbox/scripts/ids.lua"),
     include_str!("../src/outbox/scripts/relay.lua"),
 );
 const REJECT: &str =
@@ -336,16 +337,15 @@ const REJECT: &str =
 async fn whoever_lost_the_lease_writes_nothing_and_whoever_has_it_takes_only_the_oldest() {
     let redis = RedisServer::start().await;
     let first = add(&redis, &["user", "42", "data", "1"]).await;
+    let deleted = add(&redis, &["user", "42", "data", "0"]).await;
     let second = add(&redis, &["user", "42", "data", "2"]).await;
-    let third = add(&redis, &["user", "42", "data", "3"]).await;
     let relay_all = async |token: &str, ids: &[&str]| {
-        let of_user = ["history", "retracted", "expiring", "collapse", "escalations", "keys"];
-        let of_user = of_user.map(|kind| format!("tidings:{kind}:{{42}}"));
-        let count = (4 + 6 * ids.len()).to_string();
+        let of_user = ["history", "retracted", "expiring", "collapse"].map(|kind| format!("tidings:{kind}:{{42}}"));
+        let count = (4 + 4 * ids.len()).to_string();
         let mut words = vec!["EVAL", RELAY, &count, LOCK, OUTBOX, "tidings:history", "tidings:escalations"];
         words.extend(ids.iter().flat_map(|_| of_user.iter().map(String::as_str)));
         words.extend(["0123456789abcdef", "1000", "3600000", "86400000", "5184000000", "user:", token]);
-        words.extend(ids.iter().flat_map(|id| ["42", "\"notification\"", "1", "", "", "", "", id, "mark"]));
+        words.extend(ids.iter().flat_map(|id| ["42", "d", id, "mark", "\"notification\"", "1"]));
         words.push("server");
         redis.command::<Vec<String>>(&words).await
     };
@@ -357,7 +357,7 @@ async fn whoever_lost_the_lease_writes_nothing_and_whoever_has_it_takes_only_the
     let read = async |token: &str| {
         let script = include_str!("../src/outbox/scripts/read.lua");
         let words = ["EVAL", script, "2", LOCK, OUTBOX, token, "3000", "500", "1000000", "1000", "100", "8", "-"];
-        redis.command::<Option<Vec<Vec<String>>>>(&words).await
+        redis.command::<Option<Vec<Vec<redis::Value>>>>(&words).await
     };
 
     // No instance has the lease, then another has it.
@@ -375,13 +375,28 @@ async fn whoever_lost_the_lease_writes_nothing_and_whoever_has_it_takes_only_the
 
     assert_eq!(read("mine").await.unwrap().len(), 3);
     assert!(redis.command::<i64>(&["PTTL", LOCK]).await > 0);
-    let replies = relay_all("mine", &[&first, &third, &second]).await;
+    let _: u64 = redis.command(&["XDEL", OUTBOX, &deleted]).await;
+    let replies = relay_all("mine", &[&first, &deleted, &second]).await;
     assert!(replies[0].ends_with("-1") && replies[1..] == ["BEHIND", "BEHIND"], "{replies:?}");
     assert_eq!(relay("mine", &first).await, "BEHIND", "a repeated request");
     assert_eq!(reject("mine", &second).await, "REJECTED");
     assert_eq!(reject("mine", &second).await, "BEHIND", "a repeated request");
     assert_eq!(stored(&redis, "42").await.len(), 1);
     assert_eq!(entries(&redis, REJECTED).await.len(), 1);
+}
+
+#[tokio::test]
+async fn entries_leave_the_outbox_whatever_their_ids_and_those_behind_them_stay() {
+    let redis = RedisServer::start().await;
+    let gateway = Gateway::redis(&redis).await;
+    let mut client = Client::connect(&gateway, "42").await;
+    let ids = ["5-18446744073709551615", "6-0", "6-9007199254740993", "18446744073709551615-1"];
+    for (number, id) in (1..).zip(ids) {
+        let data = number.to_string();
+        let _: String = redis.command(&["XADD", OUTBOX, id, "user", "42", "data", &data]).await;
+        assert_eq!(client.event().await, number);
+        emptied(&redis, OUTBOX).await;
+    }
 }
 
 #[tokio::test]
@@ -841,14 +856,13 @@ async fn an_entry_leaves_the_outbox_only_once_the_replicas_have_its_notification
 async fn an_entry_that_was_stored_in_the_first_of_two_steps_is_not_stored_again_in_one() {
     let redis = RedisServer::start().await;
     let id = add(&redis, &["user", "42", "data", "1"]).await;
-    let _: u64 = redis.command(&["HSET", "tidings:history", ">42", "1 another mark"]).await;
+    let _: u64 = redis.command(&["HSET", "tidings:history", ">42", "1 another mark", "relay", "1 other"]).await;
     let _: String = redis.command(&["SET", LOCK, "token"]).await;
-    let of_user = ["history", "retracted", "expiring", "collapse", "escalations", "keys"];
-    let of_user = of_user.map(|name| format!("tidings:{name}:{{42}}"));
-    let keys = ["EVAL", RELAY, "10", LOCK, OUTBOX, "tidings:history", "tidings:escalations"];
+    let of_user = ["history", "retracted", "expiring", "collapse"].map(|name| format!("tidings:{name}:{{42}}"));
+    let keys = ["EVAL", RELAY, "8", LOCK, OUTBOX, "tidings:history", "tidings:escalations"];
     let keys = keys.into_iter().chain(of_user.iter().map(String::as_str));
     let shared = ["0123456789abcdef", "9", "9999", "9999", "9999", "user:", "token"];
-    let notification = ["42", "\"n\"", "1", "", "", "", "", &id, "mark", "server"];
+    let notification = ["42", "d", &id, "mark", "\"n\"", "1", "server"];
     let call: Vec<_> = keys.chain(shared).chain(notification).collect();
     assert_eq!(redis.command::<Vec<String>>(&call).await, ["KNOWN"]);
     assert_eq!(redis.command::<u64>(&["XLEN", OUTBOX]).await, 0);

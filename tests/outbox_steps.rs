@@ -24,6 +24,7 @@ const STORE: &str = concat!(
     include_str!("../src/history/scripts/keys.lua"),
     include_str!("../src/history/scripts/publish.lua"),
     include_str!("../src/outbox/scripts/lease.lua"),
+    include_str!("../src/outbox/scripts/ids.lua"),
     include_str!("../src/outbox/scripts/store.lua"),
 );
 const ACQUIRE: &str = include_str!("../src/outbox/scripts/acquire.lua");
@@ -76,9 +77,10 @@ impl Scripts {
         arguments.extend([number.as_str(), token, oldest, max_marks.as_str()]);
         for Call { user, data, mark, preceding, key, .. } in calls {
             let of_user = ["stream", "retracted", "expiring", "collapse", "escalations", "keys"];
-            keys.extend(of_user.map(|kind| format!("{kind}:{user}")));
+            let count = if key.is_some() { of_user.len() } else { 4 };
+            keys.extend(of_user.iter().take(count).map(|kind| format!("{kind}:{user}")));
             keys.extend(key.map(str::to_owned));
-            arguments.extend([*user, "\"n\"", data, "", "", "", key.map_or("", |_| "1"), mark, preceding]);
+            arguments.extend([*user, key.map_or("d", |_| "dk"), mark, preceding, "\"n\"", data]);
         }
         arguments.push("server");
         let script = self.store.clone();
@@ -228,12 +230,12 @@ impl World {
             Some((token, _)) if relay.page.is_empty() => {
                 let page = PAGE.to_string();
                 let arguments = [token, "600000", page.as_str(), "1000000", "1000", "100", "8", "-"];
-                let page: Option<Vec<Vec<String>>> = self.scripts.call(READ, &[LOCK, OUTBOX], &arguments).await;
+                let page: Option<Vec<(String, Vec<String>)>> =
+                    self.scripts.call(READ, &[LOCK, OUTBOX], &arguments).await;
                 match page {
                     None => relay = Relay { least: relay.least, ..Relay::default() },
-                    // Id, whether it is too large, user, data: see read.lua.
                     Some(page) => {
-                        let entry = |words: Vec<String>| [words[0].clone(), words[3].clone(), words[5].clone()];
+                        let entry = |(id, words): (String, Vec<String>)| [id, words[1].clone(), words[3].clone()];
                         relay.page = page.into_iter().map(entry).collect();
                     }
                 }

@@ -4,6 +4,7 @@
 //! at a time for each client, so memory is bounded by [`READERS`] and by the speed of the clients.
 
 mod acks;
+mod after;
 mod audit;
 mod checks;
 mod gap;

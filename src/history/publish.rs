@@ -1,11 +1,16 @@
 //! Keys and arguments of the publish scripts, shared by the history store and the outbox relay.
 
+use std::time::Duration;
+
 use redis::Cmd;
 
 use super::layout::{Bucket, Keys, Layout};
 use super::store::{KEY_KEPT, Publication, places_kept};
 use crate::config;
 use crate::protocol::{UserId, millis};
+
+/// The first keys of a notification, all that a plain one has.
+const PLAIN_KEYS: usize = 4;
 
 /// Publications in one pipeline.
 pub const PUBLISH_STEP: usize = 500;
@@ -52,7 +57,16 @@ impl PublishArgs {
         [self.keys.bucket(bucket), self.keys.bucket_escalations(bucket)]
     }
 
-    /// The keys of `publish.lua` that a notification has.
+    /// The keys of `publish.lua` that this notification has.
+    pub fn keys_of(&self, user: &UserId, publication: &Publication<'_>) -> Vec<String> {
+        let mut keys = self.keys(user, publication.key);
+        if self.form(publication).is_empty() {
+            keys.truncate(PLAIN_KEYS);
+        }
+        keys
+    }
+
+    /// The keys of `publish.lua` that a notification may have.
     pub fn keys(&self, user: &UserId, key: Option<&str>) -> Vec<String> {
         let names = &self.keys;
         let mut keys = vec![
@@ -86,21 +100,39 @@ impl PublishArgs {
         call.arg(millis(places_kept(self.kept.ttl))).arg(&self.user_channel);
     }
 
-    /// Adds the arguments of a notification, whose event and data are those of the one before if `is_same`.
-    pub fn add_to(&self, call: &mut Cmd, user: &UserId, publication: &Publication<'_>, is_same: bool) {
-        let Publication { data, ttl, key, collapse, escalate, .. } = *publication;
-        let ttl = ttl.filter(|ttl| *ttl < self.kept.ttl);
-        call.arg(user.as_str());
-        if is_same {
-            call.arg("").arg("");
-        } else {
-            call.arg(publication.name()).arg(data);
+    /// Adds the arguments of a notification, with those that the script adds, and event and data unless they are those of the one
+    /// before.
+    pub fn add_to(&self, call: &mut Cmd, user: &UserId, publication: &Publication<'_>, more: &[&str], is_same: bool) {
+        let named = if is_same { "" } else { "d" };
+        call.arg(user.as_str()).arg(format!("{named}{}", self.form(publication))).arg(more);
+        if !is_same {
+            call.arg(publication.name()).arg(publication.data);
         }
-        call.arg(ttl.map_or_else(String::new, |ttl| millis(ttl).to_string()));
-        // Serialising a string cannot fail.
-        call.arg(collapse.map_or_else(String::new, |key| serde_json::to_string(key).unwrap_or_default()));
-        call.arg(escalate.map_or_else(String::new, |after| millis(after).to_string()));
-        call.arg(key.map_or("", |_| "1"));
+        if let Some(ttl) = self.own_ttl(publication) {
+            call.arg(millis(ttl));
+        }
+        if let Some(key) = publication.collapse {
+            // Serialising a string cannot fail.
+            call.arg(serde_json::to_string(key).unwrap_or_default());
+        }
+        if let Some(after) = publication.escalate {
+            call.arg(millis(after));
+        }
+    }
+
+    /// What a notification has beside event and data, as `publish.lua` names it: nothing of a plain one.
+    fn form(&self, publication: &Publication<'_>) -> String {
+        let has = [
+            (self.own_ttl(publication).is_some(), 't'),
+            (publication.collapse.is_some(), 'c'),
+            (publication.escalate.is_some(), 'e'),
+            (publication.key.is_some(), 'k'),
+        ];
+        has.into_iter().filter_map(|(has, letter)| has.then_some(letter)).collect()
+    }
+
+    fn own_ttl(&self, publication: &Publication<'_>) -> Option<Duration> {
+        publication.ttl.filter(|ttl| *ttl < self.kept.ttl)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The history store in Redis: one stream for each user, written and read only by scripts. `layout.rs` names the keys.
+//! The history store in Redis: one stream for each user, written only by scripts. `layout.rs` names the keys.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -211,11 +211,11 @@ impl RedisHistory {
 
     fn publish_call(&self, bucket: Bucket, users: &[&UserId], publication: &Publication<'_>) -> Cmd {
         let mut keys = Vec::from(self.args.bucket_keys(bucket));
-        users.iter().for_each(|user| keys.extend(self.args.keys(user, publication.key)));
+        users.iter().for_each(|user| keys.extend(self.args.keys_of(user, publication)));
         let mut call = self.publish.call(&keys);
         self.args.add_shared(&mut call);
         for (place, user) in users.iter().enumerate() {
-            self.args.add_to(&mut call, user, publication, place > 0);
+            self.args.add_to(&mut call, user, publication, &[], place > 0);
         }
         call
     }

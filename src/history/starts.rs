@@ -1,7 +1,7 @@
-//! Where clients begin that do not resume: those that connect within a moment are read in one call of a script.
+//! Where clients begin: those that connect within a moment are read in one call of a script.
 //!
 //! The first client of a batch reads for all of it. If that one leaves, the others form another batch. A client that comes
-//! alone does not wait, and none waits for a client that resumes.
+//! alone does not wait, and none waits for the pages of a client that resumes.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -28,6 +28,16 @@ const BATCH: usize = 100;
 /// Calls of a bucket at a time: while they take longer, more clients share the next.
 const CALLS: usize = 4;
 
+/// Where a client begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Start {
+    pub(super) beginning: Beginning,
+    /// The time of Redis, in milliseconds since 1970.
+    pub(super) now: u64,
+    /// The connection on which it was read.
+    pub(super) connection: u64,
+}
+
 /// The batches of each bucket.
 #[derive(Debug)]
 pub(super) struct Starts(Vec<Gate>);
@@ -52,7 +62,7 @@ type Batch = Mutex<Option<Vec<Follower>>>;
 #[derive(Debug)]
 struct Follower {
     client: Client,
-    reply: oneshot::Sender<Result<Beginning, BackplaneError>>,
+    reply: oneshot::Sender<Result<Start, BackplaneError>>,
 }
 
 #[derive(Debug, Clone)]
@@ -63,7 +73,14 @@ struct Client {
 
 enum Joined {
     First(Arc<Batch>),
-    Behind(oneshot::Receiver<Result<Beginning, BackplaneError>>),
+    Behind(oneshot::Receiver<Result<Start, BackplaneError>>),
+}
+
+impl Start {
+    /// The time this long before it, in milliseconds since 1970.
+    pub(super) fn since(&self, ago: Duration) -> u64 {
+        self.now.saturating_sub(millis(ago))
+    }
 }
 
 impl Starts {
@@ -98,8 +115,8 @@ impl Gate {
 }
 
 impl RedisHistory {
-    /// As [`super::HistoryStore::start`]. The caller has a deadline.
-    pub(super) async fn start(&self, user: &UserId, device: &str) -> Result<Beginning, BackplaneError> {
+    /// Reads where a client begins, together with others that connect now. The caller has a deadline.
+    pub(super) async fn start(&self, user: &UserId, device: &str) -> Result<Start, BackplaneError> {
         let bucket = self.bucket(user);
         let gate = self.starts.0.get(usize::from(bucket)).ok_or(BackplaneError::Ended)?;
         let client = Client { user: user.clone(), device: device.into() };
@@ -117,13 +134,7 @@ impl RedisHistory {
     }
 
     /// Reads for this client and those behind it.
-    async fn lead(
-        &self,
-        bucket: Bucket,
-        gate: &Gate,
-        first: &Client,
-        batch: &Batch,
-    ) -> Result<Beginning, BackplaneError> {
+    async fn lead(&self, bucket: Bucket, gate: &Gate, first: &Client, batch: &Batch) -> Result<Start, BackplaneError> {
         gate.pass().await;
         // The semaphore is never closed.
         let _call = gate.calls.acquire().await.ok();
@@ -153,7 +164,7 @@ impl RedisHistory {
         &self,
         bucket: Bucket,
         clients: &[&Client],
-    ) -> Result<Vec<Result<Beginning, BackplaneError>>, BackplaneError> {
+    ) -> Result<Vec<Result<Start, BackplaneError>>, BackplaneError> {
         let (names, ttl) = (self.args.names(), self.args.kept().ttl);
         let mut call = self.start.key(names.bucket(bucket));
         call.arg(fresh_epoch()).arg(millis(ttl)).arg(millis(places_kept(ttl)));
@@ -164,11 +175,18 @@ impl RedisHistory {
         }
         let bulk = self.redis.bulk();
         let check = async || self.compare_bucket(bucket).await;
-        let replies: Vec<Value> = self.checks.read(bucket, || bulk.numbered_script(&call), check).await?;
-        if replies.len() != clients.len() {
+        let read = async || {
+            let (reply, connection) = bulk.numbered_script::<Vec<Value>>(&call).await?;
+            Ok(((reply, connection), connection))
+        };
+        let (reply, connection) = self.checks.read(bucket, read, check).await?;
+        let [now, each @ ..] = reply.as_slice() else { return Err(BackplaneError::unexpected("none")) };
+        if each.len() != clients.len() {
             return Err(BackplaneError::unexpected("of the wrong length"));
         }
-        Ok(replies.iter().map(|reply| self.redis.counted(beginning(reply))).collect())
+        let now = u64::from_redis_value_ref(now).map_err(|_| BackplaneError::unexpected(format!("{now:?}")))?;
+        let start = |reply| Ok(Start { beginning: beginning(reply)?, now, connection });
+        Ok(each.iter().map(|reply| self.redis.counted(start(reply))).collect())
     }
 }
 

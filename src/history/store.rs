@@ -133,7 +133,7 @@ pub struct Reading {
     /// The position of the newest, even if it has expired; its number is 0 if no notification is known.
     pub newest: Cursor,
     pub entries: Vec<Entry>,
-    /// The device's read position, if it has one.
+    /// The device's read position, if it has one. `None` after a cursor: no client is told it then.
     pub acked: Option<Cursor>,
     pub unread: u64,
 }
@@ -267,7 +267,10 @@ impl HistoryStore {
         match self {
             Self::Memory(memory) => Ok(memory.read(user, from, device, page)),
             Self::Redis(store) => {
-                let reading = store.read(user, from, device, page).await;
+                let reading = match from {
+                    ReadFrom::After(cursor) => store.read_after(user, *cursor, device, page).await,
+                    from => store.read(user, from, device, page).await,
+                };
                 store.redis.observed(Feature::History, Scope::Part, reading)
             }
         }
@@ -280,7 +283,7 @@ impl HistoryStore {
                 let Reading { newest, unread, .. } = memory.read(user, &ReadFrom::Newest, device, NOTHING);
                 Ok(Beginning { newest, unread })
             }
-            Self::Redis(store) => store.start(user, device).await,
+            Self::Redis(store) => Ok(store.start(user, device).await?.beginning),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
+use redis::{Value, from_redis_value};
 
 use crate::history::{MAX_COLLAPSE_BYTES, MAX_ESCALATE, MAX_KEY_BYTES, Publication};
 use crate::protocol::{DEFAULT_EVENT, UserId, check_event_name, is_json, traceparent};
@@ -62,11 +63,12 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Parses the words that `read.lua` returns: id, whether it is too large, names and values.
-    pub(super) fn new(words: Vec<Vec<u8>>) -> Option<Self> {
-        let mut words = words.into_iter();
-        let id = String::from_utf8(words.next()?).ok()?;
-        let too_large = words.next()? == b"1";
+    /// Parses what `read.lua` returns: id; names and values; and `1` if its data was too large.
+    pub(super) fn new(reply: Vec<Value>) -> Option<Self> {
+        let mut reply = reply.into_iter();
+        let id = from_redis_value(reply.next()?).ok()?;
+        let mut words = from_redis_value::<Vec<Vec<u8>>>(reply.next()?).ok()?.into_iter();
+        let too_large = reply.next().is_some();
         let mut fields = Vec::new();
         while let Some(name) = words.next() {
             fields.push((name, words.next()?));
@@ -227,12 +229,14 @@ mod tests {
     }
 
     #[test]
-    fn the_words_that_the_script_reads_are_an_entry() {
-        let words = |words: &[&str]| words.iter().map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>();
-        let read = Entry::new(words(&["5-0", "1", "user", "42"])).unwrap();
+    fn what_the_script_reads_is_an_entry() {
+        let word = |word: &str| Value::BulkString(word.into());
+        let words = |all: &[&str]| Value::Array(all.iter().map(|one| word(one)).collect());
+        let read = Entry::new(vec![word("5-0"), words(&["user", "42"]), word("1")]).unwrap();
         assert_eq!(read, Entry { too_large: true, id: "5-0".into(), ..entry(&[("user", "42")]) });
-        for wrong in [&[][..], &["5-0"], &["5-0", "0", "user"]] {
-            assert_eq!(Entry::new(words(wrong)), None);
+        assert!(!Entry::new(vec![word("5-0"), words(&["user", "42"])]).unwrap().too_large);
+        for wrong in [vec![], vec![word("5-0")], vec![word("5-0"), words(&["user"])]] {
+            assert_eq!(Entry::new(wrong), None);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::RedisResult;
+use redis::{RedisResult, Value};
 
 use super::entry::{Entry, Invalid, MAX_FIELD_BYTES, MAX_FIELDS, Reason, Valid};
 use super::lease::LeaseId;
@@ -26,6 +26,7 @@ const RELAY: &str = concat!(
     include_str!("../history/scripts/user.lua"),
     include_str!("../history/scripts/keys.lua"),
     include_str!("../history/scripts/publish.lua"),
+    include_str!("scripts/ids.lua"),
     include_str!("scripts/relay.lua"),
 );
 
@@ -40,6 +41,7 @@ const STORE: &str = concat!(
     include_str!("../history/scripts/keys.lua"),
     include_str!("../history/scripts/publish.lua"),
     include_str!("scripts/lease.lua"),
+    include_str!("scripts/ids.lua"),
     include_str!("scripts/store.lua"),
 );
 
@@ -170,7 +172,7 @@ impl OutboxStream {
         call.key(&self.stream).arg(token).arg(millis(LEASE)).arg(PUBLISH_STEP).arg(PUBLISH_BYTES);
         call.arg(self.limits.max_payload_bytes()).arg(MAX_FIELD_BYTES).arg(MAX_FIELDS);
         call.arg(after.map_or_else(|| "-".into(), |id| format!("({id}")));
-        let page: Option<Vec<Vec<Vec<u8>>>> = self.redis.bulk().script(&call).await?;
+        let page: Option<Vec<Vec<Value>>> = self.redis.bulk().script(&call).await?;
         let entries = page.map(|page| page.into_iter().map(Entry::new).collect::<Option<_>>());
         entries.map(|entries| entries.ok_or_else(|| BackplaneError::unexpected("not an outbox entry"))).transpose()
     }
@@ -185,13 +187,12 @@ impl OutboxStream {
         let call = |batch: &&[Valid<'_>]| {
             let mut keys = vec![self.lock.clone(), self.stream.clone()];
             keys.extend(self.history.bucket_keys(0));
-            batch.iter().for_each(|(_, user, publication)| keys.extend(self.history.keys(user, publication.key)));
+            batch.iter().for_each(|(_, user, publication)| keys.extend(self.history.keys_of(user, publication)));
             let mut call = self.relay.call(&keys);
             self.history.add_shared(&mut call);
             call.arg(token);
             for (entry, user, publication) in *batch {
-                self.history.add_to(&mut call, user, publication, false);
-                call.arg(&entry.id).arg(entry.mark());
+                self.history.add_to(&mut call, user, publication, &[&entry.id, &entry.mark()], false);
             }
             call
         };
@@ -280,14 +281,13 @@ impl OutboxStream {
     fn store_call(&self, lease: &LeaseId, oldest: &str, bucket: Bucket, batch: &[Marked<'_>]) -> redis::Cmd {
         let mut keys = Vec::from(self.history.bucket_keys(bucket));
         for Marked { valid: (_, user, publication), .. } in batch {
-            keys.extend(self.history.keys(user, publication.key));
+            keys.extend(self.history.keys_of(user, publication));
         }
         let mut call = self.store.call(&keys);
         self.history.add_shared(&mut call);
         call.arg(lease.number).arg(&lease.token).arg(oldest).arg(PUBLISH_STEP);
         for Marked { valid: (_, user, publication), mark, preceding, .. } in batch {
-            self.history.add_to(&mut call, user, publication, false);
-            call.arg(mark).arg(preceding);
+            self.history.add_to(&mut call, user, publication, &[mark, preceding], false);
         }
         call
     }

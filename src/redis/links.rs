@@ -25,6 +25,11 @@ impl Links<'_> {
         Ok(self.one(Call::Command(command)).await?.0)
     }
 
+    /// As [`Links::command`]; returns the number of the connection, too: each leads to one server.
+    pub async fn numbered_command<T: FromRedisValue>(self, command: &Cmd) -> Result<(T, u64), Error> {
+        self.one(Call::Command(command)).await
+    }
+
     /// Fails with the first error of a command.
     pub async fn pipeline<T: FromRedisValue>(self, commands: &Pipeline) -> Result<T, Error> {
         let calls: Vec<_> = commands.cmd_iter().map(Call::Command).collect();

@@ -268,7 +268,7 @@ pub(super) async fn checks(store: impl Fn(&[(&str, &str)]) -> Store) {
 }
 
 impl Store {
-    async fn retract(&self, user: &str, cursor: Cursor) -> Retracted {
+    pub(super) async fn retract(&self, user: &str, cursor: Cursor) -> Retracted {
         self.history.retract(&UserId::new(user).unwrap(), &cursor).await.unwrap()
     }
 

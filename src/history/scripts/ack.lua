@@ -20,7 +20,7 @@ end
 local newest = at(parse_position(place))
 if not newest or is_after(target, newest) then
   -- An earlier version stored without a place.
-  newest = newest_of(place, stream)
+  newest = newest_of(newest, stream)
 end
 local is_ahead
 if newest then

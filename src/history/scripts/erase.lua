@@ -43,7 +43,7 @@ redis.call('ZREM', KEYS[8], ARGV[1])
 redis.call('HDEL', history, ':' .. ARGV[1], '>' .. ARGV[1])
 epoch = epoch or ARGV[2]
 local erased = digits(ms) .. '-' .. ARGV[3]
-redis.call('HSET', history, 'epoch', epoch, tombstone(ARGV[1]), erased)
+redis.call('HSET', history, 'epoch', epoch, 'erased', '1', tombstone(ARGV[1]), erased)
 local here = user_epoch(epoch, erased, ARGV[1]) .. '-' .. digits(ms) .. '-0'
 redis.call('PUBLISH', ARGV[4], '~!{"erased":"' .. here .. '"}')
 return 'erased'

@@ -28,7 +28,7 @@ local function after(position)
   return position.number == 0 and '-' or '(' .. text(position)
 end
 
-local newest = at(parse_position(place)) or newest_of(place, stream) or at(now, 0)
+local newest = at(parse_position(place)) or newest_of(nil, stream) or at(now, 0)
 take_out_ended(keys, now, newest, ARGV[4])
 local first = newest.ms >= kept_since
   and position_of(redis.call('XRANGE', stream, digits(kept_since), '+', 'COUNT', 1)[1]) or nil

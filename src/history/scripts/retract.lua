@@ -14,7 +14,7 @@ if refusal then
   return refusal
 end
 local epoch, place, erased = unpack(redis.call('HMGET', history, 'epoch', ':' .. ARGV[1], tombstone(ARGV[1])))
-local position, newest = position_in(user_epoch(epoch, erased, ARGV[1]), ARGV[2]), newest_of(place, stream)
+local position, newest = position_in(user_epoch(epoch, erased, ARGV[1]), ARGV[2]), newest_of(at(parse_position(place)), stream)
 if not position or (newest and is_after(position, newest)) then
   return 'foreign'
 end

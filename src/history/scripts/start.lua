@@ -1,18 +1,23 @@
--- Reads where clients begin that do not resume: the newest position of their users, and the unread counts of their devices.
+-- Reads where clients begin: the newest position of their users, and the unread counts of their devices.
 -- Appended to position.lua and user.lua.
 --
 -- KEYS  1 history (HASH: see publish.lua)   2.. for each client, its user's stream, read positions, runs, expiring and escalations
 -- ARGV  1 a fresh epoch, used if Redis has no epoch   2 ttl of entries in ms   3 ttl of places in ms   4.. for each client, user
 --       and device
--- Returns for each client the user's epoch, the newest position, with number 0 if none is known, and the unread count; or '-'
--- and the error of its user's keys, '' and 0.
-local fields, count = { 'epoch' }, (#ARGV - 3) / 2
-for i = 4, #ARGV, 2 do
-  fields[#fields + 1] = ':' .. ARGV[i]
-  fields[#fields + 1] = tombstone(ARGV[i])
+-- Returns the time in ms, and for each client the user's epoch, the newest position, with number 0 if none is known, and the unread
+-- count; or '-' and the error of its user's keys, '' and 0.
+local fields, count, erased = { 'epoch', 'erased' }, (#ARGV - 3) / 2, {}
+for i = 1, count do
+  fields[i + 2] = ':' .. ARGV[2 * i + 2]
 end
 local values = redis.call('HMGET', KEYS[1], unpack(fields))
-local epoch = values[1]
+local epoch, has_erased = values[1], values[2]
+if has_erased then
+  for i = 1, count do
+    erased[i] = tombstone(ARGV[2 * i + 2])
+  end
+  erased = redis.call('HMGET', KEYS[1], unpack(erased))
+end
 if not epoch then
   epoch = ARGV[1]
   redis.call('HSET', KEYS[1], 'epoch', epoch)
@@ -34,16 +39,15 @@ local function unread(keys, positions, device, own_epoch, newest)
   return count_unread(keys.runs, first, newest, read)
 end
 local function start(i)
-  local key, own_epoch = 5 * i - 3, user_epoch(epoch, values[2 * i + 1], ARGV[2 * i + 2])
+  local key, own_epoch = 5 * i - 3, user_epoch(epoch, erased[i], ARGV[2 * i + 2])
   local keys = { stream = KEYS[key], runs = KEYS[key + 2], expiring = KEYS[key + 3], escalations = KEYS[key + 4] }
-  local place = values[2 * i]
-  local newest = at(parse_position(place)) or newest_of(place, keys.stream) or at(now, 0)
+  local newest = at(parse_position(values[i + 2])) or newest_of(nil, keys.stream) or at(now, 0)
   return { own_epoch, text(newest), unread(keys, KEYS[key + 1], ARGV[2 * i + 3], own_epoch, newest) }
 end
-local replies = {}
+local replies = { now }
 for i = 1, count do
   local done, reply = pcall(start, i)
   -- A key of the wrong type must not affect other users.
-  replies[i] = done and reply or { '-' .. (type(reply) == 'table' and reply.err or tostring(reply)), '', 0 }
+  replies[i + 1] = done and reply or { '-' .. (type(reply) == 'table' and reply.err or tostring(reply)), '', 0 }
 end
 return replies

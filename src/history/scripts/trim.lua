@@ -15,6 +15,9 @@ for i = 1, #fields, 2 do
   local ms = its_since and tonumber(string.match(fields[i + 1], '^(%d+)[- ]'))
   if ms and ms < its_since then
     removed = removed + redis.call('HDEL', KEYS[1], fields[i])
+  elseif string.byte(fields[i]) == 33 then
+    -- An earlier version did not record that there are tombstones.
+    redis.call('HSET', KEYS[1], 'erased', '1')
   end
 end
 return { next, removed }

@@ -53,9 +53,8 @@ local function position_in(epoch, cursor)
   local of, position = string.match(cursor or '', '^(%x+)-(%d+-%d+)$')
   return of == epoch and at(parse_position(position)) or nil
 end
--- The position of the newest notification, even if it is no longer stored; nil if none is known.
-local function newest_of(place, stream)
-  local newest = at(parse_position(place))
+-- The position of the newest notification, even if it is no longer stored; nil if none is known. `newest` is that of the place.
+local function newest_of(newest, stream)
   local tail = position_of(redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1])
   -- An earlier version stored more, without a place.
   if tail and (not newest or tail.number > newest.number) then

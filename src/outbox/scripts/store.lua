@@ -1,5 +1,5 @@
 -- The first of two steps that relay entries of one bucket: stores and publishes them, unless this was done before. Appended to
--- publish.lua and lease.lua.
+-- publish.lua, lease.lua and ids.lua.
 --
 -- KEYS  1.. those of publish.lua
 -- ARGV  1..6 those of publish.lua   7 number of the lease   8 its token   9 id of the oldest entry of the outbox   10 max marks
@@ -15,14 +15,6 @@
 -- Invariants: an entry is stored if and only if its mark is recorded, so that the step may be repeated, by any lease that
 -- is not fenced; no later lease has written to the bucket; a user's entries are stored in their order, even if the first
 -- ones of a pipeline fail. If Redis refuses the first write, that of publish.lua, there is no other.
-local function precedes(id, other)
-  local function less(a, b)
-    return #a < #b or (#a == #b and a < b)
-  end
-  local ms, number = string.match(id, '^(%d+)-(%d+)')
-  local other_ms, other_number = string.match(other, '^(%d+)-(%d+)')
-  return less(ms, other_ms) or (ms == other_ms and less(number, other_number))
-end
 local function is_marked(of, mark)
   return string.find(of.marks .. ' ', ' ' .. mark .. ' ', 1, true) ~= nil
 end
@@ -67,7 +59,7 @@ end
 local fields = {}
 for _, of in ipairs(bucket.users) do
   if of.is_relayed then
-    fields[#fields + 1] = of.marks_of
+    fields[#fields + 1] = '>' .. of.user
     fields[#fields + 1] = digits(bucket.now) .. of.marks
   end
 end
