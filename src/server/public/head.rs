@@ -43,7 +43,7 @@ pub(in crate::server) async fn read(stream: &mut Stream) -> io::Result<First> {
 pub(super) fn parse_received(bytes: &[u8], new: usize) -> Option<Option<(Request<()>, usize)>> {
     // Parsed only if the head may have ended, so that a client that sends single bytes costs little.
     let new = bytes.get(new.saturating_sub(3)..).unwrap_or_default();
-    let may_end = new.windows(2).any(|two| two == b"\n\r" || two == b"\n\n");
+    let may_end = bytes.ends_with(b"\n\r\n") || new.windows(2).any(|two| two == b"\n\r" || two == b"\n\n");
     if !may_end && bytes.len() <= MAX_HEAD {
         return None;
     }
