@@ -92,7 +92,7 @@ impl Gaps {
     /// The user and the payload of an event that may be a stored notification.
     fn envelope<'a>(&self, event: &BackplaneEvent<'a>) -> Option<(&'a str, &'a [u8])> {
         let BackplaneEvent::Message { channel, payload } = *event else { return None };
-        // First, as most messages are none.
+        // First, as most messages are no envelope.
         if payload.first() != Some(&ENVELOPE_START) {
             return None;
         }

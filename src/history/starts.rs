@@ -16,7 +16,7 @@ use super::publish::fresh_epoch;
 use super::redis::RedisHistory;
 use super::store::{Beginning, places_kept};
 use crate::backplane::BackplaneError;
-use crate::protocol::{Cursor, UserId, millis};
+use crate::protocol::{UserId, millis};
 use crate::redis::{Feature, Scope};
 
 /// At least this long between two batches of a bucket.
@@ -191,12 +191,15 @@ impl RedisHistory {
 }
 
 fn beginning(reply: &Value) -> Result<Beginning, BackplaneError> {
-    let (epoch, position, unread) = <(String, String, u64)>::from_redis_value_ref(reply)
-        .map_err(|_| BackplaneError::unexpected(format!("{reply:?}")))?;
-    if let Some(error) = BackplaneError::of_reply(&epoch) {
+    let unexpected = || BackplaneError::unexpected(format!("{reply:?}"));
+    let Value::BulkString(text) = reply else { return Err(unexpected()) };
+    let text = str::from_utf8(text).map_err(|_| unexpected())?;
+    if let Some(error) = BackplaneError::of_reply(text) {
         return Err(error);
     }
-    let newest: Cursor =
-        format!("{epoch}-{position}").parse().map_err(|_| BackplaneError::unexpected(format!("{reply:?}")))?;
-    Ok(Beginning { newest, unread })
+    let (newest, unread) = text.split_once(' ').ok_or_else(unexpected)?;
+    Ok(Beginning {
+        newest: newest.parse().map_err(|_| unexpected())?,
+        unread: unread.parse().map_err(|_| unexpected())?,
+    })
 }

@@ -61,7 +61,7 @@ local function parse_rest(one, form, i, key)
   return i, key
 end
 -- Parses the notifications of a call: their first key is that of the history, and each has `more` arguments of the script. Small
--- tables, as Redis makes them anew in each call: only what is not plain has `rest`.
+-- tables, as each call makes its own: only what is not plain has `rest`.
 local function notifications(first_key, first, more)
   local all, key, i, event, data = {}, first_key + 2, first, nil, nil
   while i < #ARGV do

@@ -4,8 +4,8 @@
 -- KEYS  1 history (HASH: see publish.lua)   2.. for each client, its user's stream, read positions, runs, expiring and escalations
 -- ARGV  1 a fresh epoch, used if Redis has no epoch   2 ttl of entries in ms   3 ttl of places in ms   4.. for each client, user
 --       and device
--- Returns the time in ms, and for each client the user's epoch, the newest position, with number 0 if none is known, and the unread
--- count; or '-' and the error of its user's keys, '' and 0.
+-- Returns the time in ms, and for each client EPOCH-MS-NUMBER UNREAD: the user's epoch, the newest position, with number 0 if none is
+-- known, and the unread count; or '-' and the error of its user's keys.
 local fields, count, erased = { 'epoch', 'erased' }, (#ARGV - 3) / 2, {}
 for i = 1, count do
   fields[i + 2] = ':' .. ARGV[2 * i + 2]
@@ -42,12 +42,13 @@ local function start(i)
   local key, own_epoch = 5 * i - 3, user_epoch(epoch, erased[i], ARGV[2 * i + 2])
   local keys = { stream = KEYS[key], runs = KEYS[key + 2], expiring = KEYS[key + 3], escalations = KEYS[key + 4] }
   local newest = at(parse_position(values[i + 2])) or newest_of(nil, keys.stream) or at(now, 0)
-  return { own_epoch, text(newest), unread(keys, KEYS[key + 1], ARGV[2 * i + 3], own_epoch, newest) }
+  local count = unread(keys, KEYS[key + 1], ARGV[2 * i + 3], own_epoch, newest)
+  return own_epoch .. '-' .. text(newest) .. ' ' .. digits(count)
 end
 local replies = { now }
 for i = 1, count do
   local done, reply = pcall(start, i)
   -- A key of the wrong type must not affect other users.
-  replies[i + 1] = done and reply or { '-' .. (type(reply) == 'table' and reply.err or tostring(reply)), '', 0 }
+  replies[i + 1] = done and reply or '-' .. (type(reply) == 'table' and reply.err or tostring(reply))
 end
 return replies
