@@ -17,7 +17,6 @@ const PRESENCE_BYTES = 182; // presence.md
 const USER_BYTES = 5_000; // delivery.md: a user's history, beside the data
 const STORED_BYTES = 50; // delivery.md: each notification, beside its data
 const CHANNEL_BYTES = 230; // scale.md: each user and instance, with exact
-const TLS_BYTES = 8_000; // deploy.md
 const BACKLOG_BYTES = 268_435_456; // the default of send_queue.max_total_bytes
 
 const median = (values) => spread(values).median;
@@ -39,6 +38,8 @@ const redisPer = (of) => (report) => report.redis.cpu_us / of(report);
 function slopes() {
   const dialects = JSON.parse(raw('dialects.json')).raw;
   const subscribe = JSON.parse(raw('subscribe.json'));
+  const cost = JSON.parse(raw('cost.json')).raw;
+  const tls = (of) => median(cost.tls.map(({ now }) => of(now)));
   const idle = (scenario, server) => median(dialects.map((repeat) => repeat[scenario][server].memory));
   const fleet = (mode) => median(subscribe.fleet.map((repeat) => repeat[mode]));
   return {
@@ -47,7 +48,10 @@ function slopes() {
     sse: idle('unicast', 'tidings-sse'),
     socketio: idle('unicast', 'tidings-socketio'),
     polling: idle('each', 'tidings-polling'),
+    tls: tls(({ memory }) => memory) - median(cost.flat.map(({ now }) => now.idle.memory)),
     handshake: measured('idle', '', perHandshake),
+    tlsHandshake: tls(({ full }) => full),
+    tlsResumed: tls(({ resumed }) => resumed),
     delivery: measured('connections', '10,000', perDelivery),
     flatOut: measured('unicast', '', perDelivery),
     perSecond: measured('unicast', '', (report) => report.deliveries_per_second),
@@ -78,6 +82,7 @@ function size(value) {
 }
 
 const README = '[README](benchmarks/README.md)';
+const COST = '[cost](benchmarks/cost.md)';
 const DIALECTS = '[dialects](benchmarks/dialects.md)';
 
 function memory(of) {
@@ -87,7 +92,7 @@ function memory(of) {
     ['Server-Sent Events', bytes(of.sse), DIALECTS],
     ['socket.io over WebSocket', bytes(of.socketio), DIALECTS],
     ['socket.io over long-polling', bytes(of.polling), DIALECTS],
-    ['in addition with TLS at tidings', bytes(TLS_BYTES), '[deploy.md](deploy.md#tls-at-tidings-instead)'],
+    ['in addition with TLS at tidings', bytes(of.tls), COST],
     ['for slow clients of the whole instance, at most', bytes(BACKLOG_BYTES), '`send_queue.max_total_bytes`'],
   ]);
 }
@@ -95,6 +100,7 @@ function memory(of) {
 function cpu(of) {
   return table(['CPU of an instance', 'µs', 'measured in'], [
     ['each handshake with a token, presence included', micros(of.handshake), README],
+    ['each over TLS at tidings; with a resumed session', `${micros(of.tlsHandshake)}; ${micros(of.tlsResumed)}`, COST],
     ['each delivery, at 10,000 messages a second', micros(of.delivery), README],
     ['the same, as fast as the core allows', micros(of.flatOut), README],
     ['each delivery of a message to many connections', micros(of.fanout), README],

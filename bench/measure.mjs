@@ -79,10 +79,13 @@ export async function measure(wanted, name, { quick, env }) {
   const redis = await startRedis(loadCore);
   const server = await startServer(name, redis, serverCore, env);
   const way = session.rounds ? rounds : session.tool ? traced : watched;
-  const { reports, extra } = await way(server, session, loadCore);
   // SIGKILL, because the drain is not measured.
-  await stop(server.child, 'SIGKILL');
-  await stop(redis.child);
+  const end = () => Promise.all([stop(server.child, 'SIGKILL'), stop(redis.child)]);
+  const { reports, extra } = await way(server, session, loadCore).catch(async (error) => {
+    await end().catch(() => {});
+    throw error;
+  });
+  await end();
   return session.phases.map(({ scenario, variant = '', flags }, at) => {
     return { scenario, line: { server: name, variant, flags: `${session.connect} ${flags}`, report: reports[at], extra } };
   });

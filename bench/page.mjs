@@ -93,6 +93,14 @@ function machine(runs) {
   return `${cpu}, ${cores} cores, ${memory}; Linux ${kernel}. ${list.join(', ')}.`;
 }
 
+// The runs of other servers that failed, of all.
+function repeated(runs) {
+  const lines = runs.flatMap((run) => run.lines);
+  const of = (server) => lines.filter((line) => line.server === server && line.failed > 0).reduce((sum, { failed }) => sum + failed, 0);
+  const failed = PEERS.map((server) => [server, of(server)]).filter(([, count]) => count > 0);
+  return failed.length ? failed.map(([server, count]) => `${server}: ${count}`).join(', ') : 'none';
+}
+
 export function render(folder) {
   const runs = scenarios.flatMap((scenario) => read(folder, scenario));
   if (runs.length === 0) throw new Error(`${folder}/raw is empty`);
@@ -147,7 +155,8 @@ sockudo is not compared: the load generator has no client of the Pusher protocol
 
 Each run uses a fresh Redis and a fresh server. The servers take turns within every repeat, each repeat beginning with a
 different one. \`tidings load\` holds the clients, publishes, and checks every delivery: a lost, duplicated or reordered
-message or a closed connection aborts the benchmark with an error, so every figure here is from a run without errors.
+message or a closed connection aborts the benchmark with an error, so every figure here is from a run without errors. Runs of
+other servers that failed so, and were repeated: ${repeated(runs)}.
 Unless stated otherwise there are 10,000 connections and payloads of 128 bytes.
 
 CPU is the time that the scheduler counts for the server's threads in \`/proc\`, and that Redis reports for itself
