@@ -44,6 +44,8 @@ async fn an_instance_follows_the_master_of_sentinels_over_tls_with_its_certifica
     let master = &fleet.servers()[fleet.master().await];
     eventually("online", async || master.online().await == ["42"]).await;
     stores(&gateway, "42", &mut client).await;
+    // A replica that is not linked yet would lose that, and the client would be told.
+    fleet.settled().await;
     let new = &fleet.servers()[fleet.failover().await];
     delivered_within(RESTORED, new, &mut client).await;
     eventually("online there", async || new.online().await == ["42"]).await;
