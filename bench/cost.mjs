@@ -117,6 +117,7 @@ const ROWS = [
   ['HTTP batches, flat out', 'batches', at(HTTP[1], 'rate'), '/s', { atLeast: 1.8 }],
   ['10,000 clients that resume 50 each', 'reconnect', at(RECONNECT[1], 'seconds'), 's', { before: 0.5 }],
   ['the same: CPU of Redis per client', 'reconnect', at(RECONNECT[1], 'redis'), 'µs', { before: 0.5 }],
+  ['the same: CPU of tidings per client', 'reconnect', at(RECONNECT[1], 'server'), 'µs', { before: 1.03 }],
   ['unicast, flat out: CPU per delivery', 'flat', at('unicast', 'cpu'), 'µs', { before: 1.03 }],
   ['10,000 messages a second: CPU per delivery', 'open-loop', at('open-loop', 'cpu'), 'µs', { before: 1.03 }],
   ['fan-out: time to the last copy, p50', 'fanout', at('fanout', 'last'), 'µs', { before: 1.03 }],
