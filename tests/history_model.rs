@@ -329,9 +329,8 @@ fn check(reading: &Reading, model: &Model, place: usize, whole: bool, entries: u
         let page = &kept[..kept.len().min(entries)];
         check_entries(reading, model, page);
         // Behind those that were taken out, at the end.
-        let (last, all) = (page.last().map_or(place, |index| index + 1) as u64, model.stored.len() as u64);
-        let upto = reading.upto.number;
-        assert!(upto == if page.len() == kept.len() { all } else { last } || (page.len() == entries && upto == last));
+        let last = page.last().map_or(place, |index| index + 1);
+        assert_eq!(reading.upto.number, if page.len() == kept.len() { model.stored.len() } else { last } as u64);
     } else {
         assert!(reading.entries.is_empty());
         assert_eq!((reading.from, reading.upto), (reading.newest, reading.newest));

@@ -89,8 +89,9 @@ async fn recovery_is_measured_until_the_clients_have_all_notifications() {
     // The second one may be noticed after the run.
     assert!(gateway.metric("tidings_backplane_gaps_total").await >= 1.0);
     // Clients begin together.
-    for report in &reports[1..3] {
+    for (report, commands) in reports[1..3].iter().zip([1, 20]) {
         assert!(report["redis"]["scripts"].as_u64() >= Some(1), "{report}");
+        assert!(report["redis"]["commands"].as_u64() >= Some(commands), "{report}");
         assert!(report["redis"]["cpu_us"].as_f64() > Some(0.0), "{report}");
     }
 }

@@ -75,8 +75,14 @@ impl RedisHistory {
         while page.upto.number < newest.number && page.has_room(size) {
             let left = usize::try_from(newest.number - page.upto.number).unwrap_or(usize::MAX);
             let wanted = step.min(left).min(size.entries - page.count);
+            // One more shows that what follows was not taken out.
+            let asked = wanted + usize::from(wanted < left);
             let before = page.count;
-            for stored in self.entries_after(user, &page.upto, wanted, start.connection).await? {
+            let some = self.entries_after(user, &page.upto, asked, start.connection).await?;
+            if some.len() < asked {
+                return Ok(None);
+            }
+            for stored in some.into_iter().take(wanted) {
                 let kept = stored.filter(|stored| stored.entry.cursor.ms >= kept_since && page.has_room(size));
                 if !kept.is_some_and(|stored| page.add(stored, start.now)) {
                     break;
