@@ -214,6 +214,7 @@ async fn a_connection_is_held_by_the_token_that_refreshed_it_last() {
     client.send(&json!({"type": "auth", "token": named("42", "second")}).to_string()).await;
     assert_eq!(client.frame().await["type"], "authenticated");
     revoke(&redis, "first", now() + 600).await;
+    eventually("it is in force", async || control_messages(&gateway, "revoke").await == 1.0).await;
     is_kept_out(&gateway, &named("42", "first")).await;
     redis.publish("42", "1").await;
     assert_eq!(client.event().await, 1);
@@ -230,6 +231,7 @@ async fn a_revocation_ends_when_it_was_said_to() {
     // Not over yet for an instance with a leeway of a day, or with a slow clock; and a token that has expired for all.
     revoke(&redis, "over-here", now() - 3_600).await;
     revoke(&redis, "long-over", now() - 90_000).await;
+    eventually("all are in force", async || control_messages(&gateway, "revoke").await == 3.0).await;
     assert!(!gets_in(&gateway, &token).await || now() >= until);
     eventually("it is good again", async || gets_in(&gateway, &token).await).await;
     assert!(now() >= until);

@@ -27,6 +27,8 @@ async fn a_refused_connect_gets_a_44_with_the_code_and_the_close_is_left_to_the_
     let gateway = options.start().await;
     let revoked = sign(&json!({"sub": "42", "exp": now() + 60, "jti": "a"}));
     command(&redis, &json!({"revoke": {"jti": "a", "until": now() + 60}})).await;
+    let revocations = async || gateway.metric("tidings_control_messages_total{command=\"revoke\"}").await;
+    eventually("it is in force", async || revocations().await == 1.0).await;
     let (_first, _) = SocketIo::connect(&gateway, "full").await;
     let refused = async |(token, code): (String, u64)| {
         let mut client = SocketIo::open(&gateway).await;

@@ -5,6 +5,7 @@ usage: socketio_client.py URL TOKEN_URL [TRANSPORT...]
 import json
 import sys
 import threading
+import time
 import urllib.request
 
 import socketio
@@ -38,7 +39,17 @@ def disconnect(reason):
     report("ended" if stays else "lost", reason=reason)
 
 
-client.on("connect", lambda: report("connected"))
+@client.event
+def connect():
+    # Until connect() has returned, after this handler, the client ignores a disconnect.
+    def returned():
+        while not client.connected and client.eio.state == "connected":
+            time.sleep(0.005)
+        report("connected")
+
+    client.start_background_task(returned)
+
+
 client.on("connect_error", refused)
 client.on("*", lambda name, *args: report("event", name=name, args=args))
 
