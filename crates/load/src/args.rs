@@ -24,8 +24,8 @@ pub struct Plan {
     /// Maximum number of new connections per second
     #[arg(long, default_value_t = 2_000, value_parser = value_parser!(u32).range(1..))]
     pub(crate) connect_rate: u32,
-    /// Number of loopback source addresses; each provides about 28,000 ports
-    #[arg(long, default_value_t = 4, value_parser = value_parser!(u8).range(1..))]
+    /// Number of loopback source addresses; each provides about 28,000 ports, and one with few free ports connects slowly
+    #[arg(long, default_value_t = 16, value_parser = value_parser!(u8).range(1..))]
     pub(crate) sources: u8,
     /// How long connections stay idle before the server's memory is measured
     #[arg(long, default_value = "2s", value_parser = duration)]
