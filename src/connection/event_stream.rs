@@ -62,19 +62,17 @@ impl EventStream {
         // Boxed, as the end is: short-lived state must not enlarge the future of every stream.
         let handshake = Box::new(handshake);
         async move {
-            let (close, user) = match Box::pin(self.begin(handshake)).await {
-                Ok(registration) => {
-                    let user = registration.user();
-                    let close = if enabled!(Level::DEBUG) {
-                        let span = self.client.span(user);
-                        Box::pin(self.live(&registration)).instrument(span).await
-                    } else {
-                        self.live(&registration).await
-                    };
-                    (close, Some(user.clone()))
+            let greeted = Box::pin(self.begin(handshake)).await;
+            // Borrowed: a registration that is moved out of it would be there twice.
+            let close = match &greeted {
+                Ok(registration) if enabled!(Level::DEBUG) => {
+                    let span = self.client.span(registration.user());
+                    Box::pin(self.live(registration)).instrument(span).await
                 }
-                Err(close) => (close, None),
+                Ok(registration) => self.live(registration).await,
+                Err(close) => *close,
             };
+            let user = greeted.ok().map(|registration| registration.user().clone());
             // Without a welcome, nothing else has said it.
             let retry_ms = user.is_none().then(|| fastrand::u64(RETRY_MS));
             self.client.end(close, user.as_ref());

@@ -57,19 +57,16 @@ impl Connection {
         let handshake = Box::new(handshake);
         async move {
             let greeted = Box::pin(self.begin(handshake)).await;
-            let (close, user) = match greeted {
-                Ok(registration) => {
-                    let user = registration.user();
-                    let close = if enabled!(Level::DEBUG) {
-                        let span = self.client.span(user);
-                        Box::pin(self.live(&registration)).instrument(span).await
-                    } else {
-                        self.live(&registration).await
-                    };
-                    (close, Some(user.clone()))
+            // Borrowed: a registration that is moved out of it would be there twice.
+            let close = match &greeted {
+                Ok(registration) if enabled!(Level::DEBUG) => {
+                    let span = self.client.span(registration.user());
+                    Box::pin(self.live(registration)).instrument(span).await
                 }
-                Err(close) => (close, None),
+                Ok(registration) => self.live(registration).await,
+                Err(close) => *close,
             };
+            let user = greeted.ok().map(|registration| registration.user().clone());
             let close = unless_violated(&self.client, &self.socket, close);
             self.client.end(close, user.as_ref());
             drop(user);

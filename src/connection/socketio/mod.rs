@@ -95,7 +95,8 @@ impl SocketIo {
         let handshake = Box::new(handshake);
         async move {
             let joined = Box::pin(self.join(handshake)).await;
-            let (close, user) = match joined {
+            // Borrowed: a registration that is moved out of it would be there twice.
+            let close = match &joined {
                 Ok(registration) => {
                     let user = registration.user();
                     let ended = if enabled!(Level::DEBUG) {
@@ -105,10 +106,11 @@ impl SocketIo {
                         self.receive(Some(user), None).await
                     };
                     // A session has one CONNECT: another is refused as a packet.
-                    (ended.err().unwrap_or(Close::Protocol), Some(user.clone()))
+                    ended.err().unwrap_or(Close::Protocol)
                 }
-                Err(close) => (close, None),
+                Err(close) => *close,
             };
+            let user = joined.ok().map(|registration| registration.user().clone());
             let close = self.transport.reason(&self.client, close);
             self.client.end(close, user.as_ref());
             drop(user);
