@@ -2,21 +2,28 @@
 //! then spends a fifth of the CPU on the entries.
 
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use redis::{Value, cmd, from_redis_value};
+use redis::cmd;
 
 use super::redis::RedisHistory;
 use super::starts::Start;
 use super::store::{Beginning, Entry, PageSize, ReadFrom, Reading, places_kept};
 use crate::backplane::BackplaneError;
 use crate::protocol::{Cursor, EventName, UserId};
+use crate::redis::ReplyParts;
 
-/// Entries in the first command: their size is unknown.
-const FIRST_STEP: usize = 16;
-
-/// Entries in each later one, at least and at most.
+/// Entries in one command, at least and at most.
 const LEAST_STEP: usize = 8;
 const MOST_STEP: usize = 100;
+
+/// Until a page was read.
+const TYPICAL_BYTES: usize = 8 * 1024;
+
+/// The size of an entry as the last pages had them, the large ones rather than the small: the size of those that are asked for
+/// first is unknown.
+#[derive(Debug)]
+pub(super) struct TypicalBytes(AtomicUsize);
 
 /// The entries after a cursor, as far as they were read.
 struct Page {
@@ -71,7 +78,7 @@ impl RedisHistory {
         if cursor.epoch != newest.epoch || cursor.number >= newest.number || cursor.ms <= known_since {
             return Ok(None);
         }
-        let mut step = FIRST_STEP;
+        let mut step = step(size.bytes, self.typical.get());
         while page.upto.number < newest.number && page.has_room(size) {
             let left = usize::try_from(newest.number - page.upto.number).unwrap_or(usize::MAX);
             let wanted = step.min(left).min(size.entries - page.count);
@@ -93,6 +100,7 @@ impl RedisHistory {
             }
             step = page.step(size);
         }
+        self.typical.note(&page);
         let is_sound = page.count > 0 && (page.upto.number < newest.number || page.upto == newest);
         Ok(is_sound.then_some(page))
     }
@@ -109,9 +117,14 @@ impl RedisHistory {
         let after = if number == 0 { "-".to_owned() } else { format!("({ms}-{number}") };
         let mut range = cmd("XRANGE");
         range.arg(self.args.names().stream(user)).arg(after).arg("+").arg("COUNT").arg(count);
-        let (reply, its): (Vec<Value>, u64) = self.redis.bulk().numbered_command(&range).await?;
-        let reply = if its == connection { reply } else { Vec::new() };
-        Ok(reply.into_iter().map(|entry| stored(entry, epoch)).collect())
+        let (reply, its) = self.redis.bulk().numbered_raw(&range).await?;
+        if its != connection {
+            return Ok(Vec::new());
+        }
+        let mut parts = ReplyParts(&reply);
+        let count = parts.array().unwrap_or_default();
+        let entries = (0..count).map(|_| stored(&mut parts, epoch)).collect::<Option<_>>();
+        entries.ok_or_else(|| BackplaneError::unexpected("of no entries"))
     }
 }
 
@@ -135,31 +148,56 @@ impl Page {
         true
     }
 
-    /// As many as there is room for if they are as large as those so far.
     fn step(&self, size: PageSize) -> usize {
-        let room = size.bytes.saturating_sub(self.bytes);
-        (room.saturating_mul(self.count) / self.bytes.max(1)).clamp(LEAST_STEP, MOST_STEP)
+        step(size.bytes.saturating_sub(self.bytes), self.bytes / self.count.max(1))
     }
 }
 
-fn stored(reply: Value, epoch: NonZeroU64) -> Option<Stored> {
-    let (position, fields): (String, Vec<String>) = from_redis_value(reply).ok()?;
-    let (ms, number) = position.split_once('-')?;
-    let cursor = Cursor { epoch, ms: ms.parse().ok()?, number: number.parse().ok()? };
-    let [mut event, mut data, mut collapse, mut until] = [const { None }; 4];
-    let mut fields = fields.into_iter();
-    while let Some(name) = fields.next() {
-        let field = match name.as_str() {
-            "event" => &mut event,
-            "data" => &mut data,
-            "collapse" => &mut collapse,
-            "until" => &mut until,
-            _ => continue,
-        };
-        *field = fields.next();
+/// As many entries as there is room for if each has so many bytes.
+fn step(room: usize, each: usize) -> usize {
+    (room / each.max(1)).clamp(LEAST_STEP, MOST_STEP)
+}
+
+impl Default for TypicalBytes {
+    fn default() -> Self {
+        Self(TYPICAL_BYTES.into())
     }
-    let EventName { event, trace } = EventName::parse(&event?)?;
-    let collapse = collapse.map(|key| serde_json::from_str(&key)).transpose().ok()?;
-    let until = until.map(|until| until.parse()).transpose().ok()?;
-    Some(Stored { entry: Entry { cursor, event, data: data?, collapse, trace }, until })
+}
+
+impl TypicalBytes {
+    fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, page: &Page) {
+        if let Some(mean) = page.bytes.checked_div(page.entries.len()) {
+            self.0.store(mean.max(self.get() / 8 * 7), Ordering::Relaxed);
+        }
+    }
+}
+
+/// The next entry of the reply, if it is one: `None` within if it is not one of this version.
+fn stored(reply: &mut ReplyParts<'_>, epoch: NonZeroU64) -> Option<Option<Stored>> {
+    let (2, position) = (reply.array()?, reply.bulk()?) else { return None };
+    let [mut event, mut data, mut collapse, mut until] = [None; 4];
+    for _ in 0..reply.array()? / 2 {
+        let (name, value) = (reply.bulk()?, reply.bulk()?);
+        match name {
+            b"event" => event = Some(value),
+            b"data" => data = Some(value),
+            b"collapse" => collapse = Some(value),
+            b"until" => until = Some(value),
+            _ => {}
+        }
+    }
+    let read = || {
+        let (ms, number) = str::from_utf8(position).ok()?.split_once('-')?;
+        let cursor = Cursor { epoch, ms: ms.parse().ok()?, number: number.parse().ok()? };
+        let EventName { event, trace } = EventName::parse(str::from_utf8(event?).ok()?)?;
+        let collapse = collapse.map(serde_json::from_slice).transpose().ok()?;
+        let until = until.map(str::from_utf8).transpose().ok()?.map(str::parse).transpose().ok()?;
+        let data = str::from_utf8(data?).ok()?.to_owned();
+        Some(Stored { entry: Entry { cursor, event, data, collapse, trace }, until })
+    };
+    Some(read())
 }

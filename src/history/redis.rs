@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
+use super::after::TypicalBytes;
 use super::checks::Checks;
 use super::gap::Gaps;
 use super::layout::{Bucket, Layout};
@@ -32,6 +33,7 @@ pub struct RedisHistory {
     pub(super) gaps: Gaps,
     pub(super) checks: Checks,
     pub(super) starts: Starts,
+    pub(super) typical: TypicalBytes,
     publish: Pipelined,
     publish_once: Pipelined,
     read: Script,
@@ -61,6 +63,7 @@ impl RedisHistory {
             gaps: Gaps::new(&config.user_channel, layout, is_exact),
             checks: Checks::new(layout),
             starts: Starts::new(layout),
+            typical: TypicalBytes::default(),
             layout,
             publish: Pipelined::naming_server(concat!(
                 include_str!("scripts/position.lua"),

@@ -9,6 +9,8 @@ use super::script::{Pipelined, Script, ScriptInvocation, undeclared};
 #[derive(Clone, Copy)]
 pub(super) enum Call<'a> {
     Command(&'a Cmd),
+    /// A command whose reply is a bulk of the reply's own bytes. Only for [`super::topology::Lane::Bulk`].
+    Raw(&'a Cmd),
     /// A command without a key, for the node that has this key.
     Beside(&'a Cmd, &'a [u8]),
     Script(&'a ScriptInvocation<'a>),
@@ -45,19 +47,27 @@ impl OwnedCall {
 impl<'a> Call<'a> {
     pub(super) fn owned(self) -> OwnedCall {
         match self {
-            Self::Command(command) | Self::Beside(command, _) => OwnedCall::Command(command.clone()),
+            Self::Command(command) | Self::Raw(command) | Self::Beside(command, _) => {
+                OwnedCall::Command(command.clone())
+            }
             Self::Script(invocation) => OwnedCall::Command(invocation.command(false)),
             Self::Pipelined(script, call) => OwnedCall::Pipelined(script.clone(), call.clone()),
         }
     }
 
+    pub(super) fn is_raw(&self) -> bool {
+        matches!(self, Self::Raw(_))
+    }
+
     /// Of its arguments, approximately.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Command(command) | Self::Beside(command, _) | Self::Pipelined(_, command) => command
-                .args_iter()
-                .map(|argument| if let Arg::Simple(argument) = argument { argument.len() } else { 0 })
-                .sum(),
+            Self::Command(command) | Self::Raw(command) | Self::Beside(command, _) | Self::Pipelined(_, command) => {
+                command
+                    .args_iter()
+                    .map(|argument| if let Arg::Simple(argument) = argument { argument.len() } else { 0 })
+                    .sum()
+            }
             Self::Script(_) => 0,
         }
     }
@@ -65,7 +75,7 @@ impl<'a> Call<'a> {
     /// The first key, whose slot has all keys of the call; `None` if it has none.
     pub(super) fn key(&self) -> Option<&'a [u8]> {
         match self {
-            Self::Command(command) => key_of(command),
+            Self::Command(command) | Self::Raw(command) => key_of(command),
             Self::Beside(_, key) => Some(key),
             Self::Script(invocation) => invocation.first_key(),
             Self::Pipelined(_, call) => argument(call, 3),
@@ -74,7 +84,7 @@ impl<'a> Call<'a> {
 
     pub(super) fn script(&self) -> Option<&'a Script> {
         match self {
-            Self::Command(_) | Self::Beside(..) => None,
+            Self::Command(_) | Self::Raw(_) | Self::Beside(..) => None,
             Self::Script(invocation) => Some(invocation.script()),
             Self::Pipelined(pipelined, _) => Some(pipelined.script()),
         }
@@ -88,7 +98,7 @@ impl<'a> Call<'a> {
                 let count = argument(call, 2).and_then(|count| std::str::from_utf8(count).ok()?.parse().ok());
                 (3..).map_while(|index| argument(call, index)).take(count.unwrap_or_default()).collect()
             }
-            Self::Command(_) | Self::Beside(..) => self.key().into_iter().collect(),
+            Self::Command(_) | Self::Raw(_) | Self::Beside(..) => self.key().into_iter().collect(),
         }
     }
 
@@ -101,7 +111,7 @@ impl<'a> Call<'a> {
     /// The command as it is sent on a connection to this server.
     pub(super) fn command(&self, by_hash: bool, server: &str) -> Cow<'a, Cmd> {
         match self {
-            Self::Command(command) | Self::Beside(command, _) => Cow::Borrowed(command),
+            Self::Command(command) | Self::Raw(command) | Self::Beside(command, _) => Cow::Borrowed(command),
             Self::Script(invocation) => Cow::Owned(invocation.command(by_hash)),
             Self::Pipelined(pipelined, call) => Cow::Owned(pipelined.complete(call, !by_hash, server)),
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, FromRedisValue, Pipeline, RedisResult, Value, pipe};
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisResult, Value, cmd, parse_redis_value, pipe};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
@@ -17,6 +17,7 @@ use super::call::{Asking, Call};
 use super::error::{is_missing_script, refuses_hashes};
 use super::generation::Generation;
 use super::node::Node;
+use super::pipe::Pipe;
 use super::server_info::ServerInfo;
 use super::stream::CONNECT_DEADLINE;
 
@@ -36,6 +37,7 @@ pub(super) struct Link {
     node: Arc<Node>,
     purpose: &'static str,
     deadline: Duration,
+    is_piped: bool,
     state: Mutex<State>,
 }
 
@@ -48,13 +50,19 @@ struct State {
 
 #[derive(Debug, Clone)]
 struct Connection {
-    redis: MultiplexedConnection,
+    carrier: Carrier,
     number: u64,
     /// Whether Redis accepts `EVALSHA`.
     by_hash: bool,
     /// The identity of the server that it leads to.
     server: Arc<str>,
     generation: Generation,
+}
+
+#[derive(Debug, Clone)]
+enum Carrier {
+    Library(MultiplexedConnection),
+    Pipe(Pipe),
 }
 
 /// The replies to calls, in their order, and the number of the connection that carried them.
@@ -70,7 +78,12 @@ impl Link {
 
     /// With another deadline than [`COMMAND_DEADLINE`].
     pub(super) fn with_deadline(node: Arc<Node>, purpose: &'static str, deadline: Duration) -> Self {
-        Self { node, purpose, deadline, state: Mutex::default() }
+        Self { node, purpose, deadline, is_piped: false, state: Mutex::default() }
+    }
+
+    /// For calls with large replies.
+    pub(super) fn piped(node: Arc<Node>, purpose: &'static str) -> Self {
+        Self { is_piped: true, ..Self::new(node, purpose) }
     }
 
     /// Runs calls in one pipeline; each may fail separately.
@@ -104,7 +117,8 @@ impl Link {
             return Err(Error::Unreachable { kind, why: why.clone() });
         }
         let generation = self.node.generations.current();
-        match self.connect().await {
+        let connected = if self.is_piped { self.open_pipe().await } else { self.connect().await };
+        match connected {
             Ok(connection) => {
                 state.current = Some(connection.clone());
                 Ok(connection)
@@ -141,8 +155,23 @@ impl Link {
         let by_hash = !hash.is_err_and(|error| refuses_hashes(&error));
         let info = info.and_then(|info| Ok(Vec::<u8>::from_redis_value(info)?)).map_err(Error::from);
         let server = self.node.accept(ServerInfo::of_reply(info)?)?.identity;
-        let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed) + 1;
-        Ok(Connection { redis, number, by_hash, server, generation })
+        Ok(Connection::new(Carrier::Library(redis), by_hash, server, generation))
+    }
+
+    async fn open_pipe(&self) -> Result<Connection, Error> {
+        let generation = self.node.generations.current();
+        let stream = timeout(CONNECT_DEADLINE, Box::pin(self.node.stream(self.purpose, 0)));
+        let stream = stream.await.map_err(|_| Error::Timeout(CONNECT_DEADLINE))??;
+        let server = Arc::clone(&stream.server().identity);
+        let mut carrier = Carrier::Pipe(Pipe::new(stream));
+        let mut probe = cmd("EVALSHA");
+        probe.arg(NO_SCRIPT).arg(0);
+        let hash = timeout(COMMAND_DEADLINE, carrier.ask(&probe, false)).await;
+        let by_hash = match hash.map_err(|_| Error::Timeout(COMMAND_DEADLINE))? {
+            Err(error) if error.code() == Some("NOAUTH") || error.is_io_error() => return Err(error.into()),
+            hash => !hash.is_err_and(|error| refuses_hashes(&error)),
+        };
+        Ok(Connection::new(carrier, by_hash, server, generation))
     }
 
     /// Drops a failed connection, unless a newer one has replaced it.
@@ -165,16 +194,50 @@ impl Link {
     }
 }
 
+impl Carrier {
+    /// `is_raw`: as [`Call::Raw`]; so below.
+    async fn ask(&mut self, command: &Cmd, is_raw: bool) -> RedisResult<Value> {
+        match self {
+            Self::Library(redis) => redis.req_packed_command(command).await.and_then(Value::extract_error),
+            Self::Pipe(pipe) => {
+                let replies = pipe.ask(command.get_packed_command(), 1).await?;
+                replies.into_iter().next().map_or(Ok(Value::Nil), |reply| value(reply, is_raw))
+            }
+        }
+    }
+
+    async fn ask_all(&mut self, commands: &Pipeline, is_raw: bool) -> RedisResult<Vec<RedisResult<Value>>> {
+        match self {
+            Self::Library(redis) => commands.query_async(redis).await,
+            Self::Pipe(pipe) => {
+                let replies = pipe.ask(commands.get_packed_pipeline(), commands.len()).await?;
+                Ok(replies.into_iter().map(|reply| value(reply, is_raw)).collect())
+            }
+        }
+    }
+}
+
+fn value(reply: Vec<u8>, is_raw: bool) -> RedisResult<Value> {
+    if is_raw && !reply.starts_with(b"-") {
+        return Ok(Value::BulkString(reply));
+    }
+    parse_redis_value(&reply)?.extract_error()
+}
+
 impl Connection {
+    fn new(carrier: Carrier, by_hash: bool, server: Arc<str>, generation: Generation) -> Self {
+        let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { carrier, number, by_hash, server, generation }
+    }
+
     async fn run_one(&mut self, call: &Call<'_>) -> RedisResult<Value> {
         if self.by_hash && call.script().is_some() {
-            match self.redis.req_packed_command(&call.command(true, &self.server)).await.and_then(Value::extract_error)
-            {
+            match self.carrier.ask(&call.command(true, &self.server), false).await {
                 Err(error) if is_missing_script(&error) => {}
                 reply => return reply,
             }
         }
-        self.redis.req_packed_command(&call.command(false, &self.server)).await.and_then(Value::extract_error)
+        self.carrier.ask(&call.command(false, &self.server), call.is_raw()).await
     }
 
     /// The first call of each script carries its source, which costs little beside many calls: retrying only those that
@@ -213,7 +276,7 @@ impl Connection {
             };
             commands.add_command(command.into_owned());
         }
-        let replies: Vec<RedisResult<Value>> = commands.query_async(&mut self.redis).await?;
+        let replies = self.carrier.ask_all(&commands, calls.iter().all(Call::is_raw)).await?;
         let step = if asking == Asking::Owner { 1 } else { 2 };
         Ok(replies.into_iter().skip(step - 1).step_by(step).collect())
     }

@@ -30,6 +30,11 @@ impl Links<'_> {
         self.one(Call::Command(command)).await
     }
 
+    /// As [`Links::numbered_command`]; returns the bytes of the reply. Only for the lane of large replies.
+    pub async fn numbered_raw(self, command: &Cmd) -> Result<(Vec<u8>, u64), Error> {
+        self.one(Call::Raw(command)).await
+    }
+
     /// Fails with the first error of a command.
     pub async fn pipeline<T: FromRedisValue>(self, commands: &Pipeline) -> Result<T, Error> {
         let calls: Vec<_> = commands.cmd_iter().map(Call::Command).collect();

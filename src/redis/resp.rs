@@ -148,6 +148,41 @@ pub fn read_unwanted(buffer: &[u8]) -> Result<Option<usize>, Malformed> {
     }
 }
 
+/// The length of the first reply, of any shape. Returns `None` if it has not arrived completely.
+pub fn whole_reply(buffer: &[u8]) -> Result<Option<usize>, Malformed> {
+    let (mut len, mut parts) = (0, 1);
+    while parts > 0 {
+        let Some(rest) = buffer.get(len..) else { return Ok(None) };
+        let read = match rest {
+            [b'+' | b'-', ..] => take_line(rest)?.map(|(_, after)| (rest.len() - after.len(), 0)),
+            _ => read_unwanted_reply(rest)?,
+        };
+        let Some((bytes, more)) = read else { return Ok(None) };
+        (len, parts) = (len + bytes, parts - 1 + more);
+    }
+    Ok(Some(len).filter(|len| *len <= buffer.len()))
+}
+
+/// Reads the parts of a whole reply, front to back. Each is `None` if the next part is another.
+#[derive(Debug)]
+pub struct ReplyParts<'a>(pub &'a [u8]);
+
+impl<'a> ReplyParts<'a> {
+    /// The number of parts in an array.
+    pub fn array(&mut self) -> Option<usize> {
+        let (line, rest) = take_line(self.0).ok()??;
+        self.0 = rest;
+        number(line.strip_prefix(b"*")?).ok()
+    }
+
+    pub fn bulk(&mut self) -> Option<&'a [u8]> {
+        let (line, rest) = take_line(self.0).ok()??;
+        let (bulk, rest) = rest.split_at_checked(number(line.strip_prefix(b"$")?).ok()?)?;
+        self.0 = rest.strip_prefix(b"\r\n")?;
+        Some(bulk)
+    }
+}
+
 /// Reads the header of one unwanted reply of any shape; returns the number of bytes to skip, and of parts that follow.
 pub fn read_unwanted_reply(buffer: &[u8]) -> Result<Option<(usize, usize)>, Malformed> {
     let Some((line, rest)) = take_line(buffer)? else { return Ok(None) };
@@ -269,6 +304,32 @@ mod tests {
         }
         assert_eq!(read_unwanted_reply(b"*2\r"), Ok(None));
         assert!(read_unwanted_reply(b"*-2\r\n").is_err() && read_unwanted_reply(b"-ERR\r\n").is_err());
+    }
+
+    #[test]
+    fn a_reply_of_any_shape_is_found_whole_or_not_at_all() {
+        for reply in [
+            &b"*2\r\n*-1\r\n*3\r\n:1\r\n$-1\r\n$4\r\na\r\nb\r\n"[..],
+            b"*2\r\n+OK\r\n-ERR no\r\n",
+            b"*0\r\n",
+            b"$3\r\nabc\r\n",
+            b"+OK\r\n",
+            b"-ERR no\r\n",
+            b":-1\r\n",
+        ] {
+            assert_eq!(whole_reply(&[reply, b"+OK\r\n"].concat()), Ok(Some(reply.len())));
+            assert!((0..reply.len()).all(|end| whole_reply(&reply[..end]) == Ok(None)));
+        }
+        assert!(whole_reply(b"*2\r\n$3\r\nabc\r\nx\r\n").is_err());
+    }
+
+    #[test]
+    fn the_parts_of_a_reply_are_read_in_turn_and_only_as_what_they_are() {
+        let mut parts = ReplyParts(b"*2\r\n$3\r\na\r\n\r\n*1\r\n$0\r\n\r\n");
+        assert_eq!((parts.array(), parts.bulk()), (Some(2), Some(&b"a\r\n"[..])));
+        assert_eq!((parts.array(), parts.bulk(), parts.bulk()), (Some(1), Some(&b""[..]), None));
+        assert_eq!((ReplyParts(b"*1\r\n").bulk(), ReplyParts(b"$1\r\na\r\n").array()), (None, None));
+        assert_eq!(ReplyParts(b"$1\r\nab\r\n").bulk(), None, "longer than its declared length");
     }
 
     #[test]

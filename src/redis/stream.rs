@@ -155,8 +155,21 @@ impl Stream {
 
     /// Queues a command, which [`Stream::fill`] writes: the server may have to be read from before it accepts more.
     pub(super) fn queue(&mut self, command: &[&[u8]]) {
-        self.queued.extend_from_slice(&resp::write(command));
+        self.queue_encoded(&resp::write(command));
+    }
+
+    /// As [`Stream::queue`], for encoded commands.
+    pub(super) fn queue_encoded(&mut self, commands: &[u8]) {
+        self.queued.extend_from_slice(commands);
         self.is_flushed = false;
+    }
+
+    /// Takes the bytes of the next reply of any shape, if it has arrived completely.
+    pub(super) fn whole_reply(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        self.skip_over();
+        let len = if self.skip == 0 { resp::whole_reply(&self.buffer)? } else { None };
+        // Copied: otherwise a small reply would keep the whole buffer.
+        Ok(len.map(|len| self.buffer.split_to(len).to_vec()))
     }
 
     /// Sends a command and waits for its status reply.
@@ -172,9 +185,11 @@ impl Stream {
 
     /// Reads more bytes, and writes the queued commands meanwhile. Cancel safe.
     pub(super) async fn fill(&mut self) -> Result<(), Error> {
-        if self.buffer.is_empty() && self.buffer.capacity() > 4 * READ_BYTES {
-            // It grew for one large message: free that memory.
-            self.buffer = BytesMut::new();
+        for buffer in [&mut self.buffer, &mut self.queued] {
+            if buffer.is_empty() && buffer.capacity() > 4 * READ_BYTES {
+                // It grew for one large message: free that memory.
+                *buffer = BytesMut::new();
+            }
         }
         self.buffer.reserve(READ_BYTES);
         let Self { socket, buffer, queued, is_flushed, .. } = self;

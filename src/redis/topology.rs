@@ -50,7 +50,7 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn new(node: Arc<Node>, wait: Wait) -> Self {
         let commands = Link::new(Arc::clone(&node), "commands");
-        let bulk = Link::new(Arc::clone(&node), "history-commands");
+        let bulk = Link::piped(Arc::clone(&node), "history-commands");
         let replicated = Replicated::new(Arc::clone(&node), wait);
         Self { node, commands, bulk, replicated }
     }
