@@ -62,6 +62,7 @@ struct Connection {
 #[derive(Debug, Clone)]
 enum Carrier {
     Library(MultiplexedConnection),
+    /// For large replies, which the library parses slowly.
     Pipe(Pipe),
 }
 
@@ -159,18 +160,21 @@ impl Link {
     }
 
     async fn open_pipe(&self) -> Result<Connection, Error> {
-        let generation = self.node.generations.current();
-        let stream = timeout(CONNECT_DEADLINE, Box::pin(self.node.stream(self.purpose, 0)));
-        let stream = stream.await.map_err(|_| Error::Timeout(CONNECT_DEADLINE))??;
-        let server = Arc::clone(&stream.server().identity);
-        let mut carrier = Carrier::Pipe(Pipe::new(stream));
-        let mut probe = cmd("EVALSHA");
-        probe.arg(NO_SCRIPT).arg(0);
-        let hash = timeout(COMMAND_DEADLINE, carrier.ask(&probe, false)).await;
-        let by_hash = match hash.map_err(|_| Error::Timeout(COMMAND_DEADLINE))? {
-            Err(error) if error.code() == Some("NOAUTH") || error.is_io_error() => return Err(error.into()),
-            hash => !hash.is_err_and(|error| refuses_hashes(&error)),
+        let mut generation = self.node.generations.current();
+        let connecting = async {
+            let stream = timeout(CONNECT_DEADLINE, self.node.stream(self.purpose, 0)).await;
+            let stream = stream.map_err(|_| Error::Timeout(CONNECT_DEADLINE))??;
+            let server = Arc::clone(&stream.server().identity);
+            let mut carrier = Carrier::Pipe(Pipe::new(stream));
+            let mut probe = cmd("EVALSHA");
+            probe.arg(NO_SCRIPT).arg(0);
+            let hash = timeout(COMMAND_DEADLINE, carrier.ask(&probe, false)).await;
+            match hash.map_err(|_| Error::Timeout(COMMAND_DEADLINE))? {
+                Err(error) if error.code() == Some("NOAUTH") || error.is_io_error() => Err(error.into()),
+                hash => Ok((carrier, !hash.is_err_and(|error| refuses_hashes(&error)), server)),
+            }
         };
+        let (carrier, by_hash, server) = generation.run(Box::pin(connecting)).await?;
         Ok(Connection::new(carrier, by_hash, server, generation))
     }
 
