@@ -25,12 +25,7 @@ impl Links<'_> {
         Ok(self.one(Call::Command(command)).await?.0)
     }
 
-    /// As [`Links::command`]; returns the number of the connection, too: each leads to one server.
-    pub async fn numbered_command<T: FromRedisValue>(self, command: &Cmd) -> Result<(T, u64), Error> {
-        self.one(Call::Command(command)).await
-    }
-
-    /// As [`Links::numbered_command`]; returns the bytes of the reply. Only for the lane of large replies.
+    /// Returns the bytes of the reply, and the number of the connection: each leads to one server. Only for [`Lane::Bulk`].
     pub async fn numbered_raw(self, command: &Cmd) -> Result<(Vec<u8>, u64), Error> {
         self.one(Call::Raw(command)).await
     }
