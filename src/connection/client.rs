@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::task::{Context as Task, Poll, ready};
 
 use futures::FutureExt;
+use futures::future::Either;
 use tokio::time::{Instant, sleep_until};
-use tracing::{Span, debug, debug_span, warn};
+use tracing::{Instrument, Level, Span, debug, debug_span, enabled, warn};
 
 use super::clock::Clock;
 use super::cold::{ColdEvent, ColdState};
@@ -131,11 +132,11 @@ impl Client {
         Ok(registration)
     }
 
-    /// The span of a greeted connection, for its lines. Where these are not logged, a connection has none: a span would be
-    /// part of the memory that an idle one costs.
-    pub(super) fn span(&self, user: &UserId) -> Span {
+    /// The span of a greeted connection, for its lines, where these are logged.
+    pub(super) fn span(&self, user: &UserId) -> Option<Span> {
         let ConnectionHandle { id, dialect, .. } = &*self.handle;
-        debug_span!("connection", connection = %id, user = user.as_str(), address = %self.handle.address(), dialect = dialect.name().as_str())
+        let span = || debug_span!("connection", connection = %id, user = user.as_str(), address = %self.handle.address(), dialect = dialect.name().as_str());
+        enabled!(Level::DEBUG).then(span)
     }
 
     /// Sends the welcome, then the notifications of the history, then those received meanwhile.
@@ -313,6 +314,14 @@ impl Client {
     /// Tells the client that it sent something that is refused.
     pub(super) fn refuse(&self, code: u16, message: &str) {
         self.handle.refuse(code, message, None);
+    }
+}
+
+/// Runs a connection in its span. Boxed if it has one: a span would be part of the memory that an idle connection costs.
+pub(super) fn in_span<F: Future>(live: F, span: Option<Span>) -> impl Future<Output = F::Output> {
+    match span {
+        Some(span) => Either::Left(Box::pin(live.instrument(span))),
+        None => Either::Right(live),
     }
 }
 

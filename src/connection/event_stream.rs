@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{Instrument, Level, enabled};
 
-use super::client::{Client, Turn};
+use super::client::{Client, Turn, in_span};
 use super::clock::Due;
 use super::websocket::CLOSE_DEADLINE;
 use super::{Context, Handshake};
@@ -65,11 +64,10 @@ impl EventStream {
             let greeted = Box::pin(self.begin(handshake)).await;
             // Borrowed: a registration that is moved out of it would be there twice.
             let close = match &greeted {
-                Ok(registration) if enabled!(Level::DEBUG) => {
+                Ok(registration) => {
                     let span = self.client.span(registration.user());
-                    Box::pin(self.live(registration)).instrument(span).await
+                    in_span(self.live(registration), span).await
                 }
-                Ok(registration) => self.live(registration).await,
                 Err(close) => *close,
             };
             let user = greeted.ok().map(|registration| registration.user().clone());

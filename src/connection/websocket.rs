@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tracing::{Instrument, Level, enabled};
 
-use super::client::{Client, close_for};
+use super::client::{Client, close_for, in_span};
 use super::inbound::inbound;
 use super::socket::Socket;
 use super::{Context, Handshake, Known};
@@ -59,11 +58,10 @@ impl Connection {
             let greeted = Box::pin(self.begin(handshake)).await;
             // Borrowed: a registration that is moved out of it would be there twice.
             let close = match &greeted {
-                Ok(registration) if enabled!(Level::DEBUG) => {
+                Ok(registration) => {
                     let span = self.client.span(registration.user());
-                    Box::pin(self.live(registration)).instrument(span).await
+                    in_span(self.live(registration), span).await
                 }
-                Ok(registration) => self.live(registration).await,
                 Err(close) => *close,
             };
             let user = greeted.ok().map(|registration| registration.user().clone());

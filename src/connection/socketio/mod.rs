@@ -13,10 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{Instrument, Level, enabled};
 
 use super::Context;
-use super::client::{Client, Turn};
+use super::client::{Client, Turn, in_span};
 use super::clock::Due;
 use super::socket::Socket;
 use crate::delivery::{self, PollingSocket};
@@ -99,12 +98,8 @@ impl SocketIo {
             let close = match &joined {
                 Ok(registration) => {
                     let user = registration.user();
-                    let ended = if enabled!(Level::DEBUG) {
-                        let span = self.client.span(user);
-                        Box::pin(self.receive(Some(user), None)).instrument(span).await
-                    } else {
-                        self.receive(Some(user), None).await
-                    };
+                    let span = self.client.span(user);
+                    let ended = in_span(self.receive(Some(user), None), span).await;
                     // A session has one CONNECT: another is refused as a packet.
                     ended.err().unwrap_or(Close::Protocol)
                 }
